@@ -1,0 +1,162 @@
+"""Files that are whole or absent: written beside, flushed, renamed; read with their checksum.
+
+with whole_file(path) as temporary: ...      # renamed to path only if the block succeeds
+save_arrays(path, arrays, meta)              # safetensors, with a digest over names, shapes and bytes
+arrays, meta = load_arrays(path)             # refuses anything that differs
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from offramp.errors import ArtifactError, StorageError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a ``StorageError`` that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {_advice(error)}") from error
+    except SafetensorError as error:  # the safetensors writer reports I/O errors as text
+        raise StorageError(f"cannot write {path}: {error}; check free space and permissions") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the device; free some or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "no permission; choose a folder you may write to"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return "a file is where a folder is expected, or the reverse; choose another path"
+    return error.strerror or str(error)
+
+
+def beside(path: Path) -> Path:
+    """A fresh name in the same folder, so that a rename onto ``path`` is atomic."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is flushed to disk and renamed to ``path``, else removed.
+
+    Raises:
+        StorageError: the folder cannot be written or is full.
+    """
+    temporary = beside(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Force a file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        ArtifactError: it is missing, unreadable or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"expected a file at {path}, found none; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def arrays_digest(arrays: Arrays, meta: str) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in order of name, and the meta text."""
+    state = hashlib.sha256(meta.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        state.update(array.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mapping[str, Any]) -> None:
+    """Write arrays and JSON meta data as one safetensors file with a digest.
+
+    Raises:
+        StorageError: the folder cannot be written or is full.
+    """
+    text = json.dumps(
+        {"format": kind, "version": version, "meta": dict(meta)}, sort_keys=True, allow_nan=False
+    )
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with whole_file(path) as temporary:
+        save_file(contiguous, temporary, {"offramp": text, "sha256": arrays_digest(contiguous, text)})
+
+
+def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Read what ``save_arrays`` wrote: (arrays, meta).
+
+    Raises:
+        ArtifactError: missing, truncated, changed, of another kind or of a newer version.
+    """
+    from offramp.config import parse_document
+
+    if not path.is_file():
+        raise ArtifactError(f"expected a file at {path}, found none; check the path")
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            header = stream.metadata() or {}
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path}: not a whole safetensors file ({error}); copy or write it again"
+        ) from error
+    if "offramp" not in header:
+        raise ArtifactError(
+            f"{path}: expected a file written by offramp ({kind}), got another safetensors file"
+        )
+    document = parse_document(header["offramp"], kind, newest)
+    if arrays_digest(arrays, header["offramp"]) != header.get("sha256"):
+        raise ArtifactError(
+            f"{path}: its content does not match its checksum; it was changed or damaged, copy it again"
+        )
+    return arrays, dict(document["meta"])

@@ -1,0 +1,390 @@
+"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways.
+
+ExitChoice   one enabled exit: position, head, threshold
+ExitConfig   a set of choices in order of position; empty means the full model
+Frontier     configurations from cheapest to best, none dominated: the dial
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, overload
+
+from offramp.errors import ArtifactError, InputError
+
+CONFIG_FORMAT = "offramp.config"
+FRONTIER_FORMAT = "offramp.frontier"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExitChoice:
+    """One enabled exit: a sample leaves at ``position`` when the head's confidence is above ``threshold``.
+
+    The comparison is strict and made in float32. ``-inf`` lets every sample leave, ``+inf`` none.
+
+    Raises:
+        InputError: a name is empty or the threshold is NaN or not a number.
+    """
+
+    position: str
+    head: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        for name in ("position", "head"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InputError(f"ExitChoice.{name}: expected a name, got {value!r}")
+        try:
+            threshold = float(self.threshold)
+        except (TypeError, ValueError):
+            raise InputError(f"ExitChoice.threshold: expected a number, got {self.threshold!r}") from None
+        if math.isnan(threshold):
+            raise InputError(
+                "ExitChoice.threshold: expected a number, got NaN; use inf to switch an exit off"
+            )
+        object.__setattr__(self, "threshold", threshold)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a configuration reached on the samples it was chosen on (means over ``samples`` samples).
+
+    ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
+    """
+
+    quality: float
+    cost: float
+    full_quality: float
+    full_cost: float
+    samples: int
+
+    @property
+    def drop(self) -> float:
+        """Mean quality lost against the full model; negative where the configuration is better."""
+        return self.full_quality - self.quality
+
+    @property
+    def relative_cost(self) -> float:
+        """Cost as a fraction of the full model's."""
+        return self.cost / self.full_cost
+
+
+@dataclass(frozen=True)
+class ExitConfig:
+    """A prepared setting of the dial.
+
+    Args:
+        choices: the enabled exits, in order of position (checked where positions are known).
+        tradeoff: the lambda it was searched for, if any.
+        expected: its figures on the search samples, if any.
+
+    Raises:
+        InputError: two choices sit at the same position, or something else than an ``ExitChoice`` is given.
+    """
+
+    choices: tuple[ExitChoice, ...] = ()
+    tradeoff: float | None = None
+    expected: Expected | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        seen: set[str] = set()
+        for choice in self.choices:
+            if not isinstance(choice, ExitChoice):
+                raise InputError(f"ExitConfig.choices: expected ExitChoice objects, got {choice!r}")
+            if choice.position in seen:
+                raise InputError(
+                    f"ExitConfig.choices: position {choice.position!r} occurs twice; keep one exit"
+                )
+            seen.add(choice.position)
+
+    def to_json(self) -> str:
+        """Serialise; infinite thresholds become the strings "inf" and "-inf"."""
+        return _dump({"format": CONFIG_FORMAT, "version": VERSION, **config_to_dict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> ExitConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ArtifactError: not JSON, another format, a newer version, or a field is missing or wrong.
+        """
+        return config_from_dict(parse_document(text, CONFIG_FORMAT, VERSION))
+
+
+class Frontier(Sequence[ExitConfig]):
+    """Configurations from cheapest to best; none costs more and is no better than another.
+
+    Args:
+        configs: the configurations, each with ``expected`` figures, cheapest first.
+        by_tradeoff: the configuration found for each lambda searched (these may coincide or be dominated).
+        meta: what made it (method, regularisation, number of samples); plain JSON values.
+
+    Raises:
+        InputError: no configuration, one without figures, or not in strictly rising cost and quality.
+    """
+
+    def __init__(
+        self,
+        configs: Iterable[ExitConfig],
+        by_tradeoff: Mapping[float, ExitConfig] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._configs = tuple(configs)
+        self.by_tradeoff: Mapping[float, ExitConfig] = MappingProxyType(dict(by_tradeoff or {}))
+        self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
+        if not self._configs:
+            raise InputError("Frontier: expected at least one configuration, got none")
+        self._expected = [_figures(config) for config in self._configs]
+        for cheap, dear in zip(self._expected, self._expected[1:], strict=False):
+            if not (cheap.cost < dear.cost and cheap.quality < dear.quality):
+                raise InputError(
+                    "Frontier: expected strictly rising cost and quality, got "
+                    f"({cheap.cost:g}, {cheap.quality:g}) before ({dear.cost:g}, {dear.quality:g})"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        candidates: Iterable[ExitConfig],
+        by_tradeoff: Mapping[float, ExitConfig] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Frontier:
+        """Build a frontier from any candidates with figures: the dominated ones are dropped."""
+        ranked = sorted(candidates, key=lambda c: (_figures(c).cost, -_figures(c).quality, len(c.choices)))
+        kept: list[ExitConfig] = []
+        for config in ranked:
+            if not kept or _figures(config).quality > _figures(kept[-1]).quality:
+                kept.append(config)
+        return cls(kept, by_tradeoff, meta)
+
+    @property
+    def full_model(self) -> ExitConfig:
+        """The configuration without exits (it is in the sequence itself only if nothing beats it)."""
+        first = self._expected[0]
+        figures = Expected(
+            first.full_quality, first.full_cost, first.full_quality, first.full_cost, first.samples
+        )
+        return ExitConfig((), expected=figures)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    @overload
+    def __getitem__(self, index: int) -> ExitConfig: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ExitConfig, ...]: ...
+    def __getitem__(self, index: int | slice) -> ExitConfig | tuple[ExitConfig, ...]:
+        return self._configs[index]
+
+    def __iter__(self) -> Iterator[ExitConfig]:
+        return iter(self._configs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frontier):
+            return NotImplemented
+        same_configs = self._configs == other._configs
+        return same_configs and self.by_tradeoff == other.by_tradeoff and self.meta == other.meta
+
+    def __hash__(self) -> int:
+        return hash(self._configs)
+
+    def __repr__(self) -> str:
+        low, high = self._expected[0], self._expected[-1]
+        return (
+            f"Frontier({len(self)} configurations, cost {low.relative_cost:.1%} to {high.relative_cost:.1%}, "
+            f"quality {low.quality:.4f} to {high.quality:.4f})"
+        )
+
+    def at(
+        self,
+        *,
+        max_cost: float | None = None,
+        max_drop: float | None = None,
+        min_quality: float | None = None,
+        tradeoff: float | None = None,
+    ) -> ExitConfig:
+        """Pick one configuration by exactly one criterion, by the ``expected`` figures.
+
+        Args:
+            max_cost: a fraction of the full model's cost; the best configuration within it.
+            max_drop: an absolute difference in mean quality (0.005 is half a point); the cheapest within it.
+            min_quality: mean quality; the cheapest configuration that reaches it.
+            tradeoff: a lambda in the searched range; the configuration of the nearest one searched.
+
+        Raises:
+            InputError: not exactly one criterion, or nothing in the frontier meets it (the range is named).
+        """
+        criteria = {
+            "max_cost": max_cost,
+            "max_drop": max_drop,
+            "min_quality": min_quality,
+            "tradeoff": tradeoff,
+        }
+        given = {name: value for name, value in criteria.items() if value is not None}
+        if len(given) != 1:
+            raise InputError(
+                f"at(): expected exactly one of {', '.join(criteria)}; got {sorted(given) or 'none'}"
+            )
+        if max_cost is not None:
+            return self._within_cost(max_cost)
+        if tradeoff is not None:
+            return self._nearest_tradeoff(tradeoff)
+        if max_drop is not None:
+            return self._reaching(self._expected[0].full_quality - max_drop, f"max_drop={max_drop}")
+        assert min_quality is not None  # the only one left; for the type checker
+        return self._reaching(min_quality, f"min_quality={min_quality}")
+
+    def _within_cost(self, budget: float) -> ExitConfig:
+        fits = [c for c, e in zip(self._configs, self._expected, strict=True) if e.relative_cost <= budget]
+        if not fits:
+            low = self._expected[0].relative_cost
+            raise InputError(
+                f"at(max_cost={budget}): the cheapest configuration costs {low:.4g}; ask for that or more"
+            )
+        return fits[-1]
+
+    def _reaching(self, quality: float, asked: str) -> ExitConfig:
+        tolerance = 1e-12  # full_quality - max_drop is rounded once; a drop of exactly max_drop still counts
+        for config, figures in zip(self._configs, self._expected, strict=True):
+            if figures.quality >= quality - tolerance:
+                return config
+        best, full = self._expected[-1].quality, self._expected[-1].full_quality
+        raise InputError(
+            f"at({asked}): the best one reaches quality {best:.4g} (full model {full:.4g}); ask for less"
+        )
+
+    def _nearest_tradeoff(self, tradeoff: float) -> ExitConfig:
+        if not self.by_tradeoff:
+            raise InputError(
+                "at(tradeoff=...): this frontier holds no lambda values; use max_cost or max_drop"
+            )
+        low, high = min(self.by_tradeoff), max(self.by_tradeoff)
+        if not low <= tradeoff <= high:
+            raise InputError(
+                f"at(tradeoff={tradeoff}): searched from {low:g} to {high:g}; ask within or search again"
+            )
+        return self.by_tradeoff[min(self.by_tradeoff, key=lambda known: abs(known - tradeoff))]
+
+    def to_json(self) -> str:
+        """Serialise all configurations, the ones by lambda and the meta data."""
+        document = {
+            "format": FRONTIER_FORMAT,
+            "version": VERSION,
+            "configs": [config_to_dict(c) for c in self._configs],
+            "by_tradeoff": [[t, config_to_dict(c)] for t, c in self.by_tradeoff.items()],
+            "meta": dict(self.meta),
+        }
+        return _dump(document)
+
+    @classmethod
+    def from_json(cls, text: str) -> Frontier:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ArtifactError: not JSON, another format, a newer version, or a field is missing or wrong.
+        """
+        document = parse_document(text, FRONTIER_FORMAT, VERSION)
+        try:
+            configs = [config_from_dict(item) for item in document["configs"]]
+            by_tradeoff = {float(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
+            return cls(configs, by_tradeoff, document["meta"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"frontier: damaged, {type(error).__name__}: {error}; write it again"
+            ) from error
+
+
+def _figures(config: ExitConfig) -> Expected:
+    if config.expected is None:
+        raise InputError("Frontier: expected configurations with figures; got one without, evaluate it first")
+    return config.expected
+
+
+def config_to_dict(config: ExitConfig) -> dict[str, Any]:
+    """Plain JSON values of a configuration."""
+    expected = None
+    if config.expected is not None:
+        expected = {name: getattr(config.expected, name) for name in _EXPECTED_FIELDS}
+    choices = [
+        {"position": c.position, "head": c.head, "threshold": _encode_threshold(c.threshold)}
+        for c in config.choices
+    ]
+    return {"choices": choices, "tradeoff": config.tradeoff, "expected": expected}
+
+
+def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
+    """Inverse of ``config_to_dict``.
+
+    Raises:
+        ArtifactError: a field is missing, unknown or of a wrong type.
+    """
+    try:
+        choices = tuple(
+            ExitChoice(c["position"], c["head"], _decode_threshold(c["threshold"])) for c in item["choices"]
+        )
+        tradeoff = None if item["tradeoff"] is None else _number(item["tradeoff"])
+        expected = None
+        if item["expected"] is not None:
+            quality, cost, full_quality, full_cost, samples = (
+                _number(item["expected"][name]) for name in _EXPECTED_FIELDS
+            )
+            expected = Expected(quality, cost, full_quality, full_cost, int(samples))
+        return ExitConfig(choices, tradeoff, expected)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"configuration: damaged, {type(error).__name__}: {error}; write it again"
+        ) from error
+
+
+_EXPECTED_FIELDS = ("quality", "cost", "full_quality", "full_cost", "samples")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"expected a finite number, got {value!r}")
+    return float(value)
+
+
+def _encode_threshold(threshold: float) -> float | str:
+    return threshold if math.isfinite(threshold) else str(threshold)
+
+
+def _decode_threshold(value: object) -> float:
+    if value in ("inf", "-inf"):
+        return float(str(value))
+    return _number(value)
+
+
+def _dump(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
+    """Parse a versioned JSON document of ours.
+
+    Raises:
+        ArtifactError: not JSON, of another format, or of a version this release does not know.
+    """
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != wanted:
+        raise ArtifactError(f"expected an {wanted} document, got format {found!r}")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(f"{wanted}: expected a version number, got {version!r}")
+    if version > newest:
+        raise ArtifactError(
+            f"{wanted}: version {version} is newer than this release reads ({newest}); upgrade offramp"
+        )
+    assert isinstance(document, dict)
+    return document

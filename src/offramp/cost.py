@@ -1,0 +1,94 @@
+"""Cost: what each segment and each head costs, in one unit. Search and evaluation only ever see this table.
+
+CostTable      cumulative backbone cost per position, cost per head
+measure_cost   counts MACs on the meta device (nothing is computed)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.config import parse_document
+from offramp.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    pass
+
+COSTS_FORMAT = "offramp.costs"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """Cost per sample of the backbone up to each position, and of each head.
+
+    Args:
+        backbone: (P+1,) cumulative; ``backbone[0] == 0`` (the input), ``backbone[-1]`` is the full model.
+        heads: (P, C) cost of head c at position p; 0 where there is no head.
+        unit: "macs", "seconds", "joules" or any other name.
+        meta: plain JSON values (device, batch size, how it was measured).
+
+    Raises:
+        InputError: shapes disagree, a value is negative or not finite, or ``backbone`` falls.
+    """
+
+    backbone: npt.NDArray[np.float64]
+    heads: npt.NDArray[np.float64]
+    unit: str
+    meta: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
+        object.__setattr__(self, "heads", np.asarray(self.heads, np.float64))
+        if self.backbone.ndim != 1 or self.backbone.size < 2 or self.heads.ndim != 2:
+            raise InputError(
+                "CostTable: expected backbone (P+1,) and heads (P, C), "
+                f"got {self.backbone.shape} and {self.heads.shape}"
+            )
+        if len(self.heads) != len(self.backbone) - 1:
+            raise InputError(
+                f"CostTable.heads: expected {len(self.backbone) - 1} rows, got {len(self.heads)}"
+            )
+        for name in ("backbone", "heads"):
+            values = getattr(self, name)
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise InputError(f"CostTable.{name}: expected finite values of at least 0, got {values}")
+        if self.backbone[0] != 0 or (np.diff(self.backbone) < 0).any() or self.backbone[-1] <= 0:
+            raise InputError(f"CostTable.backbone: expected 0 first, then rising costs, got {self.backbone}")
+
+    @property
+    def full(self) -> float:
+        """Cost of the full model."""
+        return float(self.backbone[-1])
+
+    def to_json(self) -> str:
+        """Serialise as a versioned JSON document."""
+        document = {
+            "format": COSTS_FORMAT,
+            "version": VERSION,
+            "backbone": self.backbone.tolist(),
+            "heads": self.heads.tolist(),
+            "unit": self.unit,
+            "meta": self.meta and dict(self.meta),
+        }
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ArtifactError: not JSON, another format, a newer version, or a field is missing or wrong.
+        """
+        document = parse_document(text, COSTS_FORMAT, VERSION)
+        try:
+            unit = str(document["unit"])
+            return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, document["meta"])
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise ArtifactError(f"costs: damaged ({error}); measure them again") from error

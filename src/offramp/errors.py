@@ -1,0 +1,27 @@
+"""Errors a user can meet. Every message says what was expected, what came, and what to do next."""
+
+from __future__ import annotations
+
+
+class OfframpError(Exception):
+    """Root of all errors raised on purpose by Offramp."""
+
+
+class InputError(OfframpError, ValueError):
+    """An argument, a batch or a data set is not what the call needs."""
+
+
+class PartitionError(OfframpError):
+    """The model cannot be exported, or cannot be cut where asked."""
+
+
+class ArtifactError(OfframpError):
+    """A file written by Offramp is missing, damaged, of another model or of a newer version."""
+
+
+class StorageError(OfframpError, OSError):
+    """A file or folder cannot be written: no permission, no space, or it belongs to something else."""
+
+
+class MissingExtraError(OfframpError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,147 @@
+"""Evaluation: records + costs + a configuration -> quality, cost, shares. Arrays in, data out; no model.
+
+A sample leaves at the first enabled position with confidence > threshold, else at the backbone's output. It
+pays the backbone up to there plus every enabled head it passed, taken or not (DyCE, arXiv 2403.01695).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.config import ExitConfig, Expected, Frontier
+from offramp.cost import CostTable
+from offramp.errors import InputError
+from offramp.records import ExitRecords
+
+Plan = list[tuple[int, int, np.float32]]
+"""A configuration by indices: (position, head, threshold), positions rising."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a configuration does on a set of samples; means over N samples.
+
+    Args:
+        quality: mean quality in [0, 1].
+        cost: mean cost per sample, in the cost table's unit.
+        relative_quality: quality over the full model's (NaN where the full model's is 0 and quality is not).
+        relative_cost: cost over the full model's.
+        exit_shares: (P+1,) fraction that leaves at each position; the last is the backbone's output.
+        position: (N,) int64, the position each sample leaves at; P for the backbone's output.
+    """
+
+    quality: float
+    cost: float
+    relative_quality: float
+    relative_cost: float
+    exit_shares: npt.NDArray[np.float64]
+    position: npt.NDArray[np.int64]
+
+
+@overload
+def evaluate(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Outcome: ...
+@overload
+def evaluate(records: ExitRecords, costs: CostTable, config: Frontier) -> tuple[Outcome, ...]: ...
+def evaluate(
+    records: ExitRecords, costs: CostTable, config: ExitConfig | Frontier
+) -> Outcome | tuple[Outcome, ...]:
+    """Simulate a configuration, or every configuration of a frontier, on records.
+
+    Args:
+        records: P positions, C heads, N samples; N at least 1.
+        costs: of the same P and C.
+        config: a configuration whose positions and heads the records know.
+
+    Raises:
+        InputError: no samples, costs of another shape, or a choice that ``resolve`` refuses.
+    """
+    check_match(records, costs)
+    if isinstance(config, Frontier):
+        return tuple(evaluate(records, costs, each) for each in config)
+    plan = resolve(records, config)
+    p, n = len(records.positions), records.samples
+    position = np.full(n, p, np.int64)
+    quality = records.final_quality.astype(np.float64)
+    spent = costs.backbone.copy()  # cost of leaving at each position
+    alive = np.arange(n)
+    for at, head, threshold in plan:
+        spent[at:] += costs.heads[at, head]
+        leaves = exits(records.confidence[at, head, alive], threshold)
+        gone = alive[leaves]
+        position[gone] = at
+        quality[gone] = records.quality[at, head, gone]
+        alive = alive[~leaves]
+    counts = np.bincount(position, minlength=p + 1)
+    return _outcome(records, costs, position, quality, counts, float(counts @ spent) / n)
+
+
+def _outcome(
+    records: ExitRecords,
+    costs: CostTable,
+    position: npt.NDArray[np.int64],
+    quality: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
+    cost: float,
+) -> Outcome:
+    mean, full = float(quality.mean()), full_quality(records)
+    relative = mean / full if full > 0 else (1.0 if mean == 0 else float("nan"))
+    return Outcome(mean, cost, relative, cost / costs.full, counts / records.samples, position)
+
+
+def exits(confidence: npt.NDArray[np.float32], threshold: np.float32) -> npt.NDArray[np.bool_]:
+    """Which samples leave: finite confidence strictly above the threshold, compared in float32."""
+    return np.asarray((confidence > threshold) & np.isfinite(confidence))
+
+
+def full_quality(records: ExitRecords) -> float:
+    """Mean quality of the full model, in double precision."""
+    return float(records.final_quality.astype(np.float64).mean())
+
+
+def expected(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Expected:
+    """The figures that a configuration carries with it, from these records."""
+    outcome = evaluate(records, costs, config)
+    return Expected(outcome.quality, outcome.cost, full_quality(records), costs.full, records.samples)
+
+
+def resolve(records: ExitRecords, config: ExitConfig) -> Plan:
+    """Names to indices.
+
+    Raises:
+        InputError: a position or head is unknown or absent there, or the order is not by position.
+    """
+    plan: Plan = []
+    for choice in config.choices:
+        if choice.position not in records.positions:
+            raise InputError(f"unknown position {choice.position!r}; known: {', '.join(records.positions)}")
+        if choice.head not in records.heads:
+            raise InputError(f"unknown head {choice.head!r}; known: {', '.join(records.heads)}")
+        at, head = records.positions.index(choice.position), records.heads.index(choice.head)
+        if not records.exists[at, head]:
+            here = [name for name, there in zip(records.heads, records.exists[at], strict=True) if there]
+            raise InputError(
+                f"no head {choice.head!r} at {choice.position!r}; it has: {', '.join(here) or 'none'}"
+            )
+        if plan and at <= plan[-1][0]:
+            raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
+        plan.append((at, head, np.float32(choice.threshold)))
+    return plan
+
+
+def check_match(records: ExitRecords, costs: CostTable) -> None:
+    """Refuse empty records and a cost table of another network.
+
+    Raises:
+        InputError: no samples, or the numbers of positions and heads differ.
+    """
+    if records.samples == 0:
+        raise InputError("expected records of at least one sample, got none")
+    if costs.heads.shape != records.exists.shape:
+        raise InputError(
+            f"costs are for {costs.heads.shape} (positions, heads), records for {records.exists.shape}; "
+            "measure and record the same network"
+        )

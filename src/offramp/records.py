@@ -1,0 +1,154 @@
+"""Records: what every exit would have said, per sample. The model is not needed any more after this.
+
+ExitRecords      arrays (positions P x heads C x samples N); position 0 is the model's input
+record_outputs   network + loader -> ExitRecords, resumable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp._files import load_arrays, save_arrays
+from offramp.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    pass
+
+RECORDS_FORMAT = "offramp.records"
+VERSION = 1
+_OPTIONAL = ("final_confidence", "logits")
+
+
+@dataclass(frozen=True, eq=False)
+class ExitRecords:
+    """Confidence and quality of every exit on every sample.
+
+    Args:
+        confidence: (P, C, N) float32, higher is surer; non-finite values never exit.
+        quality: (P, C, N) float32 in [0, 1].
+        final_quality: (N,) float32 in [0, 1], of the backbone's own output.
+        exists: (P, C) bool, False where there is no such head; entries there are ignored.
+        positions: P names; the first is "input".
+        heads: C names.
+        final_confidence: (N,) float32, of the backbone's own output.
+        logits: (P, C, N, K) outputs of the exits, if kept.
+        meta: plain JSON values (quality kind, task, source).
+
+    Raises:
+        InputError: shapes disagree, a name repeats, or a quality of an existing head is outside [0, 1].
+    """
+
+    confidence: npt.NDArray[np.float32]
+    quality: npt.NDArray[np.float32]
+    final_quality: npt.NDArray[np.float32]
+    exists: npt.NDArray[np.bool_]
+    positions: tuple[str, ...]
+    heads: tuple[str, ...]
+    final_confidence: npt.NDArray[np.float32] | None = None
+    logits: npt.NDArray[np.float32] | None = None
+    meta: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("confidence", "quality", "final_quality", *_OPTIONAL):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.asarray(value, np.float32))
+        object.__setattr__(self, "exists", np.asarray(self.exists, bool))
+        object.__setattr__(self, "positions", tuple(self.positions))
+        object.__setattr__(self, "heads", tuple(self.heads))
+        self._check_shapes()
+        self._check_values()
+
+    def _check_shapes(self) -> None:
+        p, c, n = len(self.positions), len(self.heads), self.final_quality.size
+        expected = {
+            "confidence": (p, c, n),
+            "quality": (p, c, n),
+            "final_quality": (n,),
+            "exists": (p, c),
+            "final_confidence": (n,),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise InputError(f"ExitRecords.{name}: expected shape {shape}, got {value.shape}")
+        if self.logits is not None and self.logits.shape[:-1] != (p, c, n):
+            raise InputError(
+                f"ExitRecords.logits: expected shape ({p}, {c}, {n}, K), got {self.logits.shape}"
+            )
+
+    def _check_values(self) -> None:
+        for kind, names in (("positions", self.positions), ("heads", self.heads)):
+            if len(set(names)) != len(names):
+                raise InputError(f"ExitRecords.{kind}: expected distinct names, got {names}")
+        known = {"quality": self.quality[self.exists], "final_quality": self.final_quality}
+        for name, values in known.items():
+            if values.size and not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
+                raise InputError(
+                    f"ExitRecords.{name}: expected values in [0, 1], got {values.min()} to {values.max()}"
+                )
+
+    @property
+    def samples(self) -> int:
+        """N, the number of samples."""
+        return int(self.final_quality.size)
+
+    def subset(self, index: npt.ArrayLike) -> ExitRecords:
+        """Records of the samples that ``index`` (integers or a boolean mask over N) picks, in its order."""
+        pick = np.asarray(index)
+        final = None if self.final_confidence is None else self.final_confidence[pick]
+        return replace(
+            self,
+            confidence=self.confidence[:, :, pick],
+            quality=self.quality[:, :, pick],
+            final_quality=self.final_quality[pick],
+            final_confidence=final,
+            logits=None if self.logits is None else self.logits[:, :, pick],
+        )
+
+    def split(self, fractions: Sequence[float], seed: int = 0) -> tuple[ExitRecords, ...]:
+        """Disjoint random parts of the given sizes.
+
+        Args:
+            fractions: positive, of sum at most 1; rounded so that a sum of 1 uses every sample.
+            seed: of the permutation.
+
+        Raises:
+            InputError: a fraction is not positive, or they add up to more than 1.
+        """
+        if not fractions or min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+            raise InputError(f"split(): expected positive fractions of sum at most 1, got {tuple(fractions)}")
+        order = np.random.default_rng(seed).permutation(self.samples)
+        borders = np.round(np.cumsum((0.0, *fractions)) * self.samples).astype(int)
+        return tuple(self.subset(np.sort(order[start:stop])) for start, stop in pairwise(borders))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all.
+
+        Raises:
+            StorageError: the folder cannot be written or is full.
+        """
+        names = ("confidence", "quality", "final_quality", "exists", *_OPTIONAL)
+        arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        meta = {"positions": self.positions, "heads": self.heads, "meta": self.meta and dict(self.meta)}
+        save_arrays(Path(path), arrays, RECORDS_FORMAT, VERSION, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExitRecords:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ArtifactError: missing, truncated, changed, or of a newer version.
+        """
+        arrays, meta = load_arrays(Path(path), RECORDS_FORMAT, VERSION)
+        try:
+            return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **arrays)
+        except (KeyError, TypeError, InputError) as error:
+            raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error
