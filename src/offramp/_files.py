@@ -22,7 +22,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from offramp.errors import ArtifactError, StorageError
+from offramp.errors import ArtifactError, InputError, StorageError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -122,14 +122,28 @@ def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mappi
     """Write arrays and JSON meta data as one safetensors file with a digest.
 
     Raises:
+        InputError: ``meta`` holds something that JSON has no value for.
         StorageError: the folder cannot be written or is full.
     """
-    text = json.dumps(
-        {"format": kind, "version": version, "meta": dict(meta)}, sort_keys=True, allow_nan=False
-    )
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    document: dict[str, Any] = {"format": kind, "version": version, "meta": dict(meta)}
+    native = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
+    native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in native.items()}
+    document["sha256"] = arrays_digest(native, canonical(document))
     with whole_file(path) as temporary:
-        save_file(contiguous, temporary, {"offramp": text, "sha256": arrays_digest(contiguous, text)})
+        # one key only: safetensors writes several in no fixed order, and equal content must give equal bytes
+        save_file(native, temporary, {"offramp": canonical(document)})
+
+
+def canonical(document: Mapping[str, Any]) -> str:
+    """JSON text with sorted keys: equal documents give equal text.
+
+    Raises:
+        InputError: a value is not a plain, finite JSON value.
+    """
+    try:
+        return json.dumps(document, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"meta: expected plain JSON values, got one that is not ({error})") from error
 
 
 def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -146,7 +160,7 @@ def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArr
         with safe_open(path, framework="numpy") as stream:
             header = stream.metadata() or {}
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: not a whole safetensors file ({error}); copy or write it again"
         ) from error
@@ -155,8 +169,11 @@ def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArr
             f"{path}: expected a file written by offramp ({kind}), got another safetensors file"
         )
     document = parse_document(header["offramp"], kind, newest)
-    if arrays_digest(arrays, header["offramp"]) != header.get("sha256"):
+    claimed = document.pop("sha256", None)
+    if arrays_digest(arrays, canonical(document)) != claimed:
         raise ArtifactError(
             f"{path}: its content does not match its checksum; it was changed or damaged, copy it again"
         )
-    return arrays, dict(document["meta"])
+    if not isinstance(document.get("meta"), dict):
+        raise ArtifactError(f"{path}: expected meta data, got {document.get('meta')!r}; write it again")
+    return arrays, document["meta"]

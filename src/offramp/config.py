@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -56,6 +57,9 @@ class Expected:
     """What a configuration reached on the samples it was chosen on (means over ``samples`` samples).
 
     ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
+
+    Raises:
+        InputError: the full model's cost is not positive, or the cost is negative.
     """
 
     quality: float
@@ -63,6 +67,12 @@ class Expected:
     full_quality: float
     full_cost: float
     samples: int
+
+    def __post_init__(self) -> None:
+        if not (self.full_cost > 0 and self.cost >= 0):
+            raise InputError(
+                f"Expected: expected costs above 0, got {self.cost!r} of {self.full_cost!r} for the full model"
+            )
 
     @property
     def drop(self) -> float:
@@ -142,7 +152,9 @@ class Frontier(Sequence[ExitConfig]):
         if not self._configs:
             raise InputError("Frontier: expected at least one configuration, got none")
         self._expected = [_figures(config) for config in self._configs]
-        for cheap, dear in zip(self._expected, self._expected[1:], strict=False):
+        if len({(e.full_quality, e.full_cost, e.samples) for e in self._expected}) > 1:
+            raise InputError("Frontier: expected figures from one set of samples and costs, got several")
+        for cheap, dear in pairwise(self._expected):
             if not (cheap.cost < dear.cost and cheap.quality < dear.quality):
                 raise InputError(
                     "Frontier: expected strictly rising cost and quality, got "
@@ -293,7 +305,8 @@ class Frontier(Sequence[ExitConfig]):
         document = parse_document(text, FRONTIER_FORMAT, VERSION)
         try:
             configs = [config_from_dict(item) for item in document["configs"]]
-            by_tradeoff = {float(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
+            by_tradeoff = {_number(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
+            _dump(document["meta"])  # refuses NaN, which JSON has no value for but Python reads
             return cls(configs, by_tradeoff, document["meta"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
@@ -347,9 +360,15 @@ _EXPECTED_FIELDS = ("quality", "cost", "full_quality", "full_cost", "samples")
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"expected a finite number, got {value!r}")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number, got one that is not")
+    return number
 
 
 def _encode_threshold(threshold: float) -> float | str:
@@ -374,7 +393,7 @@ def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
     """
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length
         raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != wanted:

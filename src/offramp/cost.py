@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from offramp.config import parse_document
 from offramp.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
-    pass
+    from offramp.network import ExitNetwork
 
 COSTS_FORMAT = "offramp.costs"
 VERSION = 1
@@ -88,7 +88,40 @@ class CostTable:
         """
         document = parse_document(text, COSTS_FORMAT, VERSION)
         try:
-            unit = str(document["unit"])
-            return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, document["meta"])
-        except (KeyError, TypeError, ValueError, InputError) as error:
+            unit, meta = str(document["unit"]), document["meta"]
+            if not (meta is None or isinstance(meta, dict)):
+                raise TypeError(f"meta is {meta!r}")
+            return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta)
+        except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
+
+
+def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTable:
+    """Cost of every segment and head, per sample.
+
+    Args:
+        net: from ``attach_exits``.
+        unit: "macs": multiply-accumulates of matrix products and convolutions, counted on the meta device at
+            batch size 1. Costs measured elsewhere come in as a ``CostTable`` of your own.
+
+    Raises:
+        InputError: another unit.
+    """
+    if unit != "macs":
+        raise InputError(
+            f"measure_cost: expected unit='macs', got {unit!r}; build a CostTable for other units"
+        )
+    import torch
+
+    from offramp.macs import count_macs, count_module
+    from offramp.partition import span_macs
+
+    parts = net.partition
+    borders = [parts.border(i) for i in range(len(parts.cuts) + 2)]
+    backbone = np.cumsum([0, *span_macs(parts.flow, borders)])
+    heads = np.zeros((len(net.positions), len(net.head_names)))
+    for p, c, head in net.exits():
+        cut = parts.cuts[p - 1]
+        feature = torch.empty((1, *cut.shape), dtype=cut.dtype, device="meta")
+        heads[p, c] = count_macs(lambda: count_module(head, feature))[0]  # noqa: B023 (called at once)
+    return CostTable(backbone, heads, unit, {"batch_size": 1, "device": "meta"})

@@ -6,11 +6,11 @@ record_outputs   network + loader -> ExitRecords, resumable
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from offramp._files import load_arrays, save_arrays
 from offramp.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
-    pass
+    from offramp.network import ExitNetwork
 
 RECORDS_FORMAT = "offramp.records"
 VERSION = 1
@@ -86,8 +86,10 @@ class ExitRecords:
 
     def _check_values(self) -> None:
         for kind, names in (("positions", self.positions), ("heads", self.heads)):
-            if len(set(names)) != len(names):
+            if len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
                 raise InputError(f"ExitRecords.{kind}: expected distinct names, got {names}")
+        if self.positions[:1] != ("input",):
+            raise InputError(f"ExitRecords.positions: expected 'input' first, got {self.positions}")
         known = {"quality": self.quality[self.exists], "final_quality": self.final_quality}
         for name, values in known.items():
             if values.size and not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
@@ -103,6 +105,11 @@ class ExitRecords:
     def subset(self, index: npt.ArrayLike) -> ExitRecords:
         """Records of the samples that ``index`` (integers or a boolean mask over N) picks, in its order."""
         pick = np.asarray(index)
+        pick = np.flatnonzero(pick) if pick.dtype == bool else pick.astype(np.int64)
+        if pick.size and not (-self.samples <= pick.min() and pick.max() < self.samples):
+            raise InputError(
+                f"subset(): expected indices below {self.samples}, got {pick.min()} to {pick.max()}"
+            )
         final = None if self.final_confidence is None else self.final_confidence[pick]
         return replace(
             self,
@@ -123,7 +130,8 @@ class ExitRecords:
         Raises:
             InputError: a fraction is not positive, or they add up to more than 1.
         """
-        if not fractions or min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+        fractions = [float(fraction) for fraction in fractions]
+        if not fractions or not min(fractions) > 0 or not sum(fractions) <= 1 + 1e-9:  # NaN fails too
             raise InputError(f"split(): expected positive fractions of sum at most 1, got {tuple(fractions)}")
         order = np.random.default_rng(seed).permutation(self.samples)
         borders = np.round(np.cumsum((0.0, *fractions)) * self.samples).astype(int)
@@ -152,3 +160,36 @@ class ExitRecords:
             return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **arrays)
         except (KeyError, TypeError, InputError) as error:
             raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error
+
+
+def record_outputs(
+    net: ExitNetwork,
+    loader: Iterable[Any],
+    *,
+    quality: Literal["labels", "agreement"] = "labels",
+    keep_logits: bool = False,
+    work_dir: str | Path | None = None,
+    progress: bool | None = None,
+) -> ExitRecords:
+    """Run every exit on every sample and keep confidence and quality.
+
+    Args:
+        net: with trained heads.
+        loader: batches of inputs with or without labels, of the split to search or to report on.
+        quality: "labels" compares with the labels; "agreement" with the full model's own answer, so no labels
+            are needed and the full model's quality is 1 by definition.
+        keep_logits: also keep every exit's outputs, (P, C, N, K).
+        work_dir: where rows are kept while they are made; a killed run given the same folder goes on where it
+            stopped. Without it a temporary folder is used.
+        progress: None shows a bar when standard error is a terminal.
+
+    Raises:
+        InputError: the loader yields nothing, changes, does not fit the model, has no labels although
+            ``quality="labels"``, has labels out of range, or the model or an exit gives NaN.
+        StorageError: the folder cannot be written or is full.
+    """
+    from offramp.recording import collect_records
+
+    if quality not in ("labels", "agreement"):
+        raise InputError(f"quality: expected 'labels' or 'agreement', got {quality!r}")
+    return collect_records(net, loader, quality == "labels", keep_logits, work_dir, progress)

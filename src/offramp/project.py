@@ -1,0 +1,97 @@
+"""A user's own model and data, named on the command line as ``package.module:callable``.
+
+MODEL   () -> torch.nn.Module, trained
+DATA    () -> mapping with loaders "train", "search" and, to report on, "report"; disjoint samples
+        a loader yields (inputs, labels), or inputs alone; optional "example_inputs" where those are ambiguous
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offramp.errors import InputError
+from offramp.inputs import LABEL_KEYS
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Loaders of three disjoint sets of samples, and example inputs for tracing."""
+
+    train: Iterable[Any]
+    search: Iterable[Any]
+    report: Iterable[Any] | None
+    example: Any
+
+
+def load_model(spec: str) -> nn.Module:
+    """Call the user's model function.
+
+    Raises:
+        InputError: it cannot be found, fails, or returns something else than a module.
+    """
+    model = _call(spec, "MODEL")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"MODEL {spec}: expected it to return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def load_data(spec: str) -> Splits:
+    """Call the user's data function.
+
+    Raises:
+        InputError: it cannot be found, fails, or returns something else than the loaders.
+    """
+    found = _call(spec, "DATA")
+    if not isinstance(found, Mapping) or not {"train", "search"} <= set(found):
+        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise InputError(
+            f"DATA {spec}: expected a mapping with 'train', 'search' and 'report' loaders, got {got}"
+        )
+    example = found.get("example_inputs")
+    if example is None:
+        example = _example(spec, found["train"])
+    return Splits(found["train"], found["search"], found.get("report"), example)
+
+
+def _call(spec: str, what: str) -> Any:
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{what}: expected package.module:callable, got {spec!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            raise InputError(
+                f"{what} {spec}: no module {error.name!r}; run from its folder or install it"
+            ) from error
+        raise InputError(f"{what} {spec}: importing it fails: {error}") from error
+    except Exception as error:
+        raise InputError(f"{what} {spec}: importing it fails: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{what} {spec}: {module_name} has no callable {name!r}")
+    try:
+        return function()
+    except Exception as error:
+        raise InputError(f"{what} {spec}: calling it fails: {type(error).__name__}: {error}") from error
+
+
+def _example(spec: str, loader: Iterable[Any]) -> Any:
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise InputError(f"DATA {spec}: the train loader yields nothing; expected at least one batch")
+    if isinstance(batch, Mapping):
+        return {name: value for name, value in batch.items() if name not in LABEL_KEYS}
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    return batch[0] if len(batch) <= 2 else tuple(batch[:-1])

@@ -1,0 +1,116 @@
+"""Making records: the part of ``record_outputs`` that needs the model (records themselves never import torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.confidence import get_confidence
+from offramp.errors import InputError
+from offramp.features import Array, collect
+from offramp.network import ExitNetwork
+from offramp.records import ExitRecords
+from offramp.state import model_digest, scratch
+
+
+def collect_records(
+    net: ExitNetwork,
+    loader: Iterable[Any],
+    use_labels: bool,
+    keep_logits: bool,
+    work_dir: str | Path | None,
+    progress: bool | None,
+) -> ExitRecords:
+    """Rows (N, exits) of every array, computed resumably, then turned to (P, C, N)."""
+    exits = [(p, c) for p, c, _ in net.exits()]
+    confidence_of = get_confidence(net.confidence)
+
+    def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
+        if use_labels and labels is None:
+            raise InputError(
+                "the loader gives no labels; pass quality='agreement' to compare with the full model"
+            )
+        answers, final = net.answers(values)
+        _check_finite(net, answers, final)
+        if use_labels:
+            assert labels is not None
+            net.task.check_labels(labels, final)
+
+        def quality(outputs: Tensor) -> Tensor:
+            return net.task.quality(outputs, labels) if use_labels else net.task.agreement(outputs, final)
+
+        arrays = {
+            "confidence": torch.stack([confidence_of(answers[e]) for e in exits], 1),
+            "quality": torch.stack([quality(answers[e]) for e in exits], 1),
+            "final_confidence": confidence_of(final),
+            "final_quality": quality(final),
+        }
+        if keep_logits:
+            arrays["logits"] = torch.stack([answers[e].float() for e in exits], 1)
+        return {name: value.cpu().numpy() for name, value in arrays.items()}
+
+    with scratch(work_dir) as base:
+        folder = base / f"records-{_fingerprint(net, use_labels, keep_logits)}"
+        rows = collect(
+            folder, net.partition.spec, loader, compute, label="Recording every exit", progress=progress
+        )
+        return _assemble(net, exits, rows, use_labels)
+
+
+def _fingerprint(net: ExitNetwork, *options: bool) -> str:
+    parts = [
+        model_digest(net.backbone),
+        model_digest(net),
+        net.positions,
+        net.head_names,
+        net.confidence,
+        options,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
+    if not bool(torch.isfinite(final).all()):
+        raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
+    for (p, c), out in answers.items():
+        if not bool(torch.isfinite(out).all()):
+            raise InputError(
+                f"exit {net.head_names[c]!r} at {net.positions[p]!r} is not finite for some inputs; train it again"
+            )
+
+
+def _assemble(
+    net: ExitNetwork, exits: list[tuple[int, int]], rows: dict[str, Array], use_labels: bool
+) -> ExitRecords:
+    size = (len(net.positions), len(net.head_names))
+    exists = np.zeros(size, bool)
+    full: dict[str, Array] = {}
+    for name in ("confidence", "quality", "logits"):
+        if name in rows:
+            full[name] = np.zeros((*size, *np.delete(rows[name].shape, 1)), np.float32)
+    for i, (p, c) in enumerate(exits):
+        exists[p, c] = True
+        for name, array in full.items():
+            array[p, c] = rows[name][:, i]
+    return ExitRecords(
+        confidence=full["confidence"],
+        quality=full["quality"],
+        final_quality=np.array(rows["final_quality"]),
+        exists=exists,
+        positions=net.positions,
+        heads=net.head_names,
+        final_confidence=np.array(rows["final_confidence"]),
+        logits=full.get("logits"),
+        meta={
+            "quality": "labels" if use_labels else "agreement",
+            "task": net.task.name,
+            "confidence": net.confidence,
+        },
+    )
