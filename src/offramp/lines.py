@@ -63,10 +63,6 @@ class Spot:
     backbone: float
     cost: Floats
 
-    def cut_at(self, head: int, threshold: float) -> int:
-        """How many samples have a confidence above the threshold."""
-        return int(np.count_nonzero(self.confidence[head] > np.float32(threshold)))
-
     def cut_near(self, head: int, cut: int) -> int:
         """The first cut of at least this size at which a threshold fits; 0 if there is none."""
         if self.ends is None:

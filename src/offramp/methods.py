@@ -1,19 +1,19 @@
-"""Search methods: goals and a problem in, a pool of candidate configurations out.
+"""Search methods, and the steps they are made of: each puts candidate configurations into a pool.
 
 single_pass      front to back, never revisited (DyCE, arXiv 2403.01695)
 iterative        the best single change anywhere, until none helps (the same)
 same_threshold   one threshold for all exits
-exact            coordinate descent with exact lines from many starts, those above included, and escapes
-                 from where it ends; tiny problems are enumerated
+thin_out         down to the exits allowed, if fewer are allowed than there are places
+refine           coordinate descent with exact lines from the best candidates, and escapes from where it ends
 
-J is linear in a configuration's quality and cost, so whatever any goal finds is a candidate for all of them:
-the pool remembers every configuration met, and each goal picks its best.
+J is linear in a configuration's quality and cost, so what any goal finds is a candidate for all: the pool
+remembers every configuration met, and refine lets each goal pick its best. The first two answer alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -43,7 +43,7 @@ _GRID = 200  # common thresholds tried
 _TINY = 4096  # configurations enumerated, all positions but one
 _TINY_CELLS = 1 << 20  # the same times C * N
 _ROUNDS = 20  # of settling; two or three are usual
-ESCAPE_CELLS = 150_000_000  # about four seconds
+_ESCAPE_CELLS = 100_000_000  # moves tried * P * C * N: three seconds or so
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,27 +74,30 @@ class Pool:
         self.head = np.zeros((0, positions), np.int64)
         self.cut = np.zeros((0, positions), np.int64)
         self.quality, self.cost, self.common = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._known: set[bytes] = set()
+        self._place: dict[bytes, int] = {}
         self.add(np.full((1, positions), OFF), np.zeros((1, positions), np.int64))
 
-    def add(self, head: Ints, cut: Ints, common: Floats | None = None) -> None:
-        """Take in configurations (B, P); ``common`` (B,) is their one threshold, NaN if they differ."""
-        common = np.full(len(head), np.nan) if common is None else common
-        for start in range(0, len(head), self.problem.batch):
-            part = slice(start, start + self.problem.batch)
-            self._add(head[part].copy(), cut[part].copy(), common[part])
+    def add(self, head: Ints, cut: Ints, common: Floats | None = None) -> Ints:
+        """Take in configurations (B, P); ``common`` (B,) is their one threshold, NaN if they differ.
 
-    def _add(self, head: Ints, cut: Ints, common: Floats) -> None:
+        Returns their places in the pool, (B,).
+        """
+        common = np.full(len(head), np.nan) if common is None else common
+        starts = range(0, len(head), self.problem.batch)
+        parts = [slice(start, start + self.problem.batch) for start in starts]
+        return np.concatenate([self._add(head[p].copy(), cut[p].copy(), common[p]) for p in parts])
+
+    def _add(self, head: Ints, cut: Ints, common: Floats) -> Ints:
         quality, cost, _ = simulate(self.problem, head, cut)
-        fresh = [i for i in range(len(head)) if self._is_new(head[i].tobytes() + cut[i].tobytes())]
+        before = len(self._place)
+        keys = [h.tobytes() + c.tobytes() for h, c in zip(head, cut, strict=True)]
+        place = np.array([self._place.setdefault(key, len(self._place)) for key in keys])
+        fresh = np.unique(place, return_index=True)[1]
+        fresh = fresh[place[fresh] >= before]
         self.head, self.cut = np.vstack([self.head, head[fresh]]), np.vstack([self.cut, cut[fresh]])
         self.quality, self.cost = np.append(self.quality, quality[fresh]), np.append(self.cost, cost[fresh])
         self.common = np.append(self.common, common[fresh])
-
-    def _is_new(self, key: bytes) -> bool:
-        before = len(self._known)
-        self._known.add(key)
-        return len(self._known) > before
+        return place
 
     def best(self, goals: Goals) -> tuple[Ints, Floats]:
         """For each goal the best candidate (G,) and its J (G,); at equal J the one with the fewest exits."""
@@ -107,7 +110,11 @@ class Pool:
         return pick, value[np.arange(len(pick)), pick]
 
 
-def single_pass(problem: Problem, goals: Goals, pool: Pool) -> None:
+Step = Callable[[Problem, Goals, Pool], Ints]
+"""Adds candidates to the pool and returns which one it would answer for each goal, (G,)."""
+
+
+def single_pass(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
     rows = goals.all_off(len(problem.spots))
     for batch in batches(problem, rows):
@@ -118,10 +125,11 @@ def single_pass(problem: Problem, goals: Goals, pool: Pool) -> None:
             part.head[:, p], part.cut[:, p] = line.head, line.cut
 
         forward(problem, part, dict.fromkeys(range(len(problem.spots)), last), take)
-        pool.add(part.head, part.cut)
+        rows.put(batch, part)
+    return pool.add(rows.head, rows.cut)
 
 
-def iterative(problem: Problem, goals: Goals, pool: Pool) -> None:
+def iterative(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """The best single change anywhere, until none helps."""
     rows = goals.all_off(len(problem.spots))
     for batch in batches(problem, rows):
@@ -132,10 +140,11 @@ def iterative(problem: Problem, goals: Goals, pool: Pool) -> None:
             moved = commit_best(problem, step)
             part.put(active, step)
             active = active[moved]
-        pool.add(part.head, part.cut)
+        rows.put(batch, part)
+    return pool.add(rows.head, rows.cut)
 
 
-def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> None:
+def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """One threshold for all exits: each head wherever it exists, and each position's best head."""
     thresholds = _common_thresholds(problem)
     heads = _common_heads(problem)
@@ -150,6 +159,7 @@ def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> None:
         part = slice(start, start + problem.batch)
         _limit(problem, head[part], cut[part], goals.cap)
     pool.add(head, cut, common)
+    return pool.best(goals)[0]
 
 
 def _common_thresholds(problem: Problem) -> npt.NDArray[np.float32]:
@@ -179,28 +189,33 @@ def _limit(problem: Problem, head: Ints, cut: Ints, cap: int) -> None:
     head[places >= cap], cut[places >= cap] = OFF, 0
 
 
-def exact(problem: Problem, goals: Goals, pool: Pool, cells: int = ESCAPE_CELLS) -> None:
-    """Never worse than the other methods at any goal; the global optimum where the problem is tiny.
-
-    ``cells`` bounds the work on escapes: moves tried * P * C * N. With 0 the iterative start, the dearest one,
-    is left out too: a draft, worse by some tenths of a percent.
-    """
-    for method in (single_pass, same_threshold, *([iterative] if cells else [])):
-        method(problem, goals, pool)
-    if goals.cap < len(problem.used):
-        _thin_out(problem, goals, pool)
+def refine(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+    """Enumerate a tiny problem; else descend from the best, escape from where that ends, repeat."""
     if not _enumerate(problem, goals, pool):
         tried: set[tuple[int, int]] = set()
         _settle(problem, goals, pool, tried)
-        _escape(problem, goals, pool, tried, cells)
+        _escape(problem, goals, pool, tried)
+    return pool.best(goals)[0]
 
 
-def _settle(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]]) -> None:
+def descend_from_best(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+    """The cheap part of ``refine``, some tenths of a percent worse: to compare prices with."""
+    _settle(problem, goals, pool, set(), near=(0,))
+    return pool.best(goals)[0]
+
+
+def _settle(
+    problem: Problem,
+    goals: Goals,
+    pool: Pool,
+    tried: set[tuple[int, int]],
+    near: tuple[int, ...] = (0, -1, 1),
+) -> None:
     """Descend from each goal's best candidate and from its neighbours' ones, until nothing is new."""
     last = len(goals.tradeoff) - 1
     for _ in range(_ROUNDS):
         pick = pool.best(goals)[0].tolist()
-        starts = {(g, pick[min(max(g + d, 0), last)]) for g in range(last + 1) for d in (0, -1, 1)} - tried
+        starts = {(g, pick[min(max(g + d, 0), last)]) for g in range(last + 1) for d in near} - tried
         if not starts:
             return
         tried |= starts
@@ -213,11 +228,11 @@ def _descend_into(problem: Problem, rows: Rows, pool: Pool) -> None:
     pool.add(rows.head, rows.cut)
 
 
-def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]], cells: int) -> None:
+def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]]) -> None:
     """Leave local optima: a larger move, the best single change after it, descend; until none helps."""
     escaped: set[int] = set()
     widest = max(len(spot.heads) for _, spot in problem.used)
-    budget = cells // (len(problem.used) * widest * problem.samples)
+    budget = _ESCAPE_CELLS // (len(problem.used) * widest * problem.samples)
     while budget > 0:
         index, head, cut = _escapes(problem, goals, pool, escaped, budget)
         if not index.size:
@@ -288,11 +303,16 @@ def _moved(problem: Problem, head: Ints, cut: Ints, p: int, to: int) -> tuple[In
     return head, cut
 
 
-def _thin_out(problem: Problem, goals: Goals, pool: Pool) -> None:
+def thin_out(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """From the best without a cap, drop the exit that raises J least and descend, until the cap is met."""
-    free = Goals(goals.tradeoff, goals.price, len(problem.spots))
-    _settle(problem, free, pool, set())
-    found = pool.best(free)[0]
+    if goals.cap < len(problem.used):
+        free = Goals(goals.tradeoff, goals.price, len(problem.spots))
+        _settle(problem, free, pool, set())
+        _thin(problem, goals, pool, free, pool.best(free)[0])
+    return pool.best(goals)[0]
+
+
+def _thin(problem: Problem, goals: Goals, pool: Pool, free: Goals, found: Ints) -> None:
     rows = free.rows(np.arange(len(found)), pool.head[found], pool.cut[found])
     while True:
         count = np.count_nonzero(rows.head != OFF, axis=1)
@@ -367,3 +387,12 @@ def _best_at(problem: Problem, star: int, rows: Rows, pool: Pool) -> None:
     exits = np.count_nonzero(rows.head != OFF, axis=1)
     best = np.lexsort((exits, value > value.min() + SAME))[:1]
     pool.add(rows.head[best], rows.cut[best])
+
+
+METHODS: dict[str, tuple[Step, ...]] = {
+    "exact": (single_pass, iterative, same_threshold, thin_out, refine),
+    "single-pass": (single_pass,),
+    "iterative": (iterative,),
+    "same-threshold": (same_threshold,),
+}
+DRAFT: tuple[Step, ...] = (single_pass, same_threshold, thin_out, descend_from_best)

@@ -12,29 +12,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from offramp.config import ExitChoice, ExitConfig, Frontier
 from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.evaluate import check_match, evaluate, expected, full_quality
 from offramp.lines import OFF, Ints, Problem
-from offramp.methods import ESCAPE_CELLS, Goals, Pool, exact, iterative, same_threshold, single_pass
+from offramp.methods import DRAFT, METHODS, Goals, Pool
 from offramp.records import ExitRecords
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
 
-METHODS = ("exact", "single-pass", "iterative", "same-threshold")
-
 Progress = Callable[[int, int], None]
+Report = Callable[[], None]
+Exits = tuple[ExitChoice, ...]
+
+_STEPS = {**METHODS, "draft": DRAFT}
 
 _PRICES = (0.0, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 _FOLDS = 5
 _FEWEST = 4 * _FOLDS  # with fewer samples held-out folds say nothing
 _FOLD_TRADEOFFS = 13
+_DEALS = 3  # one deal into folds moves mean J by 0.003 at N = 500, more than prices differ by
+_DEALT = 2000
 _NEAR = 1e-4  # of mean held-out J: smaller differences do not earn a more complex answer
 
 
@@ -59,7 +65,7 @@ def search(
         method: "exact", or one of the reference methods "single-pass", "iterative", "same-threshold".
         regularise: None for the optimum on these very samples; a number is the price of each enabled exit in
             units of J; "auto" aims at unseen samples and chooses by cross-validation (reference methods are
-            left as published by it: no price).
+            left as published: no price).
         max_exits: at most so many enabled exits; 0 leaves the full model.
         seed: of the folds that "auto" holds out; nothing else is random.
         progress: called with (steps done, steps in all).
@@ -73,79 +79,79 @@ def search(
     """
     check_match(records, costs)
     lambdas = _check_tradeoffs(tradeoffs)
-    _check_method(method)
-    _check_regularise(regularise)
+    price = _check_regularise(regularise)
     cap = _check_max_exits(max_exits, len(records.positions))
-    report = progress or _silent
-    plan = Plan(method, 0.0 if regularise in (None, "auto") else float(regularise), cap)
-    steps = 1
-    if regularise == "auto" and method == "exact":
-        steps += _FOLDS
-        plan = choose(records, costs, lambdas, plan, seed, lambda done: report(done, steps))
-    found = solve(records, costs, plan, lambdas)
-    report(steps, steps)
-    by_tradeoff = {
-        lam: ExitConfig(exits, lam, expected(records, costs, ExitConfig(exits)))
-        for lam, exits in zip(lambdas, found, strict=True)
-    }
-    full = ExitConfig((), expected=expected(records, costs, ExitConfig(())))
+    _check_method(method)
+    plan = Plan(method, price or 0.0, cap)
+    held_out = _held_out(records.samples, seed) if price is None and method == "exact" else []
+    total = len(held_out) + len(METHODS[method]) + 1
+    report = _counter(progress, total)
+    if price is None and method == "exact":
+        plan = choose(records, costs, lambdas, plan, held_out, report)
+    [found] = solve(records, costs, [plan], lambdas, report)
+    if progress:
+        progress(total, total)
     meta = {
         "method": method,
-        "regularise": regularise,
+        "regularise": "auto" if price is None else regularise and price,
         "chosen": {"method": plan.method, "price": plan.price},
-        "max_exits": max_exits,
+        "max_exits": None if max_exits is None else cap,
         "samples": records.samples,
         "unit": costs.unit,
         "seed": seed,
     }
-    return Frontier.of([full, *by_tradeoff.values()], by_tradeoff, meta)
+    return _frontier(records, costs, dict(zip(lambdas, found, strict=True)), meta)
+
+
+def _frontier(
+    records: ExitRecords, costs: CostTable, found: dict[float, Exits], meta: dict[str, Any]
+) -> Frontier:
+    figures = {exits: expected(records, costs, ExitConfig(exits)) for exits in {(), *found.values()}}
+    by_tradeoff = {lam: ExitConfig(exits, lam, figures[exits]) for lam, exits in found.items()}
+    return Frontier.of([ExitConfig((), expected=figures[()]), *by_tradeoff.values()], by_tradeoff, meta)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search: the method, the price of an exit, the most exits, the work on escapes."""
+    """How to search: the method, the price of an exit, the most exits."""
 
     method: str
     price: float
     cap: int
-    cells: int = ESCAPE_CELLS
 
 
 def solve(
-    records: ExitRecords, costs: CostTable, plan: Plan, lambdas: Iterable[float]
-) -> list[tuple[ExitChoice, ...]]:
-    """The exits that minimise J plus prices on these records, for each lambda."""
-    return _solve_all(records, costs, [plan], list(lambdas))[0]
+    records: ExitRecords,
+    costs: CostTable,
+    plans: list[Plan],
+    lambdas: list[float],
+    report: Report | None = None,
+) -> list[list[Exits]]:
+    """The exits that minimise J plus prices on these records: for each plan, for each lambda.
 
-
-def _solve_all(
-    records: ExitRecords, costs: CostTable, plans: list[Plan], lambdas: list[float]
-) -> list[list[tuple[ExitChoice, ...]]]:
-    """``solve`` for plans that differ only in price."""
+    The plans differ only in price; they share what they find.
+    """
     problem = Problem.of(records, costs)
     price = np.repeat([plan.price for plan in plans], len(lambdas))
     goals = Goals(np.tile(np.array(lambdas), len(plans)), price, plans[0].cap)
     pool = Pool(problem)
-    run: dict[str, Callable[[], None]] = {
-        "exact": lambda: exact(problem, goals, pool, plans[0].cells),
-        "single-pass": lambda: single_pass(problem, goals, pool),
-        "iterative": lambda: iterative(problem, goals, pool),
-        "same-threshold": lambda: same_threshold(problem, goals, pool),
-    }
-    run[plans[0].method]()
-    picked = pool.best(goals)[0].tolist()
+    for step in _STEPS[plans[0].method]:
+        answer = step(problem, goals, pool)
+        if report:
+            report()
+    picked = answer.tolist()
     exits = {i: _exits(problem, pool, i, records) for i in set(picked)}
     every = [exits[i] for i in picked]
     return [every[i * len(lambdas) : (i + 1) * len(lambdas)] for i in range(len(plans))]
 
 
-def _exits(problem: Problem, pool: Pool, i: int, records: ExitRecords) -> tuple[ExitChoice, ...]:
+def _exits(problem: Problem, pool: Pool, i: int, records: ExitRecords) -> Exits:
     found = _choices(problem, pool.head[i], pool.cut[i], records)
     common = float(pool.common[i])
     return found if math.isnan(common) else tuple(replace(choice, threshold=common) for choice in found)
 
 
-def _choices(problem: Problem, head: Ints, cut: Ints, records: ExitRecords) -> tuple[ExitChoice, ...]:
+def _choices(problem: Problem, head: Ints, cut: Ints, records: ExitRecords) -> Exits:
     """The enabled exits of one configuration, (P,) each, with thresholds between the samples they part."""
     found: list[ExitChoice] = []
     alive = np.ones(problem.samples, bool)
@@ -178,28 +184,39 @@ def choose(
     costs: CostTable,
     lambdas: list[float],
     plan: Plan,
-    seed: int,
-    report: Callable[[int], None],
+    held_out: list[npt.NDArray[np.bool_]],
+    report: Report,
 ) -> Plan:
-    """The price, or one common threshold, with the lowest mean J on held-out folds of the records.
+    """The price, or one common threshold, with the lowest mean J on samples held out.
 
-    Among plans within ``_NEAR`` of the best the simplest wins: one threshold, then the highest price.
+    Among prices within ``_NEAR`` of the best the highest wins: fewer exits. Without folds it is the highest.
     """
-    priced = [replace(plan, price=price, cells=0) for price in _PRICES]
-    common = replace(plan, method="same-threshold")
-    if records.samples < _FEWEST:
+    if not held_out:
         return replace(plan, price=_PRICES[-1])
+    drafts = [replace(plan, method="draft", price=price) for price in _PRICES]
+    common = replace(plan, method="same-threshold")
     some = _spread(lambdas, _FOLD_TRADEOFFS)
-    folds = np.random.default_rng(seed).permutation(records.samples) % _FOLDS
-    value = np.zeros(len(priced) + 1)
-    for fold in range(_FOLDS):
-        kept, held = records.subset(folds != fold), records.subset(folds == fold)
-        answers = [*_solve_all(kept, costs, priced, some), solve(kept, costs, common, some)]
-        scale = full_quality(records) or 1.0
-        value += [_mean_objective(held, costs, some, exits, scale) for exits in answers]
-        report(fold + 1)
-    near = np.flatnonzero(value / _FOLDS <= value.min() / _FOLDS + _NEAR)
-    return common if near[-1] == len(priced) else replace(plan, price=_PRICES[near[-1]])
+    scale = full_quality(records) or 1.0
+    values = np.zeros(len(_PRICES) + 1)
+    for mask in held_out:
+        kept, held = records.subset(~mask), records.subset(mask)
+        answers = solve(kept, costs, drafts, some) + solve(kept, costs, [common], some)
+        values += [_mean_objective(held, costs, some, exits, scale) for exits in answers]
+        report()
+    values /= len(held_out)
+    if values[-1] < values[:-1].min():
+        return common
+    return replace(plan, price=_PRICES[np.flatnonzero(values[:-1] <= values[:-1].min() + _NEAR)[-1]])
+
+
+def _held_out(samples: int, seed: int) -> list[npt.NDArray[np.bool_]]:
+    """(N,) masks of the samples each fold holds out; few samples are dealt several times, too few never."""
+    if samples < _FEWEST:
+        return []
+    random = np.random.default_rng(seed)
+    deals = min(max(_DEALT // samples, 1), _DEALS)
+    dealt = [random.permutation(samples) % _FOLDS for _ in range(deals)]
+    return [folds == fold for folds in dealt for fold in range(_FOLDS)]
 
 
 def _spread(values: list[float], count: int) -> list[float]:
@@ -213,7 +230,7 @@ def _mean_objective(
     records: ExitRecords,
     costs: CostTable,
     lambdas: list[float],
-    answers: list[tuple[ExitChoice, ...]],
+    answers: list[Exits],
     scale: float,
 ) -> float:
     """Mean J over lambdas, each with its own answer; quality differences are over ``scale``."""
@@ -228,8 +245,17 @@ def _mean_objective(
 # -------------------------------------------------------------------------------------------------- checks
 
 
-def _silent(_done: int, _total: int) -> None:
-    """Say nothing."""
+def _counter(progress: Progress | None, total: int) -> Report:
+    """Counts the steps done for ``progress``."""
+    done = 0
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return report
 
 
 def _check_tradeoffs(tradeoffs: Iterable[float] | None) -> list[float]:
@@ -256,20 +282,24 @@ def _check_method(method: str) -> None:
         raise InputError(f"search(method={method!r}): unknown; choose one of {', '.join(METHODS)}")
 
 
-def _check_regularise(value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is None or value == "auto" or (number and math.isfinite(value) and value >= 0):
-        return
+def _check_regularise(value: str | float | None) -> float | None:
+    """The price; None for "auto"."""
+    if value is None:
+        return 0.0
+    if isinstance(value, str) and value == "auto":
+        return None
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
     raise InputError(
         f'search(regularise={value!r}): expected "auto", None or a price per exit of at least 0; '
         "it is in units of J, 0.001 is a moderate one"
     )
 
 
-def _check_max_exits(value: Any, positions: int) -> int:
+def _check_max_exits(value: int | None, positions: int) -> int:
     if value is None:
         return positions
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise InputError(
             f"search(max_exits={value!r}): expected a whole number of at least 0; leave it out for no limit"
         )

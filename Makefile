@@ -1,0 +1,36 @@
+# The two commands: `make demo` and `make test`. Each makes .venv when it is missing and reuses it after.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench format clean
+
+demo: $(READY)
+	$(BIN)/offramp demo --out offramp-demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+bench: $(READY)
+	$(BIN)/python bench/engine_overhead.py
+	$(BIN)/python bench/search_quality.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) offramp-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# made again when what is to be installed changes
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	touch $@

@@ -1,0 +1,333 @@
+"""The command line: parse, call the verbs, print.
+
+Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks for
+``--debug``, which shows the traceback. Results meant for a machine go to standard output with ``--json``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from offramp.errors import InputError, OfframpError, StorageError
+
+if TYPE_CHECKING:
+    from offramp.config import ExitConfig, Frontier
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="offramp",
+    help="Turn the cost of a trained PyTorch model into a dial: small exit networks answer easy inputs early.",
+    epilog="Start with: offramp demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_state = {"debug": False}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Artifact = Annotated[Path, typer.Argument(help="Folder written by `offramp build` or `offramp demo`.")]
+MaxCost = Annotated[float | None, typer.Option(help="The best within this fraction of the full cost, e.g. 0.5.")]
+MaxDrop = Annotated[float | None, typer.Option(help="The cheapest within this loss of quality: 0.005 is half a point.")]
+MinQuality = Annotated[float | None, typer.Option(help="The cheapest that reaches this mean quality.")]
+Tradeoff = Annotated[float | None, typer.Option(help="The one found for this lambda, 0.5 (cheap) to 1 (best).")]
+Model = Annotated[str, typer.Argument(help="Your trained model, as package.module:callable returning a torch module.")]
+Data = Annotated[
+    str,
+    typer.Argument(help='Your data, as package.module:callable returning {"train": ..., "search": ..., "report": ...}.'),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from offramp import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _state["debug"] = debug or _state["debug"]
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """Turn errors into messages and exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            if _state["debug"] or isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            message, code = _explain(error)
+            print(message, file=sys.stderr)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, OfframpError):
+        return f"error: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; what was done so far is kept, the same command goes on from there", 130
+    if isinstance(error, BrokenPipeError):
+        return "", 1
+    name = f"{type(error).__name__}: {error}"
+    return f"unexpected error: {name}\nrun again with --debug and report the traceback", 70
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artifact and the report.")] = Path("offramp-demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    json_: Json = False,
+) -> None:
+    """The whole way in about a minute, on real handwritten digits: train, attach, search, switch live, report."""
+    from offramp.demo import run_demo
+
+    _writable(out)
+    figures = run_demo(out, Console(quiet=json_), seed=seed)
+    if json_:
+        _print_json(figures)
+
+
+@app.command()
+@guarded
+def build(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the artifact; an older artifact there is replaced.")],
+    heads: Annotated[str, typer.Option(help="Kinds of exit to try, separated by commas.")] = "linear,mlp,conv",
+    cuts: Annotated[str, typer.Option(help="'auto', 'all', or names of modules separated by commas.")] = "auto",
+    epochs: Annotated[int, typer.Option(help="Passes over the cached features.")] = 30,
+    views: Annotated[int, typer.Option(help="Passes over the train loader (more pay if it augments).")] = 1,
+    confidence: Annotated[str | None, typer.Option(help="max-probability, margin or entropy.")] = None,
+    output: Annotated[str | None, typer.Option(help="Key of the scores where the model returns a dict.")] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Judge by agreement with the full model; needs no labels.")
+    ] = False,
+    max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
+    store_backbone: Annotated[bool, typer.Option("--store-backbone", help="Store the model's weights too.")] = False,
+    seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Attach exits to your model, train them, find the configurations, and write an artifact.
+
+    A run that is stopped goes on where it was when you give the same command again.
+    """
+    from offramp.artifact import save
+    from offramp.pipeline import BuildConfig, summary
+    from offramp.pipeline import build as run_build
+    from offramp.project import load_data, load_model
+    from offramp.training import TrainConfig
+
+    config = BuildConfig(
+        heads=_names(heads),
+        cuts=cuts if cuts in ("auto", "all") else _names(cuts),
+        confidence=confidence,
+        output=output,
+        quality="agreement" if agreement else "labels",
+        max_exits=max_exits,
+        train=TrainConfig(epochs=epochs, views=views, seed=seed),
+    )
+    _writable(out)
+    work = out.absolute().with_name(f".{out.absolute().name}.work")
+    built = run_build(load_model(model), load_data(data), config, work_dir=work)
+    save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
+    shutil.rmtree(work, ignore_errors=True)
+    if json_:
+        print(summary(built))
+        return
+    name = "report" if "report" in built.records else "search"
+    _show(built.frontier, built.records[name], built.costs, name)
+    print(f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005")
+
+
+@app.command()
+@guarded
+def search(
+    artifact: Artifact,
+    method: Annotated[str, typer.Option(help="exact, single-pass, iterative or same-threshold.")] = "exact",
+    regularise: Annotated[str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")] = "auto",
+    max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
+    json_: Json = False,
+) -> None:
+    """Search the configurations of an artifact again; the model is not needed."""
+    from offramp.artifact import load_costs, load_records, read_manifest, replace_frontier
+    from offramp.search import search as run_search
+
+    manifest = read_manifest(artifact)
+    records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
+    price = {"auto": "auto", "none": None}[regularise] if regularise in ("auto", "none") else _number(regularise)
+    frontier = run_search(records, costs, method=method, regularise=price, max_exits=max_exits)
+    replace_frontier(artifact, frontier)
+    _show_artifact(artifact, frontier, json_)
+
+
+@app.command(name="eval")
+@guarded
+def evaluate(
+    artifact: Artifact,
+    max_cost: MaxCost = None,
+    max_drop: MaxDrop = None,
+    min_quality: MinQuality = None,
+    tradeoff: Tradeoff = None,
+    json_: Json = False,
+) -> None:
+    """Show what the configurations do on the report split, from the artifact alone."""
+    from offramp.artifact import load_frontier, read_manifest
+    from offramp.config import Frontier
+
+    frontier = load_frontier(artifact, read_manifest(artifact))
+    chosen = _chosen(frontier, max_cost, max_drop, min_quality, tradeoff)
+    _show_artifact(artifact, frontier if chosen is None else Frontier([chosen]), json_)
+
+
+@app.command()
+@guarded
+def run(
+    artifact: Artifact,
+    model: Model,
+    data: Data,
+    max_cost: MaxCost = None,
+    max_drop: MaxDrop = None,
+    min_quality: MinQuality = None,
+    tradeoff: Tradeoff = None,
+    split: Annotated[str, typer.Option(help="Which of the data's loaders to run over.")] = "report",
+    json_: Json = False,
+) -> None:
+    """Run the engine over your data under one configuration and measure it; without a choice, the full model."""
+    from offramp.artifact import load
+    from offramp.config import ExitConfig
+    from offramp.engine import Engine
+    from offramp.project import load_data, load_model
+    from offramp.stream import read_batches, run_stream, time_model
+    from offramp.tables import shares
+
+    net, frontier, _ = load(artifact, load_model(model))
+    config = _chosen(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
+    loader = getattr(load_data(data), split, None) if split in ("train", "search", "report") else None
+    if loader is None:
+        raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
+    engine = Engine(net, config)
+    stream = read_batches(net.partition.spec, loader)
+    (result,) = run_stream(engine, stream, [config])
+    plain = time_model(engine, stream)
+    if json_:
+        _print_json({"quality": result.quality, "relative_macs": result.relative_macs, "batches": len(stream),
+                     "milliseconds_per_batch": result.milliseconds, "plain_milliseconds_per_batch": plain,
+                     "exit_shares": dict(zip((*net.positions, "output"), result.exit_shares, strict=True))})  # fmt: skip
+        return
+    quality = "no labels" if result.quality is None else f"quality {result.quality:.2%}"
+    print(f"{quality}, MACs {result.relative_macs:.1%} of the full model")
+    print(f"median batch {result.milliseconds:.2f} ms, plain model {plain:.2f} ms")
+    print(f"samples leave at: {shares(result.exit_shares, net.positions, most=8)}")
+
+
+@app.command()
+@guarded
+def report(
+    artifact: Artifact,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
+) -> None:
+    """Write one self-contained HTML page with the plots and the table of an artifact."""
+    from offramp.artifact import load_costs, load_frontier, load_records, read_manifest
+    from offramp.report import write_report
+
+    manifest = read_manifest(artifact)
+    records = load_records(artifact, manifest, "report")
+    written = write_report(out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title)
+    print(f"wrote {written}")
+
+
+def _chosen(
+    frontier: Frontier,
+    max_cost: float | None,
+    max_drop: float | None,
+    min_quality: float | None,
+    tradeoff: float | None,
+) -> ExitConfig | None:
+    if max_cost is None and max_drop is None and min_quality is None and tradeoff is None:
+        return None
+    return frontier.at(max_cost=max_cost, max_drop=max_drop, min_quality=min_quality, tradeoff=tradeoff)
+
+
+def _show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
+    from offramp.artifact import load_costs, load_records, read_manifest
+    from offramp.tables import frontier_rows
+
+    manifest = read_manifest(folder)
+    name = "report" if "records-report.safetensors" in manifest["files"] else "search"
+    records, costs = load_records(folder, manifest, name), load_costs(folder, manifest)
+    if as_json:
+        _print_json({"split": name, "samples": records.samples, "configurations": frontier_rows(frontier, records, costs)})
+        return
+    _show(frontier, records, costs, name)
+
+
+def _show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
+    from offramp.tables import frontier_rows, frontier_table
+
+    rows = frontier_rows(frontier, records, costs)
+    console = Console()
+    console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
+    if split == "search":
+        console.print("[yellow]these samples were searched on: expect less on new ones; give a report split[/]")
+    console.print(frontier_table(rows, records, costs.unit))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
+
+
+def _writable(folder: Path) -> None:
+    """Find out before the work, not after it."""
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise StorageError(f"cannot write {folder}: {nearest} is not a folder you may write to; choose another")
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def main() -> None:
+    """Entry point: ``--debug`` is understood anywhere on the line."""
+    arguments = sys.argv[1:]
+    _state["debug"] = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="offramp")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""Run an engine over a stream of batches and say what came out: quality, MACs, time, where samples left."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.config import ExitConfig
+from offramp.engine import Engine
+from offramp.features import checked_batches
+from offramp.inputs import InputSpec
+from offramp.tracing import evaluating
+
+Batch = tuple[Any, Tensor | None]
+"""Inputs as the model takes them, and labels where there are any."""
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """Figures of one configuration over a stream.
+
+    Args:
+        quality: mean quality against the labels; None where there are none.
+        relative_macs: executed, as a fraction of the full model's.
+        milliseconds: median time of one batch.
+        exit_shares: fraction of samples that left at each position; the last is the model's output.
+    """
+
+    quality: float | None
+    relative_macs: float
+    milliseconds: float
+    exit_shares: tuple[float, ...]
+
+
+def read_batches(spec: InputSpec, loader: Iterable[Any]) -> list[Batch]:
+    """A loader's batches, checked, in memory.
+
+    Raises:
+        InputError: it yields nothing, or a batch does not fit the model.
+    """
+    return [(_as_inputs(spec, values), labels) for values, labels in checked_batches(spec, loader)]
+
+
+def run_stream(
+    engine: Engine, batches: Sequence[Batch], configs: Sequence[ExitConfig], rounds: int = 3
+) -> list[StreamResult]:
+    """Answer the same stream under each configuration, switching live, in turns.
+
+    Args:
+        engine: is switched by ``use``; no reload, no copy.
+        batches: the stream.
+        configs: to switch between; each sees the whole stream in every round.
+        rounds: how often; times are medians over batches and rounds.
+    """
+    for config in configs:
+        engine.prepare(config)
+    times: list[list[float]] = [[] for _ in configs]
+    results: list[StreamResult] = []
+    for turn in range(rounds):
+        for i, config in enumerate(configs):
+            engine.use(config)
+            engine.reset_stats()
+            qualities = [_timed(lambda x=x: engine(x).outputs, times[i], y, engine) for x, y in batches]
+            if turn == rounds - 1:
+                results.append(_result(engine, qualities, times[i]))
+    return results
+
+
+def time_model(engine: Engine, batches: Sequence[Batch], rounds: int = 3) -> float:
+    """Median milliseconds of one batch through the user's own model, without Offramp."""
+    times: list[float] = []
+    model, spec = engine.net.backbone, engine.net.partition.spec
+    with evaluating(model), torch.inference_mode():
+        for _ in range(rounds):
+            for inputs, _labels in batches:
+                args, kwargs = spec.call(spec.flatten(inputs))
+                start = time.perf_counter()
+                model(*args, **kwargs)
+                times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def _timed(
+    answer: Callable[[], Tensor], times: list[float], labels: Tensor | None, engine: Engine
+) -> tuple[float, int] | None:
+    start = time.perf_counter()
+    outputs = answer()
+    times.append(time.perf_counter() - start)
+    if labels is None:
+        return None
+    return float(engine.net.task.quality(outputs, labels).sum()), len(outputs)
+
+
+def _result(engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]) -> StreamResult:
+    stats = engine.stats()
+    known = [q for q in qualities if q is not None]
+    quality = sum(q for q, _ in known) / sum(n for _, n in known) if known else None
+    shares = tuple(count / stats.samples for count in stats.exits)
+    return StreamResult(quality, stats.macs / stats.full_macs, 1e3 * statistics.median(times), shares)
+
+
+def _as_inputs(spec: InputSpec, values: list[Tensor]) -> Any:
+    return dict(zip(spec.names, values, strict=True)) if spec.keyword else tuple(values)

@@ -1,0 +1,259 @@
+"""The command line as a user meets it: help, a whole project, machine-readable output, every kind of failure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import offramp
+from offramp import cli
+
+OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
+
+
+@pytest.fixture
+def invoke():
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        cli._state["debug"] = False
+        result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the example user project, made small."""
+    folder = tmp_path_factory.mktemp("project")
+    text = (OWN_PROJECT / "shop.py").read_text().replace("range(8)", "range(1)").replace("2000", "400")
+    (folder / "shop.py").write_text(text.replace("1000", "300"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(project, tmp_path_factory):
+    """An artifact built from that project by the command line."""
+    out = tmp_path_factory.mktemp("built") / "artifact"
+    with_cwd = pytest.MonkeyPatch()
+    with_cwd.chdir(project)
+    try:
+        result = CliRunner().invoke(cli.app, ["build", "shop:model", "shop:data", "--out", str(out), "--epochs", "8"])
+    finally:
+        with_cwd.undo()
+    assert result.exit_code == 0, result.output
+    assert "next: offramp report" in result.stdout
+    assert not list(out.parent.glob(".*"))  # no working folder left
+    return out
+
+
+@pytest.fixture
+def inside(project, monkeypatch):
+    monkeypatch.chdir(project)
+
+
+@pytest.mark.parametrize("command", ["demo", "build", "search", "eval", "run", "report"])
+def test_help_explains(invoke, command):
+    code, out, _ = invoke(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 8
+    assert "Usage" in out
+
+
+def test_without_arguments_it_shows_what_there_is(invoke):
+    _, out, _ = invoke()
+    assert all(name in out for name in ("demo", "build", "search", "eval", "run", "report"))
+
+
+def test_version(invoke):
+    assert invoke("--version")[:2] == (0, offramp.__version__ + "\n")
+
+
+def test_eval_as_table_and_as_json(invoke, artifact):
+    code, out, _ = invoke("eval", artifact)
+    assert code == 0
+    assert "configurations, figures on the report split (300 samples)" in out
+    code, out, _ = invoke("eval", artifact, "--json")
+    document = json.loads(out)
+    assert (code, document["split"], document["samples"]) == (0, "report", 300)
+    costs = [row["relative_cost"] for row in document["configurations"]]
+    assert all(0 < cost <= 1 for cost in costs)
+    assert set(document["configurations"][0]) >= {"choices", "quality", "drop", "exit_shares", "expected"}
+
+
+def test_eval_of_one_choice(invoke, artifact):
+    *_, last = json.loads(invoke("eval", artifact, "--json")[1])["configurations"]
+    code, out, _ = invoke("eval", artifact, "--max-cost", "1", "--json")
+    (row,) = json.loads(out)["configurations"]
+    assert (code, row["choices"]) == (0, last["choices"])
+
+
+def test_choice_out_of_range_says_the_range(invoke, artifact):
+    code, out, err = invoke("eval", artifact, "--max-cost", "0.0001")
+    assert (code, out) == (1, "")
+    assert "the cheapest configuration costs" in err
+    code, _, err = invoke("eval", artifact, "--max-cost", "0.5", "--max-drop", "0.1")
+    assert code == 1
+    assert "expected exactly one of" in err
+
+
+def test_search_again_changes_the_frontier_only(invoke, artifact, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in artifact.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    code, out, _ = invoke("search", copy, "--max-exits", "1", "--regularise", "none", "--json")
+    assert code == 0
+    assert all(len(row["choices"]) <= 1 for row in json.loads(out)["configurations"])
+    changed = {f.name for f in artifact.iterdir() if f.read_bytes() != (copy / f.name).read_bytes()}
+    assert changed == {"frontier.json", "manifest.json"}
+    for method in ("single-pass", "iterative", "same-threshold"):
+        assert invoke("search", copy, "--method", method, "--regularise", "0.001")[0] == 0
+    code, _, err = invoke("search", copy, "--method", "magic")
+    assert code == 1
+    assert "magic" in err
+    assert "exact" in err
+    code, _, err = invoke("search", copy, "--regularise", "much")
+    assert code == 1
+    assert "expected 'auto', 'none' or a number, got 'much'" in err
+
+
+def test_run_measures(invoke, artifact, inside):
+    code, out, _ = invoke("run", artifact, "shop:model", "shop:data", "--max-drop", "0.02", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert 0 < document["relative_macs"] < 1
+    assert sum(document["exit_shares"].values()) == pytest.approx(1)
+    code, out, _ = invoke("run", artifact, "shop:model", "shop:data")
+    assert code == 0
+    assert "MACs 100.0% of the full model" in out
+    code, _, err = invoke("run", artifact, "shop:model", "shop:data", "--split", "other")
+    assert code == 1
+    assert "expected train, search or report" in err
+
+
+def test_report_writes_a_page(invoke, artifact, tmp_path):
+    code, out, _ = invoke("report", artifact, "--out", tmp_path / "page.html", "--title", "Sales & trends")
+    assert code == 0
+    assert str(tmp_path / "page.html") in out
+    assert "Sales &amp; trends" in (tmp_path / "page.html").read_text()
+
+
+def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Block(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.f = nn.Linear(16, 16)\n"
+        "    def forward(self, x):\n        return torch.relu(self.f(x)) + x\n"
+        "def model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(Block(), Block(), Block(), nn.Linear(16, 3))\n"
+        "def data():\n    torch.manual_seed(1)\n"
+        "    return {name: list(torch.randn(200, 16).split(50)) for name in ('train', 'search')}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["build", "plain:model", "plain:data", "--out", tmp_path / "a", "--epochs", "2"]
+    code, _, err = invoke(*arguments)
+    assert code == 1
+    assert "pass quality='agreement'" in err or "--agreement" in err
+    assert not (tmp_path / "a").exists()
+    code, out, _ = invoke(*arguments, "--agreement", "--heads", "linear,mlp", "--cuts", "0,1", "--json")
+    assert code == 0
+    assert json.loads(out)["positions"] == ["input", "0", "1"]
+    code, out, _ = invoke("eval", tmp_path / "a")
+    assert code == 0
+    assert "expect less on new ones" in out
+    code, _, err = invoke("report", tmp_path / "a")
+    assert code == 1
+    assert "holds no report records" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "shop", "shop:data", "--out", "x"], "expected package.module:callable, got 'shop'"),
+        (["build", "nothing:model", "shop:data", "--out", "x"], "no module 'nothing'"),
+        (["build", "shop:modle", "shop:data", "--out", "x"], "shop has no callable 'modle'"),
+        (["build", "shop:data", "shop:data", "--out", "x"], "expected it to return a torch.nn.Module, got dict"),
+        (["build", "shop:model", "shop:model", "--out", "x"], "expected a mapping with 'train'"),
+        (["build", "shop:model", "shop:data", "--out", "x", "--heads", "lineer"], "did you mean 'linear'"),
+        (["build", "shop:model", "shop:data", "--out", "x", "--cuts", "blocks.9"], "no module call 'blocks.9'"),
+        (["build", "shop:model", "shop:data", "--out", "x", "--epochs", "0"], "TrainConfig.epochs"),
+        (["build", "shop:model", "shop:data", "--out", "shop.py/x"], "not a folder you may write to"),
+        (["eval", "nowhere"], "expected an artifact folder at nowhere, found none"),
+        (["eval", "."], "is not an artifact: it has no manifest.json"),
+        (["report", "nowhere"], "found none"),
+    ],
+)
+def test_bad_input_is_one_message(invoke, inside, arguments, message):
+    code, out, err = invoke(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_damaged_artifact(invoke, artifact, tmp_path):
+    for name in ("heads.safetensors", "frontier.json", "manifest.json"):
+        copy = tmp_path / name.replace(".", "-")
+        copy.mkdir()
+        for file in artifact.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        code, _, err = invoke("eval", copy)
+        assert code == 1
+        assert err.startswith("error: ")
+
+
+def test_unexpected_errors_ask_for_debug(invoke, artifact, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("offramp.artifact.load_frontier", broken)
+    code, _, err = invoke("eval", artifact)
+    assert code == 70
+    assert err == "unexpected error: RuntimeError: a bug\nrun again with --debug and report the traceback\n"
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "offramp", "eval", "nowhere"]
+    plain = subprocess.run(command, capture_output=True, text=True, check=False)
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert (plain.returncode, "Traceback" in plain.stderr) == (1, False)
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+
+
+def test_control_c_leaves_nothing_half_written(tmp_path):
+    slow = (
+        "import time\nfrom shop import *\nfrom shop import data as fast\n"
+        "def slow(batches):\n    for batch in batches:\n        time.sleep(0.3)\n        yield batch\n"
+        "class Slow:\n    def __init__(self, loader):\n        self.loader = loader\n"
+        "    def __iter__(self):\n        print('started', flush=True)\n        return slow(self.loader)\n"
+        "def data():\n    return {name: Slow(loader) for name, loader in fast().items()}\n"
+    )
+    (tmp_path / "slowly.py").write_text(slow)
+    text = (OWN_PROJECT / "shop.py").read_text().replace("range(8)", "range(1)")
+    (tmp_path / "shop.py").write_text(text)
+    command = [sys.executable, "-m", "offramp", "build", "slowly:model", "slowly:data", "--out", "artifact"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    for _ in range(2):  # once for the example batch, once for the cache
+        assert process.stdout.readline() == "started\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "artifact").exists()
+    assert not list(tmp_path.glob("*.tmp"))
