@@ -100,3 +100,31 @@ def changed(**fields):
 def test_damaged_json_is_refused_by_name(text, message):
     with pytest.raises(ArtifactError, match=message):
         CostTable.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "meta", [{"a": object()}, {"a": float("nan")}, {"a": np.int64(1)}, {"a": {1}}], ids=str
+)
+def test_meta_that_is_not_json_is_refused(meta):
+    with pytest.raises(InputError, match=r"meta: expected plain JSON values, got one that is not"):
+        table(meta=meta).to_json()
+
+
+def test_meta_that_contains_itself_is_refused():
+    meta = {}
+    meta["self"] = meta
+    with pytest.raises(InputError, match=r"meta: expected plain JSON values"):
+        table(meta=meta).to_json()
+
+
+@pytest.mark.parametrize("meta", [3, "text", [1], True])
+def test_meta_of_a_wrong_type_is_damage(meta):
+    with pytest.raises(ArtifactError, match=r"costs: damaged \(meta is .*\); measure them again"):
+        CostTable.from_json(changed(meta=meta))
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_absurd_numbers_are_damage(digits):
+    text = table().to_json().replace("10.5", "1" + "0" * digits)
+    with pytest.raises(ArtifactError):
+        CostTable.from_json(text)

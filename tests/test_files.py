@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -13,14 +14,17 @@ from safetensors.numpy import save_file
 from offramp import _files
 from offramp._files import (
     arrays_digest,
+    canonical,
     file_digest,
     load_arrays,
+    parse_document,
     read_text,
     save_arrays,
     whole_file,
+    whole_folder,
     write_text,
 )
-from offramp.errors import ArtifactError, StorageError
+from offramp.errors import ArtifactError, InputError, StorageError
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -246,3 +250,89 @@ def test_no_truncated_or_lengthened_file_is_read(tmp_path):
     path.write_bytes(whole + b"\0")
     with pytest.raises(ArtifactError, match=r"not a whole safetensors file"):
         load_arrays(path, "offramp.test", 1)
+
+
+def test_whole_folder_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for name in ("first", "second"):
+        with whole_folder(path) as temporary:
+            (temporary / name).write_text(name)
+        assert listing(path) == [name]
+        assert listing(path.parent) == ["folder"]
+
+
+def test_file_digest_of_what_cannot_be_read(tmp_path):
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(ArtifactError, match=r"cannot read .*; copy it again"):
+            file_digest(path)
+
+
+def test_text_that_has_no_bytes_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*expected text that is valid Unicode"):
+        write_text(tmp_path / "t.txt", "half a pair: \ud800")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(3.5), np.arange(3, dtype=">f4"), np.array(7, dtype=">i8"), np.arange(6.0).reshape(2, 3).T],
+    ids=["0-d", "big-endian", "both", "Fortran order"],
+)
+def test_odd_arrays_round_trip(tmp_path, array):
+    save_arrays(tmp_path / "x", {"a": array}, "offramp.test", 1, {})
+    (again,) = load_arrays(tmp_path / "x", "offramp.test", 1)[0].values()
+    np.testing.assert_array_equal(again, array)
+    assert again.shape == array.shape
+    assert again.dtype == array.dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize("meta", [{"a": object()}, {"a": float("inf")}, {("a",): 1}], ids=str)
+def test_meta_that_is_not_json_is_refused(tmp_path, meta):
+    with pytest.raises(InputError, match=r"meta: expected plain JSON values, got one that is not"):
+        save_arrays(tmp_path / "x", ARRAYS, "offramp.test", 1, meta)
+    assert listing(tmp_path) == []
+
+
+def forge(path, header, body=b""):
+    """A safetensors file with any header."""
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "BF16", "X9", 3])
+def test_a_header_with_a_type_numpy_lacks_is_refused(tmp_path, dtype):
+    size = 2 if dtype == "BF16" else 1
+    document = canonical({"format": "offramp.test", "version": 1, "meta": {}, "sha256": ""})
+    header = {
+        "__metadata__": {"offramp": document},
+        "a": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]},
+    }
+    forge(tmp_path / "x", header, b"\0" * size)
+    with pytest.raises(ArtifactError):
+        load_arrays(tmp_path / "x", "offramp.test", 1)
+
+
+@pytest.mark.parametrize("extra", [{}, {"meta": None}, {"meta": [1]}, {"meta": "text"}], ids=str)
+def test_a_valid_checksum_over_no_meta_is_refused(tmp_path, extra):
+    document = {"format": "offramp.test", "version": 1, **extra}
+    document["sha256"] = arrays_digest({"a": np.zeros(2)}, canonical(document))
+    save_file({"a": np.zeros(2)}, tmp_path / "x", {"offramp": canonical(document)})
+    with pytest.raises(ArtifactError, match=r"expected meta data, got .*; write it again"):
+        load_arrays(tmp_path / "x", "offramp.test", 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 5000, '{"format": "x", "version": ' + "1" * 5000 + "}", "[" * 100_000, "NaN", '"x"', "\ud800"],
+)
+def test_text_that_is_no_document_is_refused(text):
+    with pytest.raises(ArtifactError, match=r"expected an offramp.test document, got"):
+        parse_document(text, "offramp.test", 1)
+
+
+@pytest.mark.parametrize("version", [True, 0, -1, 1.0, "1", None, [1]])
+def test_a_version_that_is_none_is_refused(version):
+    with pytest.raises(ArtifactError, match=r"offramp.test: expected a version number, got"):
+        parse_document(json.dumps({"format": "offramp.test", "version": version}), "offramp.test", 1)
+    with pytest.raises(ArtifactError, match=r"version 1000000000000000000000 is newer"):
+        parse_document('{"format": "offramp.test", "version": 1000000000000000000000}', "offramp.test", 1)

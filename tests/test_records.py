@@ -257,3 +257,61 @@ def test_a_full_disk_is_a_storage_error_and_the_old_records_stay(tmp_path, monke
         make(seed=2).save(path)
     assert_same(ExitRecords.load(path), old)
     assert [each.name for each in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("name", ["positions", "heads"])
+def test_a_plain_string_is_not_a_tuple_of_names(name):
+    with pytest.raises(
+        InputError, match=rf"ExitRecords.{name}: expected a tuple of names, got the string 'ab'"
+    ):
+        make(**{name: "ab"})
+
+
+def test_the_first_position_is_the_input():
+    with pytest.raises(
+        InputError, match=r"positions: expected 'input' first, got \('early', 'input', 'late'\)"
+    ):
+        make(positions=("early", "input", "late"))
+
+
+@pytest.mark.parametrize("index", [[], (), np.zeros(0), np.zeros(0, int), np.zeros(6, bool)])
+def test_an_empty_subset(index):
+    part = rich().subset(index)
+    assert part.samples == 0
+    assert part.logits.shape == (3, 2, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([0, 6], r"expected indices below 6, got 0 to 6"),
+        ([-7], r"expected indices below 6, got -7 to -7"),
+        ([True, False], r"a boolean mask of shape \(6,\), got bool of shape \(2,\)"),
+        (np.ones(7, bool), r"got bool of shape \(7,\)"),
+        ([0.5, 1.0], r"expected integers or a boolean mask .*, got float64 of shape \(2,\)"),
+        ([[0, 1]], r"got int64 of shape \(1, 2\)"),
+        (3, r"got int64 of shape \(\)"),
+        (["a"], r"got <U1 of shape \(1,\)"),
+    ],
+)
+def test_impossible_subsets_are_refused(index, message):
+    with pytest.raises(InputError, match=rf"subset\(\): .*{message}"):
+        make().subset(index)
+
+
+def test_fractions_may_be_of_any_kind_of_number():
+    for fractions in (np.array([0.5, 0.5]), [np.float32(0.5), 0.5], (1,)):
+        assert sum(part.samples for part in make().split(fractions)) == 6
+
+
+@pytest.mark.parametrize("fractions", [[np.nan], [0.5, np.nan], [np.nan, 0.5], [np.inf], [-np.inf], []])
+def test_fractions_that_are_no_fractions_are_refused(fractions):
+    with pytest.raises(InputError, match=r"split\(\): expected positive fractions"):
+        make().split(fractions)
+
+
+def test_meta_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
+    for meta in ({"a": object()}, {"a": float("nan")}, {"a": np.float32(1)}, {"a": {1, 2}}):
+        with pytest.raises(InputError, match=r"meta: expected plain JSON values, got one that is not"):
+            make(meta=meta).save(tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
 """Files that are whole or absent: written beside, flushed, renamed; read with their checksum.
 
-with whole_file(path) as temporary: ...      # renamed to path only if the block succeeds
-save_arrays(path, arrays, meta)              # safetensors, with a digest over names, shapes and bytes
-arrays, meta = load_arrays(path)             # refuses anything that differs
+with whole_file(path) as temporary: ...                # renamed to path only if the block succeeds
+with whole_folder(path) as temporary: ...              # likewise
+save_arrays(path, arrays, kind, version, meta)         # safetensors, with a digest over its content
+arrays, meta = load_arrays(path, kind, newest)         # refuses anything that differs
+dump_document(document); parse_document(text, ...)     # versioned JSON both ways
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +76,40 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success it takes the place of ``path`` and what was there, else it goes.
+
+    Raises:
+        StorageError: the folder cannot be written or is full.
+    """
+    with storage_errors(path):
+        final = path.resolve()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = beside(final)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                flush(file)
+            _swap(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, final: Path) -> None:
+    old = beside(final)
+    try:
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Force a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -83,9 +120,18 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all.
+
+    Raises:
+        InputError: the text holds half a surrogate pair, which UTF-8 has no bytes for.
+        StorageError: the folder cannot be written or is full.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"cannot write {path}: expected text that is valid Unicode ({error})") from error
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def read_text(path: Path) -> str:
@@ -103,9 +149,16 @@ def read_text(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        ArtifactError: it is missing or unreadable.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}; copy it again") from error
 
 
 def arrays_digest(arrays: Arrays, meta: str) -> str:
@@ -140,10 +193,46 @@ def canonical(document: Mapping[str, Any]) -> str:
     Raises:
         InputError: a value is not a plain, finite JSON value.
     """
+    return _json(document, sort_keys=True)
+
+
+def dump_document(document: Mapping[str, Any]) -> str:
+    """JSON text for people to read, in the document's own order.
+
+    Raises:
+        InputError: a value is not a plain, finite JSON value.
+    """
+    return _json(document, indent=1) + "\n"
+
+
+def _json(document: Mapping[str, Any], **options: Any) -> str:
     try:
-        return json.dumps(document, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return json.dumps(document, allow_nan=False, **options)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"meta: expected plain JSON values, got one that is not ({error})") from error
+
+
+def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
+    """Parse a versioned JSON document of ours.
+
+    Raises:
+        ArtifactError: not JSON, of another format, or of a version this release does not know.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length
+        raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != wanted:
+        found = document.get("format") if isinstance(document, dict) else None
+        raise ArtifactError(f"expected an {wanted} document, got format {found!r}")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(f"{wanted}: expected a version number, got {version!r}")
+    if version > newest:
+        raise ArtifactError(
+            f"{wanted}: version {version} is newer than this release reads ({newest}); upgrade offramp"
+        )
+    return document
 
 
 def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -152,8 +241,6 @@ def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArr
     Raises:
         ArtifactError: missing, truncated, changed, of another kind or of a newer version.
     """
-    from offramp.config import parse_document
-
     if not path.is_file():
         raise ArtifactError(f"expected a file at {path}, found none; check the path")
     try:

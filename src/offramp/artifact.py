@@ -1,8 +1,8 @@
-"""Save and load: a folder of safetensors and JSON, versioned, checksummed, no pickle, nothing in it is executed.
+"""Save and load: a folder of safetensors and JSON, versioned and checksummed; nothing in it is executed.
 
 manifest.json          format, version, what is needed to attach the heads again, SHA-256 of every other file
 heads.safetensors      weights of the heads
-example.safetensors    inputs to trace the model with (floating-point ones replaced by noise)
+example.safetensors    two samples of inputs to trace the model with, floating-point ones replaced by noise
 frontier.json, costs.json, records-NAME.safetensors
 backbone.safetensors   only if asked for; else the backbone is referenced by the digest of its weights
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from offramp._files import beside, canonical, file_digest, flush, read_text, storage_errors
-from offramp.config import Frontier, parse_document
+from offramp._files import (
+    canonical,
+    file_digest,
+    parse_document,
+    read_text,
+    storage_errors,
+    whole_folder,
+)
+from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
 from offramp.network import ExitNetwork, attach_exits
+from offramp.partition import INPUT
 from offramp.records import ExitRecords
 from offramp.state import model_digest
 
@@ -34,6 +42,14 @@ ARTIFACT_FORMAT = "offramp.artifact"
 VERSION = 1
 MANIFEST = "manifest.json"
 _RECORDS = "records-{}.safetensors"
+_FIELDS: dict[str, dict[str, Any]] = {  # sections of the manifest; [str] is a list of strings
+    "backbone": {"digest": str, "class": str},
+    "network": {
+        "cuts": [str], "layouts": dict, "heads": [str], "task": str, "confidence": str,
+        "output": (str, int, type(None)),
+    },
+    "inputs": {"names": [str], "keyword": bool},
+}  # fmt: skip
 
 
 def save(
@@ -57,12 +73,18 @@ def save(
 
     Raises:
         StorageError: the folder cannot be written, is full, or holds something else than an artifact.
-        InputError: a name of records is not a plain word.
+        InputError: a name of records is not a plain word; frontier, costs or records are of another network;
+            or the backbone to include has state that is not made of tensors.
     """
-    for name in records or {}:
+    for name, each in (records or {}).items():
         if not name.isidentifier():
             raise InputError(f"records: expected plain names such as 'search', got {name!r}")
-    with _whole_folder(Path(path)) as folder:
+        if (each.positions, each.heads) != (net.positions, net.head_names):
+            raise InputError(
+                f"records {name!r}: their positions or heads are not the network's; record again"
+            )
+    _check_fit(net.positions, net.head_names, frontier, costs)
+    with _replacing(Path(path)) as folder:
         _save_tensors(folder / "heads.safetensors", net.state_dict())
         _save_tensors(folder / "example.safetensors", _example(net))
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
@@ -70,7 +92,7 @@ def save(
         for name, each in (records or {}).items():
             each.save(folder / _RECORDS.format(name))
         if include_backbone:
-            _save_tensors(folder / "backbone.safetensors", net.backbone.state_dict())
+            _save_tensors(folder / "backbone.safetensors", _plain_state(net.backbone))
         _write_manifest(folder, _description(net))
 
 
@@ -97,6 +119,10 @@ def load(
     _check_backbone(folder, manifest, model)
     net = _attach(folder, manifest, model)
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
+    try:
+        _check_fit(net.positions, net.head_names, frontier, costs)
+    except InputError as error:
+        raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
     return net, frontier, costs
 
 
@@ -110,12 +136,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"expected an artifact folder at {folder}, found none; check the path")
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}; check the path")
-    document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
+    with _about(folder / MANIFEST):
+        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
     claimed = document.pop("sha256", None)
     if hashlib.sha256(canonical(document).encode()).hexdigest() != claimed:
         raise ArtifactError(
             f"{folder / MANIFEST}: does not match its checksum; it was changed, copy the folder again"
         )
+    _check_fields(folder, document)
     for name, entry in document["files"].items():
         _check_file(folder, name, entry)
     return document
@@ -123,12 +151,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
     """The artifact's configurations."""
-    return Frontier.from_json(_text(folder, manifest, "frontier.json"))
+    path = _path(folder, manifest, "frontier.json")
+    with _about(path):
+        return Frontier.from_json(read_text(path))
 
 
 def load_costs(folder: Path, manifest: Mapping[str, Any]) -> CostTable:
     """The artifact's costs."""
-    return CostTable.from_json(_text(folder, manifest, "costs.json"))
+    path = _path(folder, manifest, "costs.json")
+    with _about(path):
+        return CostTable.from_json(read_text(path))
 
 
 def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRecords:
@@ -148,11 +180,14 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 
     Raises:
         ArtifactError: the artifact is damaged.
+        InputError: the frontier is of another network.
         StorageError: it cannot be written.
     """
     source = Path(path)
     manifest = read_manifest(source)
-    with _whole_folder(source) as folder:
+    described = manifest["network"]
+    _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, load_costs(source, manifest))
+    with _replacing(source) as folder:
         for name in manifest["files"]:
             shutil.copyfile(source / name, folder / name)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
@@ -160,40 +195,45 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 
 
 @contextmanager
-def _whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that takes the final name only when it is complete."""
-    final = final.absolute()
-    if final.exists() and not _replaceable(final):
-        raise StorageError(f"{final} exists and is not an artifact; choose another folder or remove it")
-    with storage_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = beside(final)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.iterdir():
-                flush(file)
-            _swap(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+def _replacing(path: Path) -> Iterator[Path]:
+    with storage_errors(path):
+        objection = _objection(path)
+    if objection:
+        raise StorageError(f"{path} {objection}; choose another folder or remove it")
+    with whole_folder(path) as folder:
+        yield folder
 
 
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
-
-
-def _swap(temporary: Path, final: Path) -> None:
-    if not final.exists():
-        temporary.rename(final)
-        return
-    old = beside(final)
-    final.rename(old)
+def _objection(folder: Path) -> str:
+    """Why a path must not be replaced; empty where nothing is there, or an artifact and nothing else."""
+    if not folder.exists():
+        return ""
+    if not folder.is_dir():
+        return "is a file"
+    names = {entry.name for entry in folder.iterdir()}
+    if not names:
+        return ""
     try:
-        temporary.rename(final)
-    except BaseException:
-        old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
+        strange = sorted(names - {MANIFEST, *document["files"]})
+    except (ArtifactError, KeyError, TypeError):
+        return "exists and is not an artifact"
+    return f"holds more than an artifact: {', '.join(strange)}" if strange else ""
+
+
+def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:
+    shape = (len(positions), len(heads))
+    if costs.heads.shape != shape:
+        raise InputError(
+            f"costs: expected {shape[0]} positions and {shape[1]} heads as in the network, "
+            f"got {costs.heads.shape[0]} and {costs.heads.shape[1]}; measure them again"
+        )
+    for config in (*frontier, *frontier.by_tradeoff.values()):
+        for choice in config.choices:
+            if choice.position not in positions or choice.head not in heads:
+                raise InputError(
+                    f"frontier: the network has no head {choice.head!r} at {choice.position!r}; search again"
+                )
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -201,13 +241,25 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, path)
 
 
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
+    if strange:
+        raise InputError(
+            f"cannot store the backbone: {strange[0]!r} is not a plain tensor; "
+            "save with include_backbone=False"
+        )
+    return state
+
+
 def _example(net: ExitNetwork) -> dict[str, Tensor]:
     """Inputs to trace with. Real values of a user's data do not belong in a file that is passed on."""
     generator = torch.Generator().manual_seed(0)
     example = {}
     for name, value in zip(net.partition.spec.names, net.partition.flow.trace.example, strict=True):
-        noise = torch.randn(value.shape, generator=generator) if value.dtype.is_floating_point else value[:2]
-        example[name] = noise[:2].to(value.dtype)
+        few = value[:2]
+        noisy = few.dtype.is_floating_point
+        example[name] = torch.randn(few.shape, generator=generator).to(few.dtype) if noisy else few
     return example
 
 
@@ -238,42 +290,75 @@ def _write_manifest(folder: Path, description: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def _check_fields(folder: Path, document: Mapping[str, Any]) -> None:
+    for section, fields in _FIELDS.items():
+        for field, kind in fields.items():
+            found = document.get(section)
+            if not isinstance(found, dict) or field not in found or not _is(found[field], kind):
+                raise ArtifactError(
+                    f"{folder / MANIFEST}: {section}.{field} is missing or wrong; build it again"
+                )
+    files = document.get("files")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise ArtifactError(f"{folder / MANIFEST}: its list of files is missing or wrong; build it again")
+
+
+def _is(value: object, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
+    return isinstance(value, kind)
+
+
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     path = folder / name
     if Path(name).name != name or not path.is_file():
         raise ArtifactError(f"{folder}: {name!r} is missing; copy the whole folder again")
-    if path.stat().st_size != entry["bytes"]:
-        raise ArtifactError(
-            f"{path}: expected {entry['bytes']} bytes, got {path.stat().st_size}; it is truncated, copy it again"
-        )
-    if file_digest(path) != entry["sha256"]:
+    wanted, got = entry.get("bytes"), path.stat().st_size
+    if wanted != got:
+        raise ArtifactError(f"{path}: expected {wanted} bytes, got {got}; it is not whole, copy it again")
+    if file_digest(path) != entry.get("sha256"):
         raise ArtifactError(f"{path}: does not match its checksum; it was changed or damaged, copy it again")
 
 
-def _text(folder: Path, manifest: Mapping[str, Any], name: str) -> str:
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the file in errors of what was read from it."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; copy or build the artifact again") from error
+
+
+def _path(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
     if name not in manifest["files"]:
         raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
-    return read_text(folder / name)
+    return folder / name
 
 
 def _tensors(folder: Path, manifest: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    if name not in manifest["files"]:
-        raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
+    path = _path(folder, manifest, name)
     try:
-        return load_file(folder / name)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{folder / name}: not a whole safetensors file ({error}); copy it again"
-        ) from error
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
 def _restore(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
     if "backbone.safetensors" not in manifest["files"]:
         raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-    try:
-        model.load_state_dict(_tensors(folder, manifest, "backbone.safetensors"))
-    except RuntimeError as error:
-        raise ArtifactError(f"the stored backbone does not fit {type(model).__name__}: {error}") from error
+    stored, own = _tensors(folder, manifest, "backbone.safetensors"), model.state_dict()
+    wrong = sorted(name for name in stored.keys() | own.keys() if _kind(stored, name) != _kind(own, name))
+    if wrong:  # seen before anything is loaded: the model stays as it was
+        raise ArtifactError(
+            f"{folder}: the stored backbone does not fit this {type(model).__qualname__}: {wrong[0]!r} is "
+            f"{_kind(stored, wrong[0])} in the artifact and {_kind(own, wrong[0])} in the model"
+        )
+    model.load_state_dict(stored)
+
+
+def _kind(state: Mapping[str, Any], name: str) -> str:
+    value = state.get(name)
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
@@ -290,7 +375,10 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module)
 def _attach(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> ExitNetwork:
     described, inputs = manifest["network"], manifest["inputs"]
     stored = _tensors(folder, manifest, "example.safetensors")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if set(stored) != set(inputs["names"]):
+        raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored)}")
+    state = (*model.parameters(), *model.buffers())
+    device = state[0].device if state else torch.device("cpu")
     example: Any = {name: stored[name].to(device) for name in inputs["names"]}
     try:
         net = attach_exits(
@@ -304,8 +392,8 @@ def _attach(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Exit
             layouts=described["layouts"],
         )
         net.load_state_dict(_tensors(folder, manifest, "heads.safetensors"))
+    except ArtifactError:
+        raise
     except (OfframpError, RuntimeError) as error:
-        if isinstance(error, ArtifactError):
-            raise
         raise ArtifactError(f"{folder}: its heads do not fit this model: {error}") from error
     return net.eval()

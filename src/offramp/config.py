@@ -7,7 +7,6 @@ Frontier     configurations from cheapest to best, none dominated: the dial
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, overload
 
+from offramp._files import dump_document, parse_document
 from offramp.errors import ArtifactError, InputError
 
 CONFIG_FORMAT = "offramp.config"
@@ -59,7 +59,7 @@ class Expected:
     ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
 
     Raises:
-        InputError: the full model's cost is not positive, or the cost is negative.
+        InputError: a figure is not finite, the full model's cost is not positive, or the cost is negative.
     """
 
     quality: float
@@ -69,9 +69,11 @@ class Expected:
     samples: int
 
     def __post_init__(self) -> None:
-        if not (self.full_cost > 0 and self.cost >= 0):
+        figures = (self.quality, self.cost, self.full_quality, self.full_cost)
+        if not (all(map(math.isfinite, figures)) and self.full_cost > 0 and self.cost >= 0):
             raise InputError(
-                f"Expected: expected costs above 0, got {self.cost!r} of {self.full_cost!r} for the full model"
+                f"Expected: expected finite figures and costs above 0, got quality {self.quality!r} and cost "
+                f"{self.cost!r}; for the full model {self.full_quality!r} and {self.full_cost!r}"
             )
 
     @property
@@ -95,7 +97,8 @@ class ExitConfig:
         expected: its figures on the search samples, if any.
 
     Raises:
-        InputError: two choices sit at the same position, or something else than an ``ExitChoice`` is given.
+        InputError: two choices sit at the same position, something else than an ``ExitChoice`` is given, or
+            the trade-off is not finite.
     """
 
     choices: tuple[ExitChoice, ...] = ()
@@ -113,10 +116,12 @@ class ExitConfig:
                     f"ExitConfig.choices: position {choice.position!r} occurs twice; keep one exit"
                 )
             seen.add(choice.position)
+        if self.tradeoff is not None and not math.isfinite(self.tradeoff):
+            raise InputError(f"ExitConfig.tradeoff: expected a finite number, got {self.tradeoff!r}")
 
     def to_json(self) -> str:
         """Serialise; infinite thresholds become the strings "inf" and "-inf"."""
-        return _dump({"format": CONFIG_FORMAT, "version": VERSION, **config_to_dict(self)})
+        return dump_document({"format": CONFIG_FORMAT, "version": VERSION, **config_to_dict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> ExitConfig:
@@ -137,7 +142,8 @@ class Frontier(Sequence[ExitConfig]):
         meta: what made it (method, regularisation, number of samples); plain JSON values.
 
     Raises:
-        InputError: no configuration, one without figures, or not in strictly rising cost and quality.
+        InputError: no configuration, one without figures, not in strictly rising cost and quality, or a
+            lambda that is not finite.
     """
 
     def __init__(
@@ -151,6 +157,8 @@ class Frontier(Sequence[ExitConfig]):
         self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
         if not self._configs:
             raise InputError("Frontier: expected at least one configuration, got none")
+        if not all(map(math.isfinite, self.by_tradeoff)):
+            raise InputError(f"Frontier.by_tradeoff: expected finite lambdas, got {list(self.by_tradeoff)}")
         self._expected = [_figures(config) for config in self._configs]
         if len({(e.full_quality, e.full_cost, e.samples) for e in self._expected}) > 1:
             raise InputError("Frontier: expected figures from one set of samples and costs, got several")
@@ -293,7 +301,7 @@ class Frontier(Sequence[ExitConfig]):
             "by_tradeoff": [[t, config_to_dict(c)] for t, c in self.by_tradeoff.items()],
             "meta": dict(self.meta),
         }
-        return _dump(document)
+        return dump_document(document)
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
@@ -306,7 +314,7 @@ class Frontier(Sequence[ExitConfig]):
         try:
             configs = [config_from_dict(item) for item in document["configs"]]
             by_tradeoff = {_number(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
-            _dump(document["meta"])  # refuses NaN, which JSON has no value for but Python reads
+            dump_document(document["meta"])  # refuses NaN, which JSON has no value for but Python reads
             return cls(configs, by_tradeoff, document["meta"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
@@ -379,31 +387,3 @@ def _decode_threshold(value: object) -> float:
     if value in ("inf", "-inf"):
         return float(str(value))
     return _number(value)
-
-
-def _dump(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
-    """Parse a versioned JSON document of ours.
-
-    Raises:
-        ArtifactError: not JSON, of another format, or of a version this release does not know.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length
-        raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != wanted:
-        raise ArtifactError(f"expected an {wanted} document, got format {found!r}")
-    version = document.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ArtifactError(f"{wanted}: expected a version number, got {version!r}")
-    if version > newest:
-        raise ArtifactError(
-            f"{wanted}: version {version} is newer than this release reads ({newest}); upgrade offramp"
-        )
-    assert isinstance(document, dict)
-    return document

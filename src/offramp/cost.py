@@ -6,7 +6,6 @@ measure_cost   counts MACs on the meta device (nothing is computed)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import parse_document
+from offramp._files import dump_document, parse_document
 from offramp.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -68,7 +67,11 @@ class CostTable:
         return float(self.backbone[-1])
 
     def to_json(self) -> str:
-        """Serialise as a versioned JSON document."""
+        """Serialise as a versioned JSON document.
+
+        Raises:
+            InputError: ``meta`` holds something that JSON has no value for.
+        """
         document = {
             "format": COSTS_FORMAT,
             "version": VERSION,
@@ -77,7 +80,7 @@ class CostTable:
             "unit": self.unit,
             "meta": self.meta and dict(self.meta),
         }
-        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+        return dump_document(document)
 
     @classmethod
     def from_json(cls, text: str) -> CostTable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ def load_data(spec: str) -> Splits:
         raise InputError(
             f"DATA {spec}: expected a mapping with 'train', 'search' and 'report' loaders, got {got}"
         )
+    for split in ("train", "search", "report"):
+        loader = found.get(split)
+        if loader is None and split == "report":
+            continue
+        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
+            raise InputError(
+                f"DATA {spec}: expected {split!r} to be a loader that can be gone through more than once, "
+                f"got a {type(loader).__name__}; a list of batches or a DataLoader will do"
+            )
     example = found.get("example_inputs")
     if example is None:
         example = _example(spec, found["train"])
@@ -70,19 +79,19 @@ def _call(spec: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"{what} {spec}: no module {error.name!r}; run from its folder or install it"
             ) from error
         raise InputError(f"{what} {spec}: importing it fails: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{what} {spec}: importing it fails: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"{what} {spec}: {module_name} has no callable {name!r}")
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{what} {spec}: calling it fails: {type(error).__name__}: {error}") from error
 
 
@@ -94,4 +103,6 @@ def _example(spec: str, loader: Iterable[Any]) -> Any:
         return {name: value for name, value in batch.items() if name not in LABEL_KEYS}
     if not isinstance(batch, (tuple, list)):
         return batch
+    if not batch:
+        raise InputError(f"DATA {spec}: the first train batch is an empty {type(batch).__name__}")
     return batch[0] if len(batch) <= 2 else tuple(batch[:-1])

@@ -1,10 +1,10 @@
-"""Making records: the part of ``record_outputs`` that needs the model (records themselves never import torch)."""
+"""Making records: the part of ``record_outputs`` that needs the model (records never import torch)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.network import ExitNetwork
 from offramp.records import ExitRecords
-from offramp.state import model_digest, scratch
+from offramp.state import graph_digest, model_digest, scratch
+
+Judge = Callable[[Tensor], Tensor]
 
 
 def collect_records(
@@ -33,19 +35,9 @@ def collect_records(
     confidence_of = get_confidence(net.confidence)
 
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
-        if use_labels and labels is None:
-            raise InputError(
-                "the loader gives no labels; pass quality='agreement' to compare with the full model"
-            )
         answers, final = net.answers(values)
         _check_finite(net, answers, final)
-        if use_labels:
-            assert labels is not None
-            net.task.check_labels(labels, final)
-
-        def quality(outputs: Tensor) -> Tensor:
-            return net.task.quality(outputs, labels) if use_labels else net.task.agreement(outputs, final)
-
+        quality = _judge(net, labels, final, use_labels)
         arrays = {
             "confidence": torch.stack([confidence_of(answers[e]) for e in exits], 1),
             "quality": torch.stack([quality(answers[e]) for e in exits], 1),
@@ -53,24 +45,41 @@ def collect_records(
             "final_quality": quality(final),
         }
         if keep_logits:
-            arrays["logits"] = torch.stack([answers[e].float() for e in exits], 1)
-        return {name: value.cpu().numpy() for name, value in arrays.items()}
+            arrays["logits"] = torch.stack([answers[e] for e in exits], 1)
+        return {name: value.float().cpu().numpy() for name, value in arrays.items()}
 
     with scratch(work_dir) as base:
         folder = base / f"records-{_fingerprint(net, use_labels, keep_logits)}"
         rows = collect(
-            folder, net.partition.spec, loader, compute, label="Recording every exit", progress=progress
+            folder, net.partition.spec, loader, compute,
+            label="Recording every exit", apart=True, lasting=work_dir is not None, progress=progress,
+        )  # fmt: skip
+        return _assemble(net, exits, rows.arrays, use_labels)
+
+
+def _judge(net: ExitNetwork, labels: Tensor | None, final: Tensor, use_labels: bool) -> Judge:
+    """What gives the quality (B,) of outputs (B, K) for one batch."""
+    if not use_labels:
+        return lambda outputs: net.task.agreement(outputs, final)
+    if labels is None:
+        raise InputError(
+            "expected labels, got none; pass quality='agreement' to compare with the full model instead"
         )
-        return _assemble(net, exits, rows, use_labels)
+    given = labels
+    net.task.check_labels(given, final)
+    return lambda outputs: net.task.quality(outputs, given)
 
 
 def _fingerprint(net: ExitNetwork, *options: bool) -> str:
     parts = [
-        model_digest(net.backbone),
+        graph_digest(net),
         model_digest(net),
+        repr(net.heads),
         net.positions,
         net.head_names,
         net.confidence,
+        net.task.name,
+        net.output,
         options,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -78,11 +87,12 @@ def _fingerprint(net: ExitNetwork, *options: bool) -> str:
 
 def _check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
     if not bool(torch.isfinite(final).all()):
-        raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
+        raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")
     for (p, c), out in answers.items():
         if not bool(torch.isfinite(out).all()):
             raise InputError(
-                f"exit {net.head_names[c]!r} at {net.positions[p]!r} is not finite for some inputs; train it again"
+                f"head {net.head_names[c]!r} at {net.positions[p]!r} gives an answer that is not finite; "
+                "train it again"
             )
 
 

@@ -61,8 +61,11 @@ class ExitRecords:
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, np.float32))
         object.__setattr__(self, "exists", np.asarray(self.exists, bool))
-        object.__setattr__(self, "positions", tuple(self.positions))
-        object.__setattr__(self, "heads", tuple(self.heads))
+        for name in ("positions", "heads"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # it would be taken apart into letters
+                raise InputError(f"ExitRecords.{name}: expected a tuple of names, got the string {value!r}")
+            object.__setattr__(self, name, tuple(value))
         self._check_shapes()
         self._check_values()
 
@@ -103,9 +106,20 @@ class ExitRecords:
         return int(self.final_quality.size)
 
     def subset(self, index: npt.ArrayLike) -> ExitRecords:
-        """Records of the samples that ``index`` (integers or a boolean mask over N) picks, in its order."""
+        """Records of the samples that ``index`` (integers or a boolean mask over N) picks, in its order.
+
+        Raises:
+            InputError: an index is out of range, or ``index`` is neither integers nor a mask of length N.
+        """
         pick = np.asarray(index)
-        pick = np.flatnonzero(pick) if pick.dtype == bool else pick.astype(np.int64)
+        if pick.dtype == bool and pick.shape == (self.samples,):
+            pick = np.flatnonzero(pick)
+        elif pick.ndim != 1 or (pick.size and pick.dtype.kind not in "iu"):
+            raise InputError(
+                f"subset(): expected integers or a boolean mask of shape ({self.samples},), "
+                f"got {pick.dtype} of shape {pick.shape}"
+            )
+        pick = pick.astype(np.int64)
         if pick.size and not (-self.samples <= pick.min() and pick.max() < self.samples):
             raise InputError(
                 f"subset(): expected indices below {self.samples}, got {pick.min()} to {pick.max()}"

@@ -1,94 +1,167 @@
-"""What long work keeps on disk: a scratch folder, a digest of a model's weights, and the training checkpoint."""
+"""What long work keeps on disk: a scratch folder, a digest of a model's weights, the training checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp._files import whole_file
+from offramp._files import load_arrays, save_arrays, storage_errors
+from offramp.errors import ArtifactError, InputError
+from offramp.network import ExitNetwork
 
+CHECKPOINT_FORMAT = "offramp.checkpoint"
+VERSION = 1
 _SAVE_EVERY = 2.0  # seconds of training that a kill may cost, besides the epoch under way
 
 
 @contextmanager
 def scratch(work_dir: str | Path | None) -> Iterator[Path]:
-    """The user's folder, kept; or a temporary one, removed at the end."""
+    """The user's folder, kept; or a temporary one, removed at the end.
+
+    Raises:
+        StorageError: there is no place for temporary files.
+    """
     if work_dir is not None:
         yield Path(work_dir)
         return
-    with tempfile.TemporaryDirectory(prefix="offramp-") as folder:
+    with storage_errors(Path(tempfile.gettempdir())):
+        temporary = tempfile.TemporaryDirectory(prefix="offramp-")
+    with temporary as folder:
         yield Path(folder)
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a model's state, in order of name."""
+    """SHA-256 over the names, types, shapes and values of a model's state, in order of name.
+
+    It does not depend on the device or the memory format. State that is not made of tensors counts where it
+    is plain (numbers, names, types) and is left out where it is not.
+
+    Raises:
+        InputError: a tensor is on the meta device, so there are no values.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, Tensor):
-            continue
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        _digest_state(digest, name, value)
     return digest.hexdigest()
 
 
+def graph_digest(net: ExitNetwork) -> str:
+    """SHA-256 of what a network's backbone computes: its operations and its weights."""
+    graph = str(net.partition.flow.trace.program.graph)
+    return hashlib.sha256(f"{model_digest(net.backbone)}|{graph}".encode()).hexdigest()
+
+
+def _digest_state(digest: Any, name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(_bytes(_plain(digest, name, value)).data)
+    elif isinstance(value, (tuple, list)):  # quantised layers pack weight and bias
+        for i, item in enumerate(value):
+            _digest_state(digest, f"{name}.{i}", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _digest_state(digest, f"{name}.{key}", item)
+    elif value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        digest.update(f"{name}|{value!r}|".encode())
+
+
+def _plain(digest: Any, name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        raise InputError(
+            f"the model's {name!r} is on the meta device and has no values; load its weights first"
+        )
+    if not tensor.is_quantized:
+        return tensor
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        digest.update(f"{tensor.q_scale()}|{tensor.q_zero_point()}|".encode())
+    else:
+        for values in (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()):
+            digest.update(_bytes(values).data)
+    return tensor.int_repr()
+
+
+def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    array: npt.NDArray[np.uint8] = flat.numpy()
+    return array
+
+
 class Checkpoint:
-    """Heads, optimiser state and epoch in one file, replaced whole.
+    """Heads, optimiser state and epoch in one checksummed file, replaced whole.
 
     Args:
-        path: of the file.
+        path: of the file; None saves nothing.
+        key: of everything the training depends on; a file with another key is not resumed.
         heads: what is trained, by (position, head index).
-        learning_rate: initial; the caller changes it per step.
-        weight_decay: of AdamW.
+        optimiser: of their parameters.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
+        key: str,
         heads: Mapping[tuple[int, int], nn.Module],
-        learning_rate: float,
-        weight_decay: float,
+        optimiser: torch.optim.Optimizer,
     ) -> None:
-        self._path = path
+        self._path, self._key = path, key
         self._modules = nn.ModuleDict({f"{p}|{c}": head for (p, c), head in heads.items()})
-        parameters = list(self._modules.parameters())
-        self.optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+        self._optimiser = optimiser
         self._saved = time.monotonic()
 
     def resume(self) -> int:
-        """Load what is stored, if anything; returns the number of epochs done."""
-        if not self._path.is_file():
+        """Load what is stored; returns the number of epochs done, 0 where nothing of use is stored."""
+        if self._path is None:
             return 0
-        with safe_open(self._path, framework="pt") as stream:
-            epoch = int(json.loads(stream.metadata()["offramp"])["epoch"])
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-        weights = {name[2:]: value for name, value in tensors.items() if name.startswith("w|")}
-        self._modules.load_state_dict(weights)
-        for name, parameter in self._modules.named_parameters():
-            slots = ("step", "exp_avg", "exp_avg_sq")
-            self.optimiser.state[parameter] = {slot: tensors[f"{slot}|{name}"] for slot in slots}
-        return epoch
+        try:
+            arrays, meta = load_arrays(self._path, CHECKPOINT_FORMAT, VERSION)
+        except ArtifactError:  # none yet, or damaged: training again gives the same
+            return 0
+        if meta.get("key") != self._key:
+            return 0
+        dtypes = {name: getattr(torch, dtype) for name, dtype in meta["dtypes"].items()}
+        tensors = {
+            name: torch.from_numpy(array).view(dtypes[name]).reshape(meta["shapes"][name])
+            for name, array in arrays.items()
+        }
+        self._modules.load_state_dict({n[2:]: value for n, value in tensors.items() if n.startswith("w|")})
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("o|"):
+                _, index, slot = name.split("|")
+                slots.setdefault(int(index), {})[slot] = value
+        state = self._optimiser.state_dict()
+        self._optimiser.load_state_dict({**state, "state": slots})  # puts each on its parameter's device
+        return int(meta["epoch"])
 
     def save(self, epoch: int, *, force: bool) -> None:
-        """Store the state after ``epoch`` epochs, at most every two seconds unless forced."""
+        """Store the state after ``epoch`` epochs, at most every two seconds unless forced.
+
+        Raises:
+            StorageError: the folder cannot be written or is full.
+        """
+        if self._path is None:
+            return
         if not force and time.monotonic() - self._saved < _SAVE_EVERY:
             return
-        tensors = {
-            f"w|{name}": value.detach().contiguous() for name, value in self._modules.state_dict().items()
+        tensors = {f"w|{name}": value for name, value in self._modules.state_dict().items()}
+        for index, slots in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"o|{index}|{slot}": value for slot, value in slots.items()}
+        meta = {
+            "key": self._key,
+            "epoch": epoch,
+            "dtypes": {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()},
+            "shapes": {name: list(value.shape) for name, value in tensors.items()},
         }
-        for name, parameter in self._modules.named_parameters():
-            for slot, value in self.optimiser.state[parameter].items():
-                tensors[f"{slot}|{name}"] = value
-        with whole_file(self._path) as temporary:
-            save_file(tensors, temporary, {"offramp": json.dumps({"epoch": epoch})})
+        arrays = {name: _bytes(value) for name, value in tensors.items()}
+        save_arrays(self._path, arrays, CHECKPOINT_FORMAT, VERSION, meta)
         self._saved = time.monotonic()

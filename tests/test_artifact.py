@@ -1,0 +1,501 @@
+"""Artifacts: what goes in comes out, what is damaged is refused, and what was there stays until the end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import offramp
+import small
+from offramp import _files, artifact, heads
+from offramp._files import canonical
+from offramp.artifact import load_records, read_manifest, replace_frontier
+from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
+from offramp.errors import ArtifactError, InputError, StorageError
+from offramp.heads import register_head
+
+FILES = {"manifest.json", "heads.safetensors", "example.safetensors", "frontier.json", "costs.json"}
+
+
+def frontier_of(costs, position="blocks.0", head="linear", threshold=0.5):
+    expected = Expected(0.5, costs.full / 2, 0.75, costs.full, 96)
+    config = ExitConfig((ExitChoice(position, head, threshold),), 0.9, expected)
+    return Frontier([config], {0.9: config}, {"method": "by hand"})
+
+
+class Made:
+    """A network, and all that is saved with it."""
+
+    def __init__(self, kind=small.Picture, position="blocks.0", **options):
+        self.kind, self.model = kind, small.model(kind)
+        self.net = offramp.attach_exits(self.model, small.few(small.inputs(kind)), **options)
+        self.costs = offramp.measure_cost(self.net)
+        self.frontier = frontier_of(self.costs, position)
+        self.records = offramp.record_outputs(self.net, small.loader(kind))
+
+    def save(self, path, **options):
+        offramp.save(path, self.net, self.frontier, self.costs, **options)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Made()
+
+
+@pytest.fixture(scope="module")
+def saved(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "artifact"
+    made.save(path, records={"search": made.records}, include_backbone=True)
+    return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """An artifact to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "artifact"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check_loaded(made, loaded, model):
+    net, frontier, costs = loaded
+    assert net.backbone is model
+    assert small.same(small.weights(net), small.weights(made.net))
+    assert not any(part.training for part in net.modules())
+    assert (net.positions, net.head_names) == (made.net.positions, made.net.head_names)
+    assert frontier == made.frontier
+    assert costs.to_json() == made.costs.to_json()
+    x = small.inputs(made.kind, 7)
+    wanted, final = made.net.forward_all(x)
+    got, full = net.forward_all(x)
+    assert torch.equal(full, final)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(got[exit_], wanted[exit_]) for exit_ in wanted)
+
+
+def test_round_trip(made, saved):
+    assert set(listing(saved)) == FILES | {"records-search.safetensors", "backbone.safetensors"}
+    model = small.model()
+    check_loaded(made, offramp.load(saved, model), model)
+    records = load_records(saved, read_manifest(saved), "search")
+    np.testing.assert_array_equal(records.confidence, made.records.confidence)
+    assert records.positions == made.records.positions
+
+
+@pytest.mark.parametrize("kind", [small.Vector, small.Tokens])
+def test_round_trip_of_other_inputs(kind, tmp_path):
+    positions = {small.Vector: "a", small.Tokens: "layers.0"}
+    options = {"cuts": [positions[kind]], "heads": ("linear", "mlp"), "confidence": "margin"}
+    made = Made(kind, positions[kind], **options)
+    made.save(tmp_path / "a")
+    model = small.model(kind)
+    loaded = offramp.load(tmp_path / "a", model)
+    check_loaded(made, loaded, model)
+    assert loaded[0].confidence == "margin"
+
+
+def test_nothing_of_the_users_samples_is_stored_but_integers(saved, tmp_path):
+    example = load_file(saved / "example.safetensors")["0"]
+    assert tuple(example.shape) == (2, 1, 8, 8)
+    assert not torch.equal(example, small.inputs()[:2])
+    tokens = Made(small.Tokens, "layers.0")
+    tokens.save(tmp_path / "a")
+    stored = load_file(tmp_path / "a" / "example.safetensors")
+    assert torch.equal(stored["ids"], small.inputs(small.Tokens)["ids"][:2])
+
+
+def test_the_same_content_gives_the_same_bytes(made, saved, tmp_path):
+    for name in ("a", "b"):
+        made.save(tmp_path / name, records={"search": made.records}, include_backbone=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(saved)
+
+
+def test_the_model_keeps_its_mode_and_state(saved):
+    model = small.model().train()
+    model.blocks.eval()
+    modes, before = [part.training for part in model.modules()], small.weights(model)
+    offramp.load(saved, model)
+    assert [part.training for part in model.modules()] == modes
+    assert small.same(before, small.weights(model))
+
+
+def test_another_model_is_refused(saved):
+    for model in (small.model(seed=1), small.model(width=5), small.model(small.Vector)):
+        kind = type(model).__name__
+        with pytest.raises(
+            ArtifactError, match=rf"made for another model: .*Picture .* got a {kind} .*restore"
+        ):
+            offramp.load(saved, model)
+
+
+def test_restoring_the_backbone(made, saved):
+    model = small.model(seed=1).train()
+    check_loaded(made, offramp.load(saved, model, restore_backbone=True), model)
+    assert small.same(small.weights(model), small.weights(made.model))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            small.model(width=5),
+            r"'blocks.0.conv.weight' is torch.float32\[6, 6, 3, 3\] in the artifact and .*\[5",
+        ),
+        (
+            small.model(small.Vector),
+            r"'a.bias' is NoneType in the artifact and torch.float32\[8\] in the model",
+        ),
+        (small.model().double(), r".* is torch.float32.* in the artifact and torch.float64.* in the model"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_not_touched(saved, model, message):
+    before = small.weights(model)
+    with pytest.raises(ArtifactError, match=rf"the stored backbone does not fit this .*: {message}"):
+        offramp.load(saved, model, restore_backbone=True)
+    assert small.same(before, small.weights(model))
+
+
+def test_a_backbone_that_was_not_stored(made, tmp_path):
+    made.save(tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"holds no backbone weights; save with include_backbone=True"):
+        offramp.load(tmp_path / "a", small.model(), restore_backbone=True)
+    with pytest.raises(ArtifactError, match=r"load the weights that it was built with"):
+        offramp.load(tmp_path / "a", small.model(seed=1))
+
+
+class Noted(small.Vector):
+    """State that is not made of tensors."""
+
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_backbone_with_other_state_can_be_referenced_but_not_stored(tmp_path):
+    model = small.model(Noted)
+    net = offramp.attach_exits(model, small.inputs(small.Vector)[:2])
+    costs = offramp.measure_cost(net)
+    offramp.save(tmp_path / "a", net, frontier_of(costs, "a"), costs)
+    offramp.load(tmp_path / "a", small.model(Noted))
+    with pytest.raises(
+        InputError, match=r"'_extra_state' is not a plain tensor; save with include_backbone=F"
+    ):
+        offramp.save(tmp_path / "b", net, frontier_of(costs, "a"), costs, include_backbone=True)
+    assert listing(tmp_path) == ["a"]
+
+
+def test_parts_of_another_network_are_refused(made, tmp_path):
+    other = Made(small.Vector, "a", heads=("linear", "mlp"))
+    for arguments, message in (
+        (
+            (made.frontier, other.costs),
+            r"costs: expected 3 positions and 3 heads .* got 3 and 2; measure them",
+        ),
+        ((other.frontier, made.costs), r"frontier: the network has no head 'linear' at 'a'; search again"),
+        ((frontier_of(made.costs, head="odd"), made.costs), r"frontier: the network has no head 'odd' at"),
+    ):
+        with pytest.raises(InputError, match=message):
+            offramp.save(tmp_path / "a", made.net, *arguments)
+    with pytest.raises(InputError, match=r"records 'search': their positions or heads are not the network's"):
+        made.save(tmp_path / "a", records={"search": other.records})
+    with pytest.raises(InputError, match=r"records: expected plain names such as 'search', got '../x'"):
+        made.save(tmp_path / "a", records={"../x": made.records})
+    assert listing(tmp_path) == []
+
+
+# replacing
+
+
+def test_an_artifact_is_replaced_by_the_next(made, copy):
+    made.save(copy)
+    assert set(listing(copy)) == FILES
+    assert listing(copy.parent) == ["artifact"]
+    link = copy.parent / "link"
+    link.symlink_to(copy)
+    made.save(link, records={"search": made.records})
+    assert link.is_symlink()
+    assert "records-search.safetensors" in listing(copy)
+
+
+def test_an_empty_folder_and_new_parents_are_fine(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    made.save(tmp_path / "empty")
+    made.save(tmp_path / "new" / "folder" / "artifact")
+    assert set(listing(tmp_path / "empty")) == set(listing(tmp_path / "new/folder/artifact")) == FILES
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"format": "offramp.artifact", "version": 1}', "no"])
+def test_a_folder_of_something_else_is_left_alone(made, tmp_path, manifest):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("years")
+    if manifest is not None:
+        (tmp_path / "work" / "manifest.json").write_text(manifest)
+    before = contents(tmp_path / "work")
+    with pytest.raises(StorageError, match=r"work exists and is not an artifact; choose another folder or"):
+        made.save(tmp_path / "work")
+    assert contents(tmp_path / "work") == before
+    assert listing(tmp_path) == ["work"]
+
+
+def test_an_artifact_with_something_beside_it_is_left_alone(made, copy):
+    (copy / "notes.txt").write_text("mine")
+    before = contents(copy)
+    for action in (lambda: made.save(copy), lambda: replace_frontier(copy, made.frontier)):
+        with pytest.raises(StorageError, match=r"holds more than an artifact: notes.txt; choose another"):
+            action()
+    assert contents(copy) == before
+
+
+def test_a_path_that_cannot_be_written(made, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"file is a file; choose another folder"):
+        made.save(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"a file is where a folder is expected"):
+        made.save(tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("mine")])
+@pytest.mark.parametrize("where", ["_save_tensors", "_write_manifest", "flush", "rename", "second rename"])
+def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch, error, where):
+    before, renames = contents(copy), []
+    rename = Path.rename
+
+    def fail(*_):
+        raise error
+
+    def failing_rename(self, target):
+        renames.append(target)
+        if len(renames) == (1 if where == "rename" else 2):
+            raise error
+        return rename(self, target)
+
+    if "rename" in where:
+        monkeypatch.setattr(Path, "rename", failing_rename)
+    elif where == "flush":
+        monkeypatch.setattr(_files, "flush", fail)
+    else:
+        monkeypatch.setattr(artifact, where, fail)
+    wanted = StorageError if isinstance(error, OSError) else type(error)
+    with pytest.raises(wanted):
+        offramp.save(copy, made.net, frontier_of(made.costs, threshold=0.7), made.costs)
+    assert contents(copy) == before
+    assert listing(copy.parent) == ["artifact"]
+
+
+def test_a_full_disk_says_so(made, tmp_path, monkeypatch):
+    def full(*_):
+        raise artifact.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(artifact, "save_file", full)
+    with pytest.raises(StorageError, match=r"cannot write .*No space left on device.*check free space"):
+        made.save(tmp_path / "a")
+    assert listing(tmp_path) == []
+
+
+def test_replacing_the_frontier_keeps_the_rest(made, copy):
+    before, new = contents(copy), frontier_of(made.costs, threshold=0.25)
+    replace_frontier(copy, new)
+    after = contents(copy)
+    assert {name for name in before if before[name] != after[name]} == {"frontier.json", "manifest.json"}
+    assert offramp.load(copy, small.model())[1] == new
+    with pytest.raises(InputError, match=r"the network has no head 'linear' at 'elsewhere'"):
+        replace_frontier(copy, frontier_of(made.costs, "elsewhere"))
+    assert contents(copy) == after
+
+
+# damage
+
+
+@pytest.mark.parametrize("name", sorted(FILES | {"records-search.safetensors", "backbone.safetensors"}))
+@pytest.mark.parametrize("damage", ["cut", "changed", "longer", "removed", "a folder"])
+def test_any_damage_to_any_file_is_refused(copy, name, damage):
+    path = copy / name
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "removed":
+        path.write_bytes({"cut": whole[:at], "changed": changed, "longer": whole + b" x"}[damage])
+    with pytest.raises(ArtifactError, match=re.escape(name.partition(".")[0])) as caught:
+        offramp.load(copy, small.model())
+    assert re.search("copy|check the path|build it again|not JSON", str(caught.value))
+
+
+def rewrite(folder, change):
+    """Change the manifest and make it consistent again, as an attacker would."""
+    document = json.loads((folder / "manifest.json").read_text())
+    document.pop("sha256")
+    change(document)
+    for name, entry in document["files"].items() if isinstance(document.get("files"), dict) else ():
+        if (folder / name).is_file() and isinstance(entry, dict) and entry.pop("recompute", None):
+            content = (folder / name).read_bytes()
+            entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    document["sha256"] = hashlib.sha256(canonical(document).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(document))
+
+
+def fields():
+    for section, names in artifact._FIELDS.items():
+        yield (section,)
+        yield from ((section, name) for name in names)
+    yield ("files",)
+
+
+@pytest.mark.parametrize("path", list(fields()), ids=".".join)
+@pytest.mark.parametrize("value", ["missing", 3.5, ["a", 1], {"a": 1}, 10**30])
+def test_a_manifest_with_a_wrong_field_is_refused(copy, path, value):
+    def change(document):
+        *parents, last = path
+        for name in parents:
+            document = document[name]
+        if value == "missing":
+            del document[last]
+        else:
+            document[last] = value
+
+    rewrite(copy, change)
+    with pytest.raises(ArtifactError):
+        offramp.load(copy, small.model())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(version=2), r"version 2 is newer than this release reads \(1\); upgrade offramp"),
+        (lambda d: d.update(format="other"), r"got format 'other'"),
+        (
+            lambda d: d["files"].update({"../x": {"bytes": 1, "sha256": ""}}),
+            r"'../x' is missing; copy the whole",
+        ),
+        (lambda d: d["files"].update({"/etc/passwd": {"bytes": 1}}), r"'/etc/passwd' is missing"),
+        (lambda d: d["files"].update({"..": {}}), r"'..' is missing"),
+        (lambda d: d["files"].update({"": {}}), r"'' is missing"),
+        (lambda d: d["files"].update({"a\0b": {}}), r"is missing"),
+        (lambda d: d["files"]["costs.json"].clear(), r"costs.json: expected None bytes"),
+        (lambda d: d["files"]["costs.json"].update(sha256=3), r"costs.json: does not match its checksum"),
+        (lambda d: d["files"].pop("heads.safetensors"), r"'heads.safetensors' is missing from the manifest"),
+        (lambda d: d["files"].pop("frontier.json"), r"'frontier.json' is missing from the manifest; build"),
+        (lambda d: d["network"].update(heads=["linear", "unknown"]), r"do not fit this model: unknown head"),
+        (lambda d: d["network"].update(heads=["linear"]), r"(?s)its heads do not fit this model: .*mlp"),
+        (
+            lambda d: d["network"].update(cuts=["blocks.7"]),
+            r"do not fit this model: .*no module call 'blocks.7'",
+        ),
+        (lambda d: d["network"].update(task="poetry"), r"do not fit this model: unknown task 'poetry'"),
+        (lambda d: d["network"].update(confidence="blind"), r"do not fit this model: unknown confidence"),
+        (lambda d: d["network"].update(output="logits"), r"do not fit this model: model output"),
+        (lambda d: d["network"].update(layouts={"blocks.0": "WHC"}), r"do not fit this model: layouts"),
+        (lambda d: d["inputs"].update(names=["0", "1"]), r"expected examples of \['0', '1'\], got \['0'\]"),
+        (lambda d: d["inputs"].update(keyword=True), r"its heads do not fit this model"),
+    ],
+)
+def test_a_hostile_manifest_is_refused(copy, change, message):
+    rewrite(copy, change)
+    with pytest.raises(ArtifactError, match=message):
+        offramp.load(copy, small.model())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "9" * 5000, "[" * 100_000, '{"format": "offramp.artifact"}'])
+def test_a_manifest_that_is_no_document_is_refused(copy, text):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError):
+        offramp.load(copy, small.model())
+
+
+def put(name, content):
+    def change(folder):
+        (folder / name).write_bytes(content)
+        rewrite(folder, lambda d: d["files"][name].update(recompute=True))
+
+    return change
+
+
+def put_tensors(name, tensors):
+    def change(folder):
+        save_file(tensors, folder / name)
+        rewrite(folder, lambda d: d["files"][name].update(recompute=True))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("heads.safetensors", b"\x80\x04pickle"), r"heads.safetensors: not a whole safetensors file"),
+        (put("frontier.json", b"[]"), r"expected an offramp.frontier document"),
+        (put("frontier.json", b"\xff\xff"), r"cannot read .*frontier.json"),
+        (put("costs.json", b"{}"), r"expected an offramp.costs document"),
+        (put_tensors("heads.safetensors", {"x": torch.zeros(1)}), r"its heads do not fit this model"),
+        (put_tensors("example.safetensors", {"0": torch.zeros(())}), r"its heads do not fit this model"),
+        (put_tensors("example.safetensors", {"0": torch.zeros(2, 9)}), r"its heads do not fit this model"),
+    ],
+)
+def test_hostile_files_with_right_checksums_are_refused(copy, change, message):
+    change(copy)
+    with pytest.raises(ArtifactError, match=message):
+        offramp.load(copy, small.model())
+
+
+def test_parts_that_do_not_belong_together_are_refused(made, copy):
+    put("frontier.json", frontier_of(made.costs, "elsewhere").to_json().encode())(copy)
+    with pytest.raises(
+        ArtifactError, match=r"its parts do not belong together: frontier: the network has no"
+    ):
+        offramp.load(copy, small.model())
+
+
+def test_a_head_that_is_not_registered(tmp_path):
+    made = Made(small.Vector, "a", heads=("linear", "small-own"))
+    made.save(tmp_path / "a")
+    factory = heads._HEADS._entries.pop("small-own")
+    try:
+        with pytest.raises(ArtifactError, match=r"do not fit this model: unknown head 'small-own'"):
+            offramp.load(tmp_path / "a", small.model(small.Vector))
+    finally:
+        register_head("small-own")(factory)
+    assert offramp.load(tmp_path / "a", small.model(small.Vector))
+
+
+def test_paths_that_are_no_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match=r"expected an artifact folder at .*nowhere, found none; check"):
+        offramp.load(tmp_path / "nowhere", small.model())
+    with pytest.raises(ArtifactError, match=r"is not an artifact: it has no manifest.json; check the path"):
+        offramp.load(tmp_path, small.model())
+
+
+def test_records_that_were_not_stored(copy):
+    with pytest.raises(ArtifactError, match=r"holds no report records; build it again with a 'report' split"):
+        load_records(copy, read_manifest(copy), "report")
+
+
+def test_nothing_is_executed_from_files():
+    words = re.compile(r"\b(pickle|torch\.load|np\.load|joblib|marshal|shelve)\b|(?<![.\w])(eval|exec)\(")
+    source = Path(offramp.__file__).parent
+    found = {
+        f"{path.relative_to(source)}: {line.strip()}"
+        for path in source.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if words.search(line)
+    }
+    assert {line for line in found if "no pickle" not in line and "def eval(" not in line} == set()
