@@ -67,4 +67,6 @@ def entropy(logits: Tensor) -> Tensor:
     probabilities = logits.float().softmax(1)
     if probabilities.shape[1] < 2:
         return probabilities[:, 0]
-    return 1 + torch.special.xlogy(probabilities, probabilities).sum(1) / math.log(probabilities.shape[1])
+    negentropy = torch.special.xlogy(probabilities, probabilities).sum(1)
+    found: Tensor = 1 + negentropy / math.log(probabilities.shape[1])
+    return found.clamp(0, 1)  # rounding can step over the ends

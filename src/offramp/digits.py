@@ -1,8 +1,8 @@
 """The demo's data and model: scikit-learn's handwritten digits and a small residual network.
 
-1,797 real images in three disjoint splits: train (backbone and heads), search (configurations), report (figures).
-Each 8x8 digit is turned and placed at random on a 14x14 canvas: as they come they are so easy that the first exit
-knows everything and there is nothing to dial. Needs the extra ``demo``.
+1,797 real images in three disjoint splits: train (backbone and heads), search (configurations), report
+(figures). Each 8x8 digit is turned and placed at random on a 14x14 canvas: as they come they are so easy that
+the first exit knows everything and there is nothing to dial. Needs the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DigitsResNet(nn.Module):
         width: channels of the first stage; doubled at each later one.
     """
 
-    def __init__(self, depth: int = 3, width: int = 8) -> None:
+    def __init__(self, depth: int = 2, width: int = 16) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -94,7 +94,7 @@ def load_digits(seed: int = 0) -> Digits:
     x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(labels).long()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    parts = order.split(list(SPLITS.values()))
+    parts = torch.split_with_sizes(order, list(SPLITS.values()))
     return Digits(*((x[part], y[part]) for part in parts))
 
 
@@ -119,7 +119,7 @@ def placed(images: Tensor) -> Tensor:
 
 
 def augmented(data: tuple[Tensor, Tensor], views: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """``views`` copies of every digit, each placed at random on the canvas; the same ones for the same seed."""
+    """``views`` copies of every digit, each placed at random; the same ones for the same seed."""
     images, labels = data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,7 +134,7 @@ def batches(data: tuple[Tensor, Tensor], batch_size: int = 128) -> DataLoader[tu
 def train_backbone(
     data: tuple[Tensor, Tensor],
     *,
-    epochs: int = 60,
+    epochs: int = 50,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> DigitsResNet:

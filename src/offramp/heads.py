@@ -3,8 +3,9 @@
     reduce    feature -> what the head needs of it (pooling; no parameters, so training caches its result)
     predict   reduced feature -> outputs (B, K)
 
-A new head is a class or function ``(feature: FeatureSpec, outputs: int) -> nn.Module`` under ``register_head``; a
-module without ``reduce`` and ``predict`` is given the whole feature. It must not change its input in place.
+A new head is a class or function ``(feature: FeatureSpec, outputs: int) -> nn.Module`` under
+``register_head``; a module without ``reduce`` and ``predict`` is given the whole feature. It must not
+change its input in place.
 """
 
 from __future__ import annotations
@@ -50,25 +51,21 @@ _HEADS: Registry[HeadFactory] = Registry("head")
 register_head = _HEADS.register
 
 
-def make_head(name: str, feature: FeatureSpec, outputs: int) -> nn.Module | None:
-    """A fresh head, or None where that kind does not apply to the feature.
+def head_factory(name: str) -> HeadFactory:
+    """What makes heads of a kind.
 
     Raises:
         InputError: no head is registered under ``name``.
     """
-    return _HEADS[name](feature, outputs)
-
-
-def known_heads() -> tuple[str, ...]:
-    """Names of the registered heads."""
-    return tuple(_HEADS)
+    return _HEADS[name]
 
 
 def pool(x: Tensor, layout: str, grid: int) -> Tensor:
     """Average a feature down to a coarse grid, channels first.
 
     Args:
-        x: (B, ...) in ``layout``.
+        x: (B, ...).
+        layout: how ``x`` is laid out.
         grid: cells along each side; a side that is smaller stays as it is.
 
     Returns:
@@ -82,7 +79,9 @@ def pool(x: Tensor, layout: str, grid: int) -> Tensor:
     sides = tuple(min(grid, size) for size in x.shape[2:])
     if sides == tuple(x.shape[2:]):
         return x
-    return F.adaptive_avg_pool1d(x, sides[0]) if len(sides) == 1 else F.adaptive_avg_pool2d(x, sides)
+    if len(sides) == 1:
+        return F.adaptive_avg_pool1d(x, sides[0])
+    return F.adaptive_avg_pool2d(x, (sides[0], sides[1]))
 
 
 class Head(nn.Module):
@@ -189,5 +188,5 @@ class ConvHead(Head):
 
 def _absorb(first: nn.Linear, mean: Tensor, std: Tensor) -> None:
     scaled = first.weight / std
-    first.bias -= scaled @ mean
+    first.bias.sub_(scaled @ mean)
     first.weight.copy_(scaled)

@@ -100,9 +100,7 @@ class InputSpec:
             if not isinstance(value, Tensor):
                 raise InputError(f"input {name!r}: expected a tensor, got {type(value).__name__}")
             if value.shape[1:] != shape or value.ndim == 0:
-                raise InputError(
-                    f"input {name!r}: expected shape (B, {_dims(shape)}), got {tuple(value.shape)}"
-                )
+                raise InputError(f"input {name!r}: expected shape ({_dims(shape)}), got {tuple(value.shape)}")
             if value.dtype != dtype:
                 raise InputError(f"input {name!r}: expected {dtype}, got {value.dtype}; convert the batch")
             if value.device != self.device:
@@ -111,7 +109,8 @@ class InputSpec:
                 )
             if len(value) != len(values[0]):
                 raise InputError(
-                    f"input {name!r}: expected batch size {len(values[0])} like {self.names[0]!r}, got {len(value)}"
+                    f"input {name!r}: expected batch size {len(values[0])} like {self.names[0]!r}, "
+                    f"got {len(value)}"
                 )
 
     def call(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -120,22 +119,19 @@ class InputSpec:
             return (), dict(zip(self.names, values, strict=True))
         return tuple(values), {}
 
-    def values_of(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
-        """Inverse of ``call``."""
-        return [kwargs[name] for name in self.names] if self.keyword else list(args)
-
     def split_labels(self, batch: object) -> tuple[list[Tensor], Tensor | None]:
         """A loader's batch to (inputs, labels).
 
-        Understood: ``inputs``; ``(inputs, labels)``; ``(input_1, ..., input_n, labels)``; a dict of inputs with an
-        optional key "labels" (or "label", "target", "targets"). Tensors are moved to the model's device.
+        Understood: ``inputs``; ``(inputs, labels)``; ``(input_1, ..., input_n, labels)``; a dict of inputs
+        with an optional key "labels" (or "label", "target", "targets"). Tensors are moved to the model's
+        device.
 
         Raises:
             InputError: any other structure, or inputs that ``flatten`` refuses.
         """
         inputs, labels = self._separate(batch)
         if labels is not None:
-            labels = torch.as_tensor(labels).to(self.device)
+            labels = _as_labels(labels).to(self.device)
         return self.flatten(_moved(inputs, self.device)), labels
 
     def _separate(self, batch: object) -> tuple[object, Any]:
@@ -172,5 +168,12 @@ def _moved(inputs: object, device: torch.device) -> object:
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
 
 
+def _as_labels(labels: object) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"loader: expected labels as a tensor or as numbers, got {labels!r:.80}") from error
+
+
 def _dims(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
+    return ", ".join(["B", *map(str, shape)])

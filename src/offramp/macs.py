@@ -1,8 +1,8 @@
 """Multiply-accumulate counts, on the meta device: shapes only, nothing is computed.
 
-torch's own counter is used; on the CPU device it misses fused attention, on the meta device it does not. It counts
-two floating-point operations per multiply-accumulate. Operations other than matrix products and convolutions
-(normalisation, activations, pooling) count as nothing, as in the published figures.
+torch's own counter is used; on the CPU device it misses fused attention, on the meta device it does not. It
+counts two floating-point operations per multiply-accumulate. Operations other than matrix products and
+convolutions (normalisation, activations, pooling) count as nothing, as in the published figures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def count_macs(call: Callable[[], T]) -> tuple[int, T]:
 
 def count_module(module: nn.Module, *inputs: torch.Tensor) -> object:
     """Run a module on meta tensors without touching its weights, in eval mode."""
-    shapes = {name: value.to("meta") for name, value in module.state_dict(keep_vars=True).items()}
+    tensors = (*module.named_parameters(), *module.named_buffers())  # state_dict lacks non-persistent buffers
+    shapes = {name: value.to("meta") for name, value in tensors}
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

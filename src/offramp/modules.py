@@ -1,17 +1,19 @@
 """Module calls of a traced model: which operations each call of each module made, and which calls are blocks.
 
-A block is what an engineer would call one: a module with parts of its own that is not itself a list of blocks. Its
-inside is not cut automatically. Models without blocks are cut before each leaf that has weights.
+A block is what an engineer would call one: a module with parts of its own that is not itself a list of
+blocks. Its inside is not cut automatically. Models without blocks are cut before each leaf that has
+weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
-from offramp.flow import Flow, is_size
+from offramp.flow import Flow
 
 
 @dataclass
@@ -50,7 +52,7 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
     calls: dict[str, ModuleCall] = {}
     times: dict[str, int] = {}
     for i, node in enumerate(flow.nodes):
-        if is_size(node):  # sizes are hoisted out of the call they belong to
+        if flow.is_free(node):  # sizes are hoisted out of their call, and weights may be computed anywhere
             continue
         for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
             if not path or path not in modules:
@@ -64,19 +66,18 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
 
 
 def block_ends(calls: Sequence[ModuleCall]) -> list[str]:
-    """Names of the calls whose ends are cut automatically, deepest first where several end together."""
+    """Names of the calls whose ends are cut automatically, in order."""
     blocks = [call for call in calls if call.composite and not _lists_blocks(call, calls)]
     outer = [
         call for call in calls if call.composite and not any(b.holds(call) for b in blocks if b is not call)
     ]
-    return [call.name for call in sorted(outer, key=lambda c: (c.last, -c.path.count(".")))]
+    return [call.name for call in outer]
 
 
 def leaf_ends(calls: Sequence[ModuleCall]) -> list[str]:
     """Names of the leaf calls after which a leaf with weights follows."""
     leaves = [call for call in calls if not call.composite]
-    pairs = zip(leaves, leaves[1:], strict=False)
-    return [before.name for before, after in pairs if _has_weights(after.module)]
+    return [before.name for before, after in pairwise(leaves) if _has_weights(after.module)]
 
 
 def _lists_blocks(call: ModuleCall, calls: Sequence[ModuleCall]) -> bool:

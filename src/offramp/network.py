@@ -1,7 +1,7 @@
 """A backbone cut into segments, with candidate heads at every cut.
 
-The backbone stays the user's object: it is not registered as a sub-module, its parameters, buffers and modes are
-never touched. Positions are numbered from 0, the model's input; position i is the i-th cut.
+The backbone stays the user's object: it is not registered as a sub-module, its parameters, buffers and modes
+are never touched. Positions are numbered from 0, the model's input; position i is the i-th cut.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offramp.confidence import get_confidence
 from offramp.errors import InputError, PartitionError
-from offramp.heads import FeatureSpec, make_head
+from offramp.heads import FeatureSpec, head_factory
 from offramp.partition import INPUT, Partition, partition
 from offramp.tasks import Task, make_task, select_output
 
@@ -51,7 +51,7 @@ class ExitNetwork(nn.Module):
         for (p, c), head in heads.items():
             here = self.heads[p]
             assert isinstance(here, nn.ModuleDict)
-            here[self.head_names[c]] = head.to(answer.device, answer.dtype)
+            here[self.head_names[c]] = head.to(answer.device, parts.cuts[p - 1].dtype)
         self.task, self.confidence = task, confidence
         self.outputs, self.output = answer.shape[1], output
 
@@ -170,21 +170,30 @@ def attach_exits(
         seed: of the heads' initial weights.
 
     Raises:
-        InputError: an unknown head, task or confidence, or an output that is not (B, K).
+        InputError: an unknown head, task or confidence, no head that applies to any position, or an output
+        that
+            is not (B, K).
         PartitionError: the model cannot be exported or cut.
     """
     if isinstance(heads, str) or not heads or len(set(heads)) != len(heads):
         raise InputError(f"heads: expected distinct names such as ('linear', 'mlp'); got {heads!r}")
+    for name in heads:
+        head_factory(name)
     chosen = make_task(task)
     get_confidence(confidence or chosen.confidence)
     parts = partition(model, example_inputs, cuts=cuts, layouts=layouts)
     if not parts.cuts:
         raise PartitionError(_no_cut(parts))
     with torch.no_grad():
-        values: Sequence[object] = [value.clone() for value in parts.flow.trace.example]
-        answer = select_output(parts.pack(parts.span(0, len(parts.cuts) + 1)(*values)), output)  # type: ignore[arg-type]
+        values = [value.clone() for value in parts.flow.trace.example]
+        answer = select_output(parts.pack(parts.span(0, len(parts.cuts) + 1)(*values)), output)
     specs = (None, *(FeatureSpec(cut.shape, cut.layout) for cut in parts.cuts))
     made = _make_heads(specs, heads, answer.shape[1], seed)
+    if not made:
+        kinds = sorted({cut.layout for cut in parts.cuts})
+        raise InputError(
+            f"heads: none of {', '.join(heads)} applies to features laid out {', '.join(kinds)}; try 'linear'"
+        )
     return ExitNetwork(parts, specs, made, heads, chosen, confidence or chosen.confidence, answer, output)
 
 
@@ -197,7 +206,7 @@ def _make_heads(
         torch.manual_seed(seed)
         for p, spec in enumerate(specs):
             for c, name in enumerate(names):
-                head = None if spec is None else make_head(name, spec, outputs)
+                head = None if spec is None else head_factory(name)(spec, outputs)
                 if head is not None:
                     made[p, c] = head
     return made

@@ -3,7 +3,10 @@
     model ──trace──▶ operations ──legal cuts──▶ segment ─▶ segment ─▶ ... ─▶ output
 
 A cut sits where a module call ends and is named after it (``layer2.3``; the second call of a shared module is
-``block@2``). It is legal where what is alive is one feature tensor, plus tensors that depend on the inputs alone.
+``block@2``); where it is not legal there, at the first legal place before the next call (``x + block(x)``).
+It is legal where what is alive is one feature tensor, plus tensors that depend on the inputs alone. "Equal"
+means: as the model computes with ``torch.backends.mha.set_fastpath_enabled(False)``; the fused path of
+``nn.TransformerEncoderLayer`` differs from its own plain path in the last bits.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +23,18 @@ from torch.fx import Node
 from torch.utils import _pytree
 
 from offramp.errors import PartitionError
-from offramp.flow import Flow
+from offramp.flow import Flow, batch_free, is_tensor
 from offramp.inputs import InputSpec
 from offramp.layout import LAYOUTS, find_layout
 from offramp.macs import count_macs
 from offramp.modules import ModuleCall, block_ends, leaf_ends, module_calls
-from offramp.spans import Border, Span, batch_first, batch_free, build_span
+from offramp.spans import Border, Span, build_span
 from offramp.tracing import evaluating, trace
 
 INPUT = "input"
 OUTPUT = "output"
-_LEAST_SHARE = (
-    0.005  # automatic cuts closer than this share of the MACs to their neighbour or the end are left out
-)
+# automatic cuts closer than this share of the MACs to their neighbour or the end are left out
+_LEAST_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Segment:
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The tuple handed on by the segment before (the model's inputs, for the first) to the next tuple.
 
-        The first tensor of a tuple is the feature; the rest depend on the inputs alone. The last segment returns
-        the model's outputs, flat; ``Partition.pack`` gives them the model's own structure.
+        The first tensor of a tuple is the feature; the rest depend on the inputs alone. The last segment
+        returns the model's outputs, flat; ``Partition.pack`` gives them the model's own structure.
+        A segment may change the feature it is handed in place, where the model does.
         """
         return self.span(*values)
 
@@ -114,7 +118,7 @@ class Partition:
         return tuple(Segment(names[i + 1], names[i], self.span(i, i + 1)) for i in range(count))
 
     def span(self, start: int, stop: int, device: str | None = None) -> Span:
-        """Segments ``start`` to ``stop - 1`` as one function; 0 is the input, ``len(cuts) + 1`` the output."""
+        """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
         return build_span(self.flow, self.border(start), self.border(stop), device)
 
     def border(self, index: int) -> Border:
@@ -128,7 +132,7 @@ class Partition:
         return _pytree.tree_unflatten(list(flat), self.flow.trace.program.call_spec.out_spec)
 
     def run(self, inputs: object) -> object:
-        """The whole chain, segment by segment, on inputs as the model takes them; the model's output comes back."""
+        """The whole chain, segment by segment, on inputs as the model takes them; returns what it returns."""
         values: tuple[Tensor, ...] = tuple(self.spec.flatten(inputs))
         with torch.no_grad():
             for segment in self.segments:
@@ -156,8 +160,9 @@ def partition(
 
     Raises:
         InputError: the example is not a batch of tensors, or the model fails on it.
-        PartitionError: the model cannot be exported, changes itself, differs from its segments (it is random in eval
-            mode), or a name in ``cuts`` is unknown or not legal.
+        PartitionError: the model cannot be exported, changes itself, differs from its segments (it is
+        random in
+            eval mode), or a name in ``cuts`` or ``layouts`` is unknown or not legal.
     """
     flow = Flow(trace(model, example_inputs))
     calls = module_calls(flow)
@@ -179,52 +184,73 @@ def _sort_out(
     for name, layout in layouts.items():
         if layout not in LAYOUTS:
             raise PartitionError(f"layouts[{name!r}]: expected one of {', '.join(LAYOUTS)}; got {layout!r}")
-    legal, refused = [], []
-    for call in sorted(calls, key=lambda c: (c.last, len(c.name))):
-        cut = _cut(flow, call, layouts)
-        (legal if isinstance(cut, Cut) else refused).append(cut)
-    return legal, refused  # type: ignore[return-value]
+        if name not in {call.name for call in calls}:
+            raise PartitionError(f"layouts: {_unknown(name, [call.name for call in calls])}")
+    in_order = sorted(calls, key=lambda call: (call.last, len(call.name)))
+    found = [_first_cut(flow, call, calls, layouts) for call in in_order]
+    legal = [cut for cut in found if isinstance(cut, Cut)]
+    return legal, [cut for cut in found if isinstance(cut, RefusedCut)]
 
 
-def _cut(flow: Flow, call: ModuleCall, layouts: Mapping[str, str]) -> Cut | RefusedCut:
-    alive = flow.alive(call.last)
+def _first_cut(
+    flow: Flow, call: ModuleCall, calls: Sequence[ModuleCall], layouts: Mapping[str, str]
+) -> Cut | RefusedCut:
+    following = min((c.first for c in calls if c.first > call.last), default=len(flow.nodes))
+    tried = (_cut(flow, call.name, after, layouts.get(call.name)) for after in range(call.last, following))
+    refused = next(tried)
+    if isinstance(refused, Cut):
+        return refused
+    return next((cut for cut in tried if isinstance(cut, Cut)), refused)
+
+
+def _cut(flow: Flow, name: str, after: int, layout: str | None) -> Cut | RefusedCut:
+    if after == len(flow.nodes) - 1:
+        return RefusedCut(name, "the model is finished here")
+    alive = flow.alive(after)
     features = [node for node in alive if flow.is_feature(node)]
     if not features:
-        return RefusedCut(call.name, "nothing has been computed with the model's parameters yet")
-    if call.last == len(flow.nodes) - 1:
-        return RefusedCut(call.name, "the model is finished here")
+        return RefusedCut(name, "nothing has been computed with the model's parameters yet")
     if len(features) > 1:
         names = ", ".join(node.name for node in features)
-        return RefusedCut(call.name, f"{len(features)} tensors are alive, expected one feature: {names}")
-    feature, carried = features[0], [node for node in alive if not flow.is_feature(node)]
-    reason = _objection(flow, feature, carried, call.last)
+        return RefusedCut(name, f"{len(features)} values are alive, expected one feature: {names}")
+    handed = (features[0], *(node for node in alive if node is not features[0]))
+    reason = _objection(flow, handed, after)
     if reason:
-        return RefusedCut(call.name, reason)
-    layout = layouts.get(call.name) or find_layout(flow, feature)
-    if layout is None:
-        return RefusedCut(
-            call.name, "the layout of the feature is unclear; give it as layouts={name: 'NCHW'}"
-        )
-    value = feature.meta["val"]
-    rows = tuple(batch_first(flow, node) for node in carried)
-    shape = tuple(int(size) for size in value.shape[1:])
-    return Cut(call.name, Border(call.last, (feature, *carried)), layout, shape, value.dtype, rows)
+        return RefusedCut(name, reason)
+    value = features[0].meta["val"]
+    layout = layout or find_layout(flow, features[0])
+    if layout is None or len(layout) != value.ndim:
+        return RefusedCut(name, _unclear(layout, tuple(value.shape[1:])))
+    rows = tuple(flow.batch_first(node) for node in handed[1:])
+    return Cut(name, Border(after, handed), layout, tuple(value.shape[1:]), value.dtype, rows)
 
 
-def _objection(flow: Flow, feature: Node, carried: Sequence[Node], after: int) -> str:
-    if not batch_first(flow, feature):
-        return f"the feature {feature.name} has shape {tuple(feature.meta['val'].shape)}: the batch must be first"
-    if not feature.meta["val"].dtype.is_floating_point:
-        return f"the feature {feature.name} is of type {feature.meta['val'].dtype}, expected floating point"
-    for node in carried:
-        if not (batch_first(flow, node) or batch_free(node)):
-            return (
-                f"the mask {node.name} has the batch in an inner dimension: {tuple(node.meta['val'].shape)}"
-            )
-    everything = [feature, *carried]
-    if any(flow.changed_through_an_alias(node, after, everything) for node in everything):
+def _objection(flow: Flow, handed: tuple[Node, ...], after: int) -> str:
+    """Why these values, the feature first, cannot be handed on; empty where they can."""
+    feature = handed[0]
+    for node in handed:
+        if not is_tensor(node):
+            return f"{node.name} is alive, which is no tensor but {type(node.meta['val']).__name__}"
+    shape, dtype = tuple(feature.meta["val"].shape), feature.meta["val"].dtype
+    if not flow.batch_first(feature):
+        return f"the feature {feature.name} has shape {shape}: the batch must be first, and only there"
+    if not dtype.is_floating_point:
+        return f"the feature {feature.name} is of type {dtype}, expected floating point"
+    for node in handed[1:]:
+        if not (flow.batch_first(node) or batch_free(node)):
+            shape = tuple(node.meta["val"].shape)
+            return f"the mask {node.name} has shape {shape}: the batch must be first, and only there"
+    if any(flow.changed_through_an_alias(node, after, list(handed)) for node in handed):
         return "two values share storage here and one is changed in place later"
     return ""
+
+
+def _unclear(layout: str | None, shape: tuple[int, ...]) -> str:
+    if not 1 <= len(shape) <= 3:
+        return f"the feature has shape {('B', *shape)}; heads take features of 2 to 4 dimensions"
+    if layout is not None:
+        return f"layout {layout!r} was given for a feature of shape {('B', *shape)}"
+    return "the layout of the feature is unclear; give it as layouts={name: 'NCHW'}"
 
 
 def _choose(
@@ -249,11 +275,13 @@ def _choose(
         if name in reasons and name not in known:
             raise PartitionError(f"cannot cut after {name!r}: {reasons[name]}")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3) or list(known)[:5]
-            raise PartitionError(
-                f"no module call {name!r} to cut after; try {', '.join(close) or 'another model'}"
-            )
+            raise PartitionError(f"cuts: {_unknown(name, list(known))}")
     return _distinct(sorted((known[name] for name in cuts), key=lambda cut: cut.border.after))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3) or known[:5]
+    return f"no module call {name!r} to cut after; try {', '.join(close) or 'another model'}"
 
 
 def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
@@ -263,21 +291,21 @@ def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
 
 def _automatic(flow: Flow, calls: Sequence[ModuleCall], legal: Sequence[Cut]) -> list[Cut]:
     by_name = {cut.name: cut for cut in legal}
+    found: list[Cut] = []
     for ends in (block_ends(calls), leaf_ends(calls)):
-        candidates = [by_name[name] for name in ends if name in by_name]
-        spaced = _spaced(flow, _distinct(candidates))
-        if spaced:
-            return spaced
-    return []
+        spaced = _spaced(flow, _distinct([by_name[name] for name in ends if name in by_name]))
+        found = max(found, spaced, key=len)
+        if len(found) > 1:  # with fewer than two blocks to stop after, it is no model of blocks
+            break
+    return found
 
 
 def _spaced(flow: Flow, cuts: Sequence[Cut]) -> list[Cut]:
     """Cuts far enough, in MACs, from the one before and from the end for an exit to make a difference."""
-    if not cuts:
-        return []
     borders = [Border(-1, flow.trace.inputs), *(cut.border for cut in cuts), output_border(flow)]
     macs = span_macs(flow, borders)
-    total, done, kept, last = sum(macs), 0, [], 0
+    total, done, last = sum(macs), 0, 0
+    kept: list[Cut] = []
     for cut, cost in zip(cuts, macs, strict=False):
         done += cost
         if done - last > _LEAST_SHARE * total and total - done > _LEAST_SHARE * total:
@@ -290,31 +318,58 @@ def span_macs(flow: Flow, borders: Sequence[Border]) -> list[int]:
     """Multiply-accumulate operations per sample between neighbouring borders, counted on the meta device."""
     values = tuple(torch.empty_like(value[:1], device="meta") for value in flow.trace.example)
     counts = []
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in pairwise(borders):
         span = build_span(flow, start, stop, device="meta")
-        count, values = count_macs(lambda: span.on_meta(*values))  # noqa: B023 (called at once)
+        try:
+            count, values = count_macs(lambda: span.on_meta(*values))  # noqa: B023 (called at once)
+        except (NotImplementedError, RuntimeError) as error:
+            raise PartitionError(
+                f"cannot count the operations of {type(flow.trace.model).__name__}: {error}\n"
+                "  try: avoid shapes that depend on values (nonzero, masks as indices)"
+            ) from error
         counts.append(count)
     return counts
 
 
 def _verify(result: Partition) -> None:
-    trace_, model = result.flow.trace, result.model
-    for size in (len(trace_.example[0]), 1):
-        batch = [value[:size].clone() for value in trace_.example]
-        args, kwargs = result.spec.call([value.clone() for value in batch])
-        with evaluating(model):
-            wanted = _pytree.tree_leaves(model(*args, **kwargs))
-            got = _pytree.tree_leaves(
-                result.run((kwargs and dict(zip(result.spec.names, batch, strict=True))) or batch)
-            )
-        if len(wanted) != len(got) or not all(_equal(a, b) for a, b in zip(wanted, got, strict=True)):
+    example, name = result.flow.trace.example, type(result.model).__name__
+    answers = []
+    for size in (len(example[0]), 1):
+        wanted, got = map(_pytree.tree_leaves, _both(result, [value[:size] for value in example]))
+        if len(wanted) != len(got) or not all(map(_equal, wanted, got)):
             raise PartitionError(
-                f"{type(model).__name__}: its segments differ from it at batch size {size}; it is random in eval mode "
-                "or depends on more than its inputs. Make forward deterministic, then try again"
+                f"{name}: its segments differ from it at batch size {size}; it is random in eval mode or "
+                "depends on more than its inputs. Make forward deterministic, then try again"
             )
+        answers.append(wanted)
+    if any(map(_mixed, *answers)):
+        raise PartitionError(
+            f"{name}: its answer to a sample depends on the others in the batch (attention without "
+            "batch_first, or a norm that uses batch statistics?), so samples cannot leave one by one"
+        )
+
+
+def _mixed(together: object, alone: object) -> bool:
+    """Whether the first sample's answer among others is far from its answer alone, by more than rounding."""
+    if not (isinstance(together, Tensor) and isinstance(alone, Tensor) and alone.dtype.is_floating_point):
+        return False
+    if together.shape[1:] != alone.shape[1:] or alone.ndim == 0:
+        return False
+    tolerance = 0.01 if alone.dtype.itemsize >= 4 else 0.25
+    return bool((together[:1] - alone).abs().max() > tolerance * alone.abs().max())
+
+
+def _both(result: Partition, values: Sequence[Tensor]) -> tuple[object, object]:
+    """Output of the model and of its segments, each on copies of the inputs."""
+    args, kwargs = result.spec.call([value.clone() for value in values])
+    with evaluating(result.model):
+        output = result.model(*args, **kwargs)
+    args, kwargs = result.spec.call([value.clone() for value in values])
+    return output, result.run(kwargs or args)
 
 
 def _equal(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        alike = a.shape == b.shape and a.dtype == b.dtype
+        return alike and bool(((a == b) | ((a != a) & (b != b))).all())
     return bool(a == b)

@@ -1,23 +1,24 @@
 """A run of operations between two cuts as one Python function.
 
-A span takes what was handed on at its first cut (or the model's inputs) and returns what is handed on at its last
-(or the model's outputs). Operations are the traced ones, in the traced order: results equal the model's bit for bit.
-Sizes are read from the first tensor handed in, so a batch that has shrunk on the way is all right; free values are
-computed again inside the span that needs them.
+A span takes what was handed on at its first cut (or the model's inputs) and returns what is handed on at its
+last (or the model's outputs). Operations are the traced ones, in the traced order: results equal the
+model's bit for bit. Batch sizes are read from the first tensor handed in, so a batch that has shrunk on the
+way is all right; free values are computed again inside the span that needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
 
-from offramp.errors import PartitionError
-from offramp.flow import Flow, is_size, is_tensor
+from offramp.flow import Flow, is_check, is_size, operation_name
 from offramp.tracing import Slot
 
 
@@ -96,8 +97,7 @@ class _Builder:
             if node in found or node in inside or node in self.values or node not in self.flow.index:
                 continue
             found.add(node)
-            if not (is_size(node) and self._batch_factor(node)):
-                stack.extend(self.flow.reads(node))
+            stack.extend(self.flow.reads(node))
         return sorted(found, key=self.flow.index.__getitem__)
 
     def _place_parameters(self, nodes: Sequence[Node], results: Sequence[Node]) -> None:
@@ -114,30 +114,40 @@ class _Builder:
     def _place(self, node: Node) -> None:
         if node.op == "get_attr":
             target = str(node.target)
-            setattr(self.root, target, getattr(self.flow.trace.program.graph_module, target))
+            setattr(self.root, target, self._subgraph(getattr(node.graph.owning_module, target)))
             self.values[node] = self.graph.get_attr(target)
             return
-        if is_size(node) and self.flow.index[node] <= self.start.after:
-            factor = self._batch_factor(node)
-            if factor:
-                self.values[node] = self._batch_size(factor)
-                return
+        if factor := self.flow.batch_factor(node.meta.get("val")):
+            self.values[node] = self._batch_size(factor)
+            return
+        if self.device is not None and is_size(node) and operation_name(node) == "item":
+            self.values[node] = 1  # nothing is computed, so there is nothing to read
+            return
         copy = self.graph.node_copy(node, self._value)
         if self.device is not None:
-            copy.args = torch.fx.node.map_aggregate(copy.args, self._redirect)  # type: ignore[assignment]
-            copy.kwargs = torch.fx.node.map_aggregate(copy.kwargs, self._redirect)  # type: ignore[assignment]
+            self._redirect(copy)
         self.values[node] = copy
-        if node in self.flow.same:
-            self.values[self.flow.root(node)] = copy
 
-    def _redirect(self, argument: Any) -> Any:
-        return torch.device(str(self.device)) if isinstance(argument, torch.device) else argument
+    def _subgraph(self, module: GraphModule) -> GraphModule:
+        """A copy on the span's device, without run-time checks: autocast fails them on the meta device."""
+        module = deepcopy(module)
+        for part in (m for m in module.modules() if isinstance(m, GraphModule)):
+            for node in reversed(part.graph.nodes):
+                if is_check(node):
+                    part.graph.erase_node(node)
+                elif self.device is not None:
+                    self._redirect(node)
+            part.recompile()
+        return module
+
+    def _redirect(self, node: Node) -> None:
+        def moved(argument: Any) -> Any:
+            return torch.device(str(self.device)) if isinstance(argument, torch.device) else argument
+
+        node.args, node.kwargs = map_aggregate(node.args, moved), map_aggregate(node.kwargs, moved)
 
     def _value(self, node: Node) -> Any:
-        root = self.flow.root(node)
-        if root not in self.values:
-            raise PartitionError(f"value {node.name!r} is not handed over this cut; cut elsewhere")
-        return self.values[root]
+        return self.values[self.flow.root(node)]
 
     def _results(self, stop: Border) -> tuple[Any, ...]:
         flat = stop.handed or self.flow.trace.outputs
@@ -147,33 +157,6 @@ class _Builder:
         size = self.graph.call_function(torch.ops.aten.sym_size.int, (self.values[self.start.handed[0]], 0))
         return size if factor == 1 else self.graph.call_function(_times, (size, factor))
 
-    def _batch_factor(self, node: Node) -> int:
-        """K where the size is k times the batch size; 0 where it is something else."""
-        return batch_factor(self.flow, node.meta["val"])
-
 
 def _times(size: int, factor: int) -> int:
     return size * factor
-
-
-def batch_factor(flow: Flow, size: Any) -> int:
-    """K where ``size`` is k times the batch size, k a positive integer; else 0."""
-    if not isinstance(size, torch.SymInt):
-        return 0
-    batch = flow.trace.inputs[0].meta["val"].shape[0]
-    ratio = size.node.expr / batch.node.expr
-    return int(ratio) if ratio.is_Integer and ratio > 0 else 0
-
-
-def batch_first(flow: Flow, node: Node) -> bool:
-    """Whether a value's first dimension is the batch and no other depends on it."""
-    if not is_tensor(node):
-        return False
-    shape = node.meta["val"].shape
-    rest = any(isinstance(size, torch.SymInt) for size in shape[1:])
-    return len(shape) > 0 and batch_factor(flow, shape[0]) == 1 and not rest
-
-
-def batch_free(node: Node) -> bool:
-    """Whether no dimension of a value depends on the batch."""
-    return not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)

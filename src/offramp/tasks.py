@@ -1,7 +1,7 @@
 """What an answer is: how to read it off the model's output, and how good one is.
 
-A task turns outputs and labels into a loss to train heads with and a quality in [0, 1] to search with. A new one is
-a class with the methods of ``Task``, under ``register_task``.
+A task turns outputs and labels into a loss to train heads with and a quality in [0, 1] to search with. A
+new one is a class with the methods of ``Task``, under ``register_task``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Classification:
             raise InputError(
                 f"labels: expected shape ({len(outputs)},), one class per sample; got {tuple(labels.shape)}"
             )
-        if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64):
+        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             raise InputError(f"labels: expected integers, got {labels.dtype}; pass class indices")
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise InputError(
@@ -85,9 +85,9 @@ class Classification:
         return F.cross_entropy(outputs, labels.long(), reduction="none")
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """KL divergence (B,) to the full model's softmax at a temperature T, times T^2 (Hinton, arXiv 1503.02531)."""
-        soft = (teacher / temperature).log_softmax(1)
-        divergence = F.kl_div((outputs / temperature).log_softmax(1), soft, reduction="none", log_target=True)
+        """KL divergence (B,) to the full model's softmax at a temperature T, times T^2 (arXiv 1503.02531)."""
+        soft = (teacher / temperature).softmax(1)  # not its logarithm: classes masked with -inf stay finite
+        divergence = F.kl_div((outputs / temperature).log_softmax(1), soft, reduction="none")
         return divergence.sum(1) * temperature**2
 
     def quality(self, outputs: Tensor, labels: Tensor) -> Tensor:

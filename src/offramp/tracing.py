@@ -1,8 +1,10 @@
 """A user's model -> one graph of tensor operations with a dynamic batch dimension (torch.export).
 
-The graph keeps, for every operation, the module call it came from; parameters and buffers stay the model's own and
-are looked up at each call, so weights that are moved or updated in place are seen. Nothing of the model is changed:
-it is traced in eval mode and every training flag is put back, also after an error.
+The graph keeps, for every operation, the module call it came from; parameters and buffers stay the model's
+own and are looked up at each call, so weights that are replaced or updated in place are seen. Nothing of
+the model is changed: it is traced in eval mode and every training flag is put back, also after an error.
+Tracing comes before any real call, so that a model that changes its own buffers is refused before it has
+done so.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _ADVICE = (
     (("data-dependent", "DataDependent", "Tensor-likes to bool", "boolean value of Tensor"),
      "forward branches on the values of a tensor; use torch.where, or move the branch out of the model"),
     (("onstraint", "specializ", "Specializ"),
-     "forward fixes the batch size; use x.shape[0] instead of a number, and -1 in view/reshape"),
+     "forward fixes the batch size; use x.shape[0] instead of len(x) or a number, and -1 in view/reshape"),
+    (("is not a known type",),
+     "return a tensor, or a tuple or dict of tensors, or pass the class to torch.export.register_dataclass"),
 )  # fmt: skip
 _DEFAULT_ADVICE = (
     "make that line traceable, or wrap the model; `torch.export.export` must accept it with a dynamic batch"
@@ -66,13 +70,19 @@ class Trace:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's training flag as it was afterwards."""
+    """Eval mode and no gradients inside; every module's training flag as it was afterwards.
+
+    The fused path of ``nn.MultiheadAttention`` is off inside: it cannot be traced, and its last bits differ.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes:
             module.training = training
 
@@ -91,33 +101,28 @@ def trace(model: nn.Module, example: object) -> Trace:
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     spec = InputSpec.of(example)
-    values = spec.flatten(example)
+    values = [value.detach().clone() for value in spec.flatten(example)]  # the model may write to its inputs
     if len(values[0]) == 1:  # sizes 0 and 1 are special to the tracer
         values = [torch.cat([value, value]) for value in values]
-    args, kwargs = spec.call(values)
     with evaluating(model):
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise InputError(f"the model fails on example_inputs: {error}{_where(error)}") from error
-        program = _export(model, spec, args, kwargs)
+        program = _export(model, spec, values)
     return _read(model, spec, program, tuple(values))
 
 
-def _export(
-    model: nn.Module, spec: InputSpec, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
-) -> ExportedProgram:
+def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> ExportedProgram:
     batch = Dim("batch", min=1)
+    args, kwargs = spec.call(values)
     dims = [{0: batch} for _ in spec.names]
     shapes: Any = dict(zip(spec.names, dims, strict=True)) if spec.keyword else tuple(dims)
     try:
         with _quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
+        _refuse_failing_model(model, spec, values)
         text = str(error)
         advice = next((a for marks, a in _ADVICE if any(mark in text for mark in marks)), _DEFAULT_ADVICE)
         summary = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-        line = _where(error) or _where_batch_is_fixed(model, spec, spec.values_of(args, kwargs))
+        line = _where(error) or _where_batch_is_fixed(model, spec, values)
         raise PartitionError(
             f"cannot export {type(model).__name__}: {summary}{line}\n  try: {advice}"
         ) from error
@@ -135,14 +140,32 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def _refuse_failing_model(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> None:
+    if error := _failure(model, spec, values):
+        raise InputError(f"the model fails on example_inputs: {error}{_where(error)}") from error
+
+
 def _where_batch_is_fixed(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> str:
     """The line that fails when one sample is added: the tracer does not name it."""
-    args, kwargs = spec.call([torch.cat([value, value[:1]]) for value in values])
+    error = _failure(model, spec, [torch.cat([value, value[:1]]) for value in values])
+    return _where(error) if error else ""
+
+
+def _failure(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Exception | None:
+    """The error of a real call, if any; buffers that the call changes are put back."""
+    owners = [(module, dict(module._buffers)) for module in model.modules()]
+    kept = [(b, b.clone()) for _, buffers in owners for b in buffers.values() if b is not None]
+    args, kwargs = spec.call([value.clone() for value in values])
     try:
         model(*args, **kwargs)
     except Exception as error:
-        return _where(error)
-    return ""
+        return error
+    finally:
+        for module, buffers in owners:
+            module._buffers.update(buffers)
+        for buffer, value in kept:
+            buffer.copy_(value)
+    return None
 
 
 def _where(error: BaseException) -> str:

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp import ExitNetwork, attach_exits
+from offramp.errors import InputError, PartitionError
+from offramp.heads import FeatureSpec, register_head
+from offramp.macs import count_macs, count_module
+from test_heads import registry  # noqa: F401 (a fixture)
+from toys import TOYS, answer, clone, identical, randn, seeded, state
+
+
+def attach(name: str = "residual", **options: object) -> ExitNetwork:
+    model, draw = TOYS[name]()
+    return attach_exits(model, draw(2), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def net() -> ExitNetwork:
+    return attach()
+
+
+def test_positions_heads_and_outputs(net: ExitNetwork) -> None:
+    assert net.positions == ("input", "blocks.0", "blocks.1")
+    assert net.head_names == ("linear", "mlp", "conv")
+    assert net.outputs == 5
+    assert (net.task.name, net.confidence) == ("classification", "max-probability")
+    assert [(p, c) for p, c, _ in net.exits()] == [(p, c) for p in (1, 2) for c in (0, 1, 2)]
+    assert net.head(1, "mlp") is next(head for p, c, head in net.exits() if (p, c) == (1, 1))
+
+
+def test_the_network_owns_its_heads_only(net: ExitNetwork) -> None:
+    assert all(name.startswith("heads.") for name in net.state_dict())
+    backbone = {id(p) for p in net.backbone.parameters()}
+    assert not backbone & {id(p) for p in net.parameters()}
+    net.backbone.eval()
+    net.train()
+    assert not net.backbone.training
+
+
+def test_same_seed_same_heads(untouched_random_state: None) -> None:
+    first, again, other = attach(seed=1), attach(seed=1), attach(seed=2)
+    assert identical(dict(first.state_dict()), dict(again.state_dict()))
+    assert not identical(dict(first.state_dict()), dict(other.state_dict()))
+    fresh = first.fresh_heads(1)
+    assert identical(dict(fresh[2, 1].state_dict()), dict(first.head(2, "mlp").state_dict()))
+    assert fresh[2, 1] is not first.head(2, "mlp")
+
+
+@pytest.mark.parametrize("name", ["residual", "masked", "in-place", "two inputs", "bfloat16"])
+def test_forward_all_equals_the_model(name: str) -> None:
+    model, draw = TOYS[name]()
+    net = attach_exits(model, draw(2))
+    inputs = draw(5)
+    before = clone(inputs)
+    found, final = net.forward_all(inputs)
+    assert torch.equal(final, answer(model, inputs))
+    assert torch.equal(net(inputs), final)
+    assert set(found) == {(p, c) for p, c, _ in net.exits()}
+    assert all(out.shape == final.shape and out.dtype == final.dtype for out in found.values())
+    assert identical(inputs, before)
+
+
+def test_heads_see_the_feature_before_the_next_segment_changes_it() -> None:
+    model, draw = TOYS["in-place"]()
+    net = attach_exits(model, draw(2), heads=("linear",))
+    found, _ = net.forward_all(draw(3))
+    parts = net.partition
+    feature = parts.segments[0](*parts.spec.flatten(draw(3)))[0]
+    with torch.no_grad():
+        assert torch.equal(found[1, 0], net.head(1, "linear").eval()(feature))
+
+
+def test_the_answer_among_other_outputs() -> None:
+    assert attach("dict").outputs == 3
+    net = attach("dict", output="logits")
+    assert net.output == "logits"
+    inputs = TOYS["dict"]()[1](4)
+    assert torch.equal(net.forward_all(inputs)[1], answer(net.backbone, inputs)["logits"])
+
+
+def test_heads_follow_the_dtype_of_their_feature() -> None:
+    """Under autocast a feature may be of another type than the model's output."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+            self.third = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                x = self.second(self.first(x))
+            return self.third(x.float())
+
+    net = attach_exits(seeded(Mixed), randn(4)(2), cuts="all", heads=("linear",))
+    assert net.partition.cuts[0].dtype == torch.bfloat16
+    found, _ = net.forward_all(randn(4)(3))
+    assert found[1, 0].dtype == torch.bfloat16
+
+
+def test_heads_that_do_not_apply_are_left_out() -> None:
+    flat = attach("flat")
+    assert [(p, flat.head_names[c]) for p, c, _ in flat.exits()] == [
+        (p, name) for p in (1, 2, 3) for name in ("linear", "mlp")
+    ]
+    with pytest.raises(InputError, match="none of conv applies to features laid out NC; try 'linear'"):
+        attach("flat", heads=("conv",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": ()}, r"expected distinct names such as \('linear', 'mlp'\); got \(\)"),
+        ({"heads": "linear"}, "expected distinct names"),
+        ({"heads": ("mlp", "mlp")}, "expected distinct names"),
+        ({"heads": ("linear", "conf")}, "unknown head 'conf'; did you mean 'conv'"),
+        ({"task": "classify"}, "unknown task 'classify'; did you mean 'classification'"),
+        ({"confidence": "margins"}, "unknown confidence 'margins'"),
+        ({"output": "logits"}, "no 'logits' in it; it has Tensor"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        attach(**options)
+
+
+def test_an_output_that_is_no_answer() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    with pytest.raises(InputError, match=r"expected a tensor .batch, outputs., got \(2, 4, 8, 8\)"):
+        attach_exits(model, randn(3, 8, 8)(2))
+
+
+def test_a_model_without_a_place_for_an_exit_says_why() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    model = seeded(lambda: nn.Sequential(Scale(), Scale(), nn.Flatten(), nn.Linear(16, 3)))
+    with pytest.raises(PartitionError, match="Sequential: found no place for an exit") as error:
+        attach_exits(model, randn(4, 4)(2))
+    assert "\n  0: the layout of the feature is unclear" in str(error.value)
+    assert "try: cuts='all'" in str(error.value)
+    with pytest.raises(PartitionError, match="it calls no sub-modules"):
+        attach_exits(seeded(lambda: nn.Linear(4, 3)), randn(4)(2))
+
+
+class FailsInEval(nn.Module):
+    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
+        super().__init__()
+        self.part = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        raise ArithmeticError
+
+
+def test_modes_of_heads_are_restored_after_an_error(registry: Iterator[None]) -> None:  # noqa: F811
+    register_head("fails")(FailsInEval)
+    net = attach(heads=("linear", "fails"))
+    net.train()
+    net.head(1, "linear").eval()
+    before = [module.training for module in net.modules()]
+    with pytest.raises(ArithmeticError):
+        net.forward_all(randn(3, 8, 8)(2))
+    assert [module.training for module in net.modules()] == before
+
+
+def test_the_backbone_is_left_as_it_was() -> None:
+    model, draw = TOYS["residual"]()
+    model.train()
+    before = state(model)
+    attach_exits(model, draw(2)).forward_all(draw(3))
+    after = state(model)
+    assert identical(before.pop("values"), after.pop("values"))
+    assert after == before
+
+
+def test_inputs_that_do_not_fit(net: ExitNetwork) -> None:
+    with pytest.raises(InputError, match="expected shape"):
+        net.forward_all(torch.zeros(1, 3, 9, 9))
+
+
+def test_macs_by_hand() -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    count, out = count_macs(lambda: conv.to("meta")(torch.empty(2, 3, 5, 5, device="meta")))
+    assert (count, tuple(out.shape)) == (2 * 25 * 27 * 8, (2, 8, 5, 5))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4), persistent=False)
+        self.drop = nn.Dropout(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x) * self.scale
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_macs_of_fused_attention_and_modes_restored() -> None:
+    norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train()  # needs two samples in training mode
+    assert count_macs(lambda: count_module(norm, torch.empty(1, 4, device="meta")))[0] == 12
+    module = Attending().train()
+    count, _ = count_macs(lambda: count_module(module, torch.empty(1, 2, 6, 4, device="meta")))
+    assert count == 2 * (2 * 6 * 6 * 4)  # two heads: queries by keys, weights by values
+    assert module.training
+    assert module.drop.training
+    assert module.scale.device.type == "cpu"
