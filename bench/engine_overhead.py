@@ -72,7 +72,9 @@ def measure(built: Built, images: torch.Tensor, batch_size: int, rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
@@ -85,7 +87,16 @@ def main() -> None:
         torch.set_num_threads(threads)
         rows += measure(built, images, 1, rounds=3) + measure(built, images, 64, rounds=30)
     table = Table(title="Engine against the plain model (time below 1 is faster)")
-    for name in ("setting", "batch", "threads", "MACs", "time, median of pairs", "time, sum", "speed-up", "pairs"):
+    for name in (
+        "setting",
+        "batch",
+        "threads",
+        "MACs",
+        "time, median of pairs",
+        "time, sum",
+        "speed-up",
+        "pairs",
+    ):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for row in rows:
         table.add_row(row["setting"], str(row["batch"]), str(row["threads"]), f"{row['relative_macs']:.1%}",

@@ -45,7 +45,9 @@ def artifact(project, tmp_path_factory):
     with_cwd = pytest.MonkeyPatch()
     with_cwd.chdir(project)
     try:
-        result = CliRunner().invoke(cli.app, ["build", "shop:model", "shop:data", "--out", str(out), "--epochs", "8"])
+        result = CliRunner().invoke(
+            cli.app, ["build", "shop:model", "shop:data", "--out", str(out), "--epochs", "8"]
+        )
     finally:
         with_cwd.undo()
     assert result.exit_code == 0, result.output
@@ -180,10 +182,16 @@ def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
         (["build", "shop", "shop:data", "--out", "x"], "expected package.module:callable, got 'shop'"),
         (["build", "nothing:model", "shop:data", "--out", "x"], "no module 'nothing'"),
         (["build", "shop:modle", "shop:data", "--out", "x"], "shop has no callable 'modle'"),
-        (["build", "shop:data", "shop:data", "--out", "x"], "expected it to return a torch.nn.Module, got dict"),
+        (
+            ["build", "shop:data", "shop:data", "--out", "x"],
+            "expected it to return a torch.nn.Module, got dict",
+        ),
         (["build", "shop:model", "shop:model", "--out", "x"], "expected a mapping with 'train'"),
         (["build", "shop:model", "shop:data", "--out", "x", "--heads", "lineer"], "did you mean 'linear'"),
-        (["build", "shop:model", "shop:data", "--out", "x", "--cuts", "blocks.9"], "no module call 'blocks.9'"),
+        (
+            ["build", "shop:model", "shop:data", "--out", "x", "--cuts", "blocks.9"],
+            "no module call 'blocks.9'",
+        ),
         (["build", "shop:model", "shop:data", "--out", "x", "--epochs", "0"], "TrainConfig.epochs"),
         (["build", "shop:model", "shop:data", "--out", "shop.py/x"], "not a folder you may write to"),
         (["eval", "nowhere"], "expected an artifact folder at nowhere, found none"),

@@ -76,7 +76,7 @@ def test_engine_from_the_artifact_gives_the_recorded_answers(loaded):
             clear &= np.abs(records.confidence[p, c] - choice.threshold) >= BORDER
         np.testing.assert_array_equal(position[clear], outcome.position[clear])
         if clear.all():
-            assert float(right.float().mean()) == pytest.approx(outcome.quality, abs=1e-9)
+            assert float(right.float().mean()) == pytest.approx(outcome.quality, abs=1e-6)
             assert engine.stats().macs == round(outcome.cost * records.samples)
 
 

@@ -86,7 +86,9 @@ def several_configs(records):
             choices = []
             for position, head in zip(records.positions[1:], heads, strict=False):
                 p, c = records.positions.index(position), records.heads.index(head)
-                choices.append(ExitChoice(position, head, float(np.quantile(records.confidence[p, c], share))))
+                choices.append(
+                    ExitChoice(position, head, float(np.quantile(records.confidence[p, c], share)))
+                )
             configs += [ExitConfig(choices), ExitConfig(choices[::2]), ExitConfig(choices[1:2])]
     return configs
 
@@ -196,7 +198,10 @@ def counted_calls(net):
 def test_masks_shrink_with_the_feature():
     torch.manual_seed(0)
     model = Tokens().eval()
-    tokens, mask = torch.randint(0, 20, (64, 9)), torch.arange(9).expand(64, 9) < torch.randint(1, 10, (64, 1))
+    tokens, mask = (
+        torch.randint(0, 20, (64, 9)),
+        torch.arange(9).expand(64, 9) < torch.randint(1, 10, (64, 1)),
+    )
     inputs = {"tokens": tokens, "mask": mask}
     example, cuts = {name: value[:2] for name, value in inputs.items()}, ("layers.0", "layers.1")
     net = offramp.attach_exits(model, example, heads=("linear",), cuts=cuts)
@@ -301,7 +306,9 @@ def test_switch_to_an_unknown_configuration_changes_nothing(setting):
     engine = Engine(net, configs[2])
     with pytest.raises(InputError, match=r"unknown position 'nowhere'; known: input, "):
         engine.use(ExitConfig([ExitChoice("nowhere", "mlp", 0.5)]))
-    with pytest.raises(InputError, match=r"no head 'huge' at 'blocks.0'; it has: conv, linear, mlp|it has: linear"):
+    with pytest.raises(
+        InputError, match=r"no head 'huge' at 'blocks.0'; it has: conv, linear, mlp|it has: linear"
+    ):
         engine.use(ExitConfig([ExitChoice("blocks.0", "huge", 0.5)]))
     with pytest.raises(InputError, match=r"no head 'mlp' at 'input'; it has: none"):
         engine.use(ExitConfig([ExitChoice("input", "mlp", 0.5)]))

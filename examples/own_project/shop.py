@@ -65,4 +65,7 @@ def model() -> nn.Module:
 def data() -> dict[str, DataLoader]:
     """Three disjoint splits: exits train on one, configurations are searched on another, figures come from a third."""
     splits = {"train": (2000, 1), "search": (1000, 2), "report": (1000, 3)}
-    return {name: DataLoader(TensorDataset(*sales(count, seed)), batch_size=100) for name, (count, seed) in splits.items()}
+    return {
+        name: DataLoader(TensorDataset(*sales(count, seed)), batch_size=100)
+        for name, (count, seed) in splits.items()
+    }

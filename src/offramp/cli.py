@@ -40,14 +40,24 @@ _state = {"debug": False}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(help="Folder written by `offramp build` or `offramp demo`.")]
-MaxCost = Annotated[float | None, typer.Option(help="The best within this fraction of the full cost, e.g. 0.5.")]
-MaxDrop = Annotated[float | None, typer.Option(help="The cheapest within this loss of quality: 0.005 is half a point.")]
+MaxCost = Annotated[
+    float | None, typer.Option(help="The best within this fraction of the full cost, e.g. 0.5.")
+]
+MaxDrop = Annotated[
+    float | None, typer.Option(help="The cheapest within this loss of quality: 0.005 is half a point.")
+]
 MinQuality = Annotated[float | None, typer.Option(help="The cheapest that reaches this mean quality.")]
-Tradeoff = Annotated[float | None, typer.Option(help="The one found for this lambda, 0.5 (cheap) to 1 (best).")]
-Model = Annotated[str, typer.Argument(help="Your trained model, as package.module:callable returning a torch module.")]
+Tradeoff = Annotated[
+    float | None, typer.Option(help="The one found for this lambda, 0.5 (cheap) to 1 (best).")
+]
+Model = Annotated[
+    str, typer.Argument(help="Your trained model, as package.module:callable returning a torch module.")
+]
 Data = Annotated[
     str,
-    typer.Argument(help='Your data, as package.module:callable returning {"train": ..., "search": ..., "report": ...}.'),
+    typer.Argument(
+        help='Your data, as package.module:callable returning {"train": ..., "search": ..., "report": ...}.'
+    ),
 ]
 
 
@@ -119,17 +129,25 @@ def build(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the artifact; an older artifact there is replaced.")],
-    heads: Annotated[str, typer.Option(help="Kinds of exit to try, separated by commas.")] = "linear,mlp,conv",
-    cuts: Annotated[str, typer.Option(help="'auto', 'all', or names of modules separated by commas.")] = "auto",
+    heads: Annotated[
+        str, typer.Option(help="Kinds of exit to try, separated by commas.")
+    ] = "linear,mlp,conv",
+    cuts: Annotated[
+        str, typer.Option(help="'auto', 'all', or names of modules separated by commas.")
+    ] = "auto",
     epochs: Annotated[int, typer.Option(help="Passes over the cached features.")] = 30,
     views: Annotated[int, typer.Option(help="Passes over the train loader (more pay if it augments).")] = 1,
     confidence: Annotated[str | None, typer.Option(help="max-probability, margin or entropy.")] = None,
-    output: Annotated[str | None, typer.Option(help="Key of the scores where the model returns a dict.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Key of the scores where the model returns a dict.")
+    ] = None,
     agreement: Annotated[
         bool, typer.Option("--agreement", help="Judge by agreement with the full model; needs no labels.")
     ] = False,
     max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
-    store_backbone: Annotated[bool, typer.Option("--store-backbone", help="Store the model's weights too.")] = False,
+    store_backbone: Annotated[
+        bool, typer.Option("--store-backbone", help="Store the model's weights too.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = 0,
     json_: Json = False,
 ) -> None:
@@ -162,7 +180,9 @@ def build(
         return
     name = "report" if "report" in built.records else "search"
     _show(built.frontier, built.records[name], built.costs, name)
-    print(f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005")
+    print(
+        f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005"
+    )
 
 
 @app.command()
@@ -170,7 +190,9 @@ def build(
 def search(
     artifact: Artifact,
     method: Annotated[str, typer.Option(help="exact, single-pass, iterative or same-threshold.")] = "exact",
-    regularise: Annotated[str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")] = "auto",
+    regularise: Annotated[
+        str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")
+    ] = "auto",
     max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
     json_: Json = False,
 ) -> None:
@@ -180,7 +202,9 @@ def search(
 
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
-    price = {"auto": "auto", "none": None}[regularise] if regularise in ("auto", "none") else _number(regularise)
+    price = (
+        {"auto": "auto", "none": None}[regularise] if regularise in ("auto", "none") else _number(regularise)
+    )
     frontier = run_search(records, costs, method=method, regularise=price, max_exits=max_exits)
     replace_frontier(artifact, frontier)
     _show_artifact(artifact, frontier, json_)
@@ -259,7 +283,9 @@ def report(
 
     manifest = read_manifest(artifact)
     records = load_records(artifact, manifest, "report")
-    written = write_report(out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title)
+    written = write_report(
+        out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
+    )
     print(f"wrote {written}")
 
 
@@ -283,7 +309,13 @@ def _show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     name = "report" if "records-report.safetensors" in manifest["files"] else "search"
     records, costs = load_records(folder, manifest, name), load_costs(folder, manifest)
     if as_json:
-        _print_json({"split": name, "samples": records.samples, "configurations": frontier_rows(frontier, records, costs)})
+        _print_json(
+            {
+                "split": name,
+                "samples": records.samples,
+                "configurations": frontier_rows(frontier, records, costs),
+            }
+        )
         return
     _show(frontier, records, costs, name)
 
@@ -295,7 +327,9 @@ def _show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
     console = Console()
     console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
     if split == "search":
-        console.print("[yellow]these samples were searched on: expect less on new ones; give a report split[/]")
+        console.print(
+            "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
+        )
     console.print(frontier_table(rows, records, costs.unit))
 
 
@@ -316,7 +350,9 @@ def _writable(folder: Path) -> None:
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise StorageError(f"cannot write {folder}: {nearest} is not a folder you may write to; choose another")
+        raise StorageError(
+            f"cannot write {folder}: {nearest} is not a folder you may write to; choose another"
+        )
 
 
 def _print_json(document: Any) -> None:

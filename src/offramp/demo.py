@@ -21,7 +21,9 @@ from offramp.report import write_report
 from offramp.stream import StreamResult, read_batches, run_stream, time_model
 from offramp.tables import frontier_rows, frontier_table
 
-BORDER = 1e-5  # confidences this close to a threshold may fall on either side: batch size moves their last bits
+BORDER = (
+    1e-5  # confidences this close to a threshold may fall on either side: batch size moves their last bits
+)
 
 
 def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed: int = 0) -> dict[str, Any]:
@@ -42,29 +44,43 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     """
     require_matplotlib()
     digits = load_digits(seed)
-    console.print("[bold]1[/]  Training a small residual network on real handwritten digits, placed at random")
+    console.print(
+        "[bold]1[/]  Training a small residual network on real handwritten digits, placed at random"
+    )
     epochs = 50
     with progress_bar("Training the backbone", epochs, progress) as advance:
         model = train_backbone(digits.train, epochs=epochs, seed=seed, advance=advance)
     splits = digit_splits(digits, seed)
-    console.print("[bold]2[/]  Attaching exits to the frozen network, training them, searching configurations")
+    console.print(
+        "[bold]2[/]  Attaching exits to the frozen network, training them, searching configurations"
+    )
     built = build(model, splits, progress=progress)
     _describe(built, console)
     rows = frontier_rows(built.frontier, built.records["report"], built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
     console.print(frontier_table(rows, built.records["report"], built.costs.unit))
     console.print("[dim]   * better than every cheaper row on this split[/]")
-    console.print("\n[bold]4[/]  One engine, switched live between three configurations on the same stream of batches\n")
+    console.print(
+        "\n[bold]4[/]  One engine, switched live between three configurations on the same stream of batches\n"
+    )
     engine = Engine(built.net, prepare=built.frontier)
     live = _live(engine, built, splits, console)
     agreement = _agreement(engine, built, splits)
     console.print(_agreement_line(agreement))
     artifact, report = out / "artifact", out / "report.html"
     save(artifact, built.net, built.frontier, built.costs, records=built.records, include_backbone=True)
-    write_report(report, built.frontier, built.records["report"], built.costs, title="Offramp on handwritten digits")
+    write_report(
+        report, built.frontier, built.records["report"], built.costs, title="Offramp on handwritten digits"
+    )
     console.print(f"\n[bold]5[/]  Saved the artifact to {artifact} and the report to {report}")
     _next(console, artifact, report)
-    return {"rows": rows, "live": live, "agreement": agreement, "artifact": str(artifact), "report": str(report)}
+    return {
+        "rows": rows,
+        "live": live,
+        "agreement": agreement,
+        "artifact": str(artifact),
+        "report": str(report),
+    }
 
 
 def digit_splits(digits: Digits, seed: int) -> Splits:
@@ -136,7 +152,10 @@ def _agreement(engine: Engine, built: Built, splits: Splits) -> dict[str, int]:
             p, c = records.positions.index(choice.position), records.heads.index(choice.head)
             near = abs(records.confidence[p, c] - choice.threshold) < BORDER
             border = [a or bool(b) for a, b in zip(border, near, strict=True)]
-        wrong = [a != b and not set_aside for a, b, set_aside in zip(positions, outcome.position, border, strict=True)]
+        wrong = [
+            a != b and not set_aside
+            for a, b, set_aside in zip(positions, outcome.position, border, strict=True)
+        ]
         totals["configurations"] += 1
         totals["decisions"] += records.samples
         totals["set_aside"] += sum(border)
@@ -162,5 +181,3 @@ def _next(console: Console, artifact: Path, report: Path) -> None:
         "         offramp build --help                         the same for your own model\n",
         highlight=False,
     )
-
-

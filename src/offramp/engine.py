@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,10 +23,14 @@ from torch import Tensor, nn
 
 from offramp.confidence import get_confidence
 from offramp.config import ExitConfig
-from offramp.cost import measure_cost
+from offramp.cost import CostTable, measure_cost
 from offramp.errors import InputError
 from offramp.network import ExitNetwork
 from offramp.spans import Span
+
+
+_COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
+"""MACs of each network, counted once."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Engine:
         self.net = net
         self._spec = net.partition.spec
         self._confidence = get_confidence(net.confidence)
-        self._costs = measure_cost(net)
+        self._costs = _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
         self._spans: dict[tuple[int, int], Span] = {}
         self._plans: dict[ExitConfig, _Plan] = {}
         self._building = threading.Lock()
@@ -252,7 +257,10 @@ class Engine:
 def _keep(handed: tuple[Any, ...], stay: Tensor, per_sample: tuple[bool, ...]) -> tuple[Any, ...]:
     """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
     carried = zip(handed[1:], per_sample, strict=True)
-    return (handed[0][stay], *(value[stay] if each else value for value, each in carried))
+    return (
+        handed[0].index_select(0, stay),
+        *(value.index_select(0, stay) if each else value for value, each in carried),
+    )
 
 
 def _assemble(left: list[tuple[int, Tensor | None, Tensor, Tensor]], batch: int) -> EngineOutput:

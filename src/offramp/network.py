@@ -6,6 +6,7 @@ are never touched. Positions are numbered from 0, the model's input; position i 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -41,6 +42,7 @@ class ExitNetwork(nn.Module):
         task: Task,
         confidence: str,
         answer: Tensor,
+        answer_at: int,
         output: str | int | None,
     ) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class ExitNetwork(nn.Module):
             here[self.head_names[c]] = head.to(answer.device, parts.cuts[p - 1].dtype)
         self.task, self.confidence = task, confidence
         self.outputs, self.output = answer.shape[1], output
+        self._answer_at = answer_at
 
     @property
     def backbone(self) -> nn.Module:
@@ -77,12 +80,12 @@ class ExitNetwork(nn.Module):
     def fresh_heads(self, seed: int) -> dict[tuple[int, int], nn.Module]:
         """Untrained heads like this network's, in float32 on its device, by (position, head index)."""
         device = self.partition.spec.device
-        made = _make_heads(self.specs, self.head_names, self.outputs, seed)
+        made = _make_heads(self.positions, self.specs, self.head_names, self.outputs, seed)
         return {exit_: head.to(device) for exit_, head in made.items()}
 
-    def answer(self, flat: Sequence[object]) -> Tensor:
+    def answer(self, flat: Sequence[Tensor]) -> Tensor:
         """The (B, K) answer in the last segment's outputs."""
-        return select_output(self.partition.pack(flat), self.output)
+        return flat[self._answer_at]
 
     def features(self, values: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Run the chain on flat inputs: yields (position, feature), and last (P, answer (B, K)).
@@ -170,8 +173,7 @@ def attach_exits(
         seed: of the heads' initial weights.
 
     Raises:
-        InputError: an unknown head, task or confidence, no head that applies to any position, or an output
-        that
+        InputError: an unknown head, task or confidence, no head that applies to any position, or an output that
             is not (B, K).
         PartitionError: the model cannot be exported or cut.
     """
@@ -186,26 +188,38 @@ def attach_exits(
         raise PartitionError(_no_cut(parts))
     with torch.no_grad():
         values = [value.clone() for value in parts.flow.trace.example]
-        answer = select_output(parts.pack(parts.span(0, len(parts.cuts) + 1)(*values)), output)
+        flat = parts.span(0, len(parts.cuts) + 1)(*values)
+        answer = select_output(parts.pack(flat), output)
+    answer_at = next(i for i, value in enumerate(flat) if value is answer)
     specs = (None, *(FeatureSpec(cut.shape, cut.layout) for cut in parts.cuts))
-    made = _make_heads(specs, heads, answer.shape[1], seed)
+    names = (INPUT, *(cut.name for cut in parts.cuts))
+    made = _make_heads(names, specs, heads, answer.shape[1], seed)
     if not made:
         kinds = sorted({cut.layout for cut in parts.cuts})
         raise InputError(
             f"heads: none of {', '.join(heads)} applies to features laid out {', '.join(kinds)}; try 'linear'"
         )
-    return ExitNetwork(parts, specs, made, heads, chosen, confidence or chosen.confidence, answer, output)
+    return ExitNetwork(
+        parts, specs, made, heads, chosen, confidence or chosen.confidence, answer, answer_at, output
+    )
 
 
 def _make_heads(
-    specs: Sequence[FeatureSpec | None], names: Sequence[str], outputs: int, seed: int
+    positions: Sequence[str],
+    specs: Sequence[FeatureSpec | None],
+    names: Sequence[str],
+    outputs: int,
+    seed: int,
 ) -> dict[tuple[int, int], nn.Module]:
-    """Fresh heads on the CPU in float32, by (position, head index); the global random state is left alone."""
+    """Fresh heads on the CPU in float32, by (position, head index); the global random state is left alone.
+
+    Each has a seed of its own, so that it does not depend on which other heads and positions there are.
+    """
     made: dict[tuple[int, int], nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for p, spec in enumerate(specs):
+        for p, (position, spec) in enumerate(zip(positions, specs, strict=True)):
             for c, name in enumerate(names):
+                torch.default_generator.manual_seed(zlib.crc32(f"{seed}|{position}|{name}".encode()))
                 head = None if spec is None else head_factory(name)(spec, outputs)
                 if head is not None:
                     made[p, c] = head

@@ -106,6 +106,7 @@ class Partition:
         self, flow: Flow, legal: Sequence[Cut], refused: Sequence[RefusedCut], cuts: Sequence[Cut]
     ) -> None:
         self.flow = flow
+        self._structure = flow.trace.program.call_spec.out_spec  # the program builds it anew at each access
         self.model: nn.Module = flow.trace.model
         self.spec: InputSpec = flow.trace.spec
         self.legal, self.refused, self.cuts = tuple(legal), tuple(refused), tuple(cuts)
@@ -129,7 +130,7 @@ class Partition:
 
     def pack(self, flat: Sequence[object]) -> object:
         """The last segment's flat outputs in the structure the model returns."""
-        return _pytree.tree_unflatten(list(flat), self.flow.trace.program.call_spec.out_spec)
+        return _pytree.tree_unflatten(list(flat), self._structure)
 
     def run(self, inputs: object) -> object:
         """The whole chain, segment by segment, on inputs as the model takes them; returns what it returns."""

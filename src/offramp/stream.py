@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def run_stream(
         for i, config in enumerate(configs):
             engine.use(config)
             engine.reset_stats()
-            qualities = [_timed(lambda x=x: engine(x).outputs, times[i], y, engine) for x, y in batches]
+            qualities = [_timed(engine, batch, times[i]) for batch in batches]
             if turn == rounds - 1:
                 results.append(_result(engine, qualities, times[i]))
     return results
@@ -86,18 +86,20 @@ def time_model(engine: Engine, batches: Sequence[Batch], rounds: int = 3) -> flo
     return 1e3 * statistics.median(times)
 
 
-def _timed(
-    answer: Callable[[], Tensor], times: list[float], labels: Tensor | None, engine: Engine
-) -> tuple[float, int] | None:
+def _timed(engine: Engine, batch: Batch, times: list[float]) -> tuple[float, int] | None:
+    """Answer one batch; returns (sum of qualities, samples) where there are labels."""
+    inputs, labels = batch
     start = time.perf_counter()
-    outputs = answer()
+    outputs = engine(inputs).outputs
     times.append(time.perf_counter() - start)
     if labels is None:
         return None
     return float(engine.net.task.quality(outputs, labels).sum()), len(outputs)
 
 
-def _result(engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]) -> StreamResult:
+def _result(
+    engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]
+) -> StreamResult:
     stats = engine.stats()
     known = [q for q in qualities if q is not None]
     quality = sum(q for q, _ in known) / sum(n for _, n in known) if known else None

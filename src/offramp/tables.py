@@ -41,7 +41,15 @@ def _row(index: int, config: ExitConfig, outcome: Outcome, full: float, best_so_
 def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: str, most: int = 16) -> Table:
     """A table of configurations, at most ``most`` of them, evenly chosen, and the full model."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("#", f"cost ({unit})", "quality", "against full", "exits", "leave at (share of samples)", ""):
+    for name in (
+        "#",
+        f"cost ({unit})",
+        "quality",
+        "against full",
+        "exits",
+        "leave at (share of samples)",
+        "",
+    ):
         table.add_column(name, justify="left" if "leave" in name else "right", no_wrap=True)
     for row in thinned(rows, most):
         table.add_row(
