@@ -1,8 +1,8 @@
 """Does the clock follow? The engine against the plain model, batch 1 and 64, on the demo's network.
 
-Two questions: what do spans cost when no exit is enabled, and how much faster is a configuration of at most three
-exits that is priced at no more than half of the MACs. Samples are those of the report split; every timed call of the
-engine is paired with one of the plain model next to it, and the median of the ratios is what counts.
+Two questions: what do spans cost when no exit is enabled, and how much faster is a configuration of at most
+three exits that is priced at no more than half of the MACs. Samples are those of the report split; every
+timed call of the engine is paired with one of the plain model next to it: the median of ratios counts.
 
     python bench/engine_overhead.py [--seed 0] [--threads 1 2]
 """
@@ -48,9 +48,12 @@ def pairs(engine: offramp.Engine, batches: list[torch.Tensor], rounds: int) -> l
 
 
 def _settings(built: Built) -> list[tuple[str, offramp.ExitConfig]]:
-    """At most three exits: the best within half of the MACs, and the cheapest as good as the full model."""
+    """At most three exits: the best within half of the MACs, and the cheapest 0.2 points below full."""
     frontier = offramp.search(built.records["search"], built.costs, max_exits=3)
-    return [("best within half", frontier.at(max_cost=0.5)), ("as good as full", frontier.at(max_drop=0))]
+    return [
+        ("best within half", frontier.at(max_cost=0.5)),
+        ("0.2 points lower", frontier.at(max_drop=0.002)),
+    ]
 
 
 def measure(built: Built, images: torch.Tensor, batch_size: int, rounds: int) -> list[dict[str, Any]]:
@@ -63,8 +66,9 @@ def measure(built: Built, images: torch.Tensor, batch_size: int, rounds: int) ->
         ratios = [a / b for a, b in timed]
         total = sum(a for a, _ in timed) / sum(b for _, b in timed)
         rows.append({
-            "setting": name, "exits": len(config.choices), "batch": batch_size, "threads": torch.get_num_threads(),
-            "relative_macs": macs, "time_ratio_median": statistics.median(ratios), "time_ratio_total": total,
+            "setting": name, "exits": len(config.choices), "batch": batch_size,
+            "threads": torch.get_num_threads(), "relative_macs": macs,
+            "time_ratio_median": statistics.median(ratios), "time_ratio_total": total,
             "engine_ms": 1e3 * statistics.median(a for a, _ in timed),
             "plain_ms": 1e3 * statistics.median(b for _, b in timed), "pairs": len(timed),
         })  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, a whole project, machine-readable output, every kind of failure."""
+"""The command line as a user meets it: help, a whole project, JSON, every kind of failure."""
 
 import json
 import os

@@ -312,7 +312,7 @@ def test_switch_to_an_unknown_configuration_changes_nothing(setting):
         engine.use(ExitConfig([ExitChoice("blocks.0", "huge", 0.5)]))
     with pytest.raises(InputError, match=r"no head 'mlp' at 'input'; it has: none"):
         engine.use(ExitConfig([ExitChoice("input", "mlp", 0.5)]))
-    with pytest.raises(InputError, match="'blocks.0' comes too late"):
+    with pytest.raises(InputError, match="comes too late"):
         engine.use(ExitConfig([ExitChoice("blocks.1", "mlp", 0.5), ExitChoice("blocks.0", "mlp", 0.5)]))
     assert engine.config == configs[2]
     engine(x[:2])

@@ -19,7 +19,7 @@ TIERS = (
     ("heads", "records", "cost"),
     ("network", "features", "state"),
     ("recording", "training", "evaluate"),
-    ("lines", "methods", "search", "certify", "baselines"),
+    ("lines", "shrinkage", "methods", "search", "certify", "baselines"),
     ("engine", "artifact", "project", "pipeline", "stream"),
     ("plots", "tables", "report", "export", "serve"),
     ("digits", "demo", "cli", "__main__"),

@@ -1,10 +1,12 @@
-"""A user's own project: one function for the trained model, one for the data. Run from this folder:
+"""A user's own project: one function for the trained model, one for the data.
+
+Run from this folder:
 
     offramp build shop:model shop:data --out artifact
     offramp run artifact shop:model shop:data --max-drop 0.01
 
-The task: tell whether a short series of daily sales rises, falls, peaks or dips. The numbers are made up, so that the
-example needs nothing but offramp itself.
+The task: tell whether a short series of daily sales rises, falls, peaks or dips. The numbers are made up, so
+that the example needs nothing but offramp itself.
 """
 
 import torch
@@ -32,6 +34,7 @@ class Block(nn.Module):
         self.conv, self.norm = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, L) to (B, C, L)."""
         return torch.relu(x + self.norm(self.conv(x)))
 
 
@@ -45,11 +48,12 @@ class Trend(nn.Module):
         self.classify = nn.Linear(width, KINDS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, L) to (B, 4)."""
         return self.classify(self.blocks(self.stem(x)).mean(2))
 
 
 def model() -> nn.Module:
-    """What a real project does here: build the network and load its weights. This one trains for a few seconds."""
+    """What a real project does here: build the network and load its weights. This one trains for seconds."""
     torch.manual_seed(0)
     network = Trend()
     x, y = sales(2000, seed=1)
@@ -63,7 +67,7 @@ def model() -> nn.Module:
 
 
 def data() -> dict[str, DataLoader]:
-    """Three disjoint splits: exits train on one, configurations are searched on another, figures come from a third."""
+    """Disjoint splits: exits train on one, configurations are searched on another, figures are of a third."""
     splits = {"train": (2000, 1), "search": (1000, 2), "report": (1000, 3)}
     return {
         name: DataLoader(TensorDataset(*sales(count, seed)), batch_size=100)

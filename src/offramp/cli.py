@@ -1,7 +1,7 @@
 """The command line: parse, call the verbs, print.
 
-Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks for
-``--debug``, which shows the traceback. Results meant for a machine go to standard output with ``--json``.
+Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks
+for ``--debug``, which shows the traceback. Results for a machine go to standard output with ``--json``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 app = typer.Typer(
     name="offramp",
-    help="Turn the cost of a trained PyTorch model into a dial: small exit networks answer easy inputs early.",
+    help="Make the cost of a trained PyTorch model a dial: small exit networks answer easy inputs early.",
     epilog="Start with: offramp demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -114,7 +114,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     json_: Json = False,
 ) -> None:
-    """The whole way in about a minute, on real handwritten digits: train, attach, search, switch live, report."""
+    """See it work on real handwritten digits, in about a minute: train, attach, search, switch, report."""
     from offramp.demo import run_demo
 
     _writable(out)
@@ -242,7 +242,7 @@ def run(
     split: Annotated[str, typer.Option(help="Which of the data's loaders to run over.")] = "report",
     json_: Json = False,
 ) -> None:
-    """Run the engine over your data under one configuration and measure it; without a choice, the full model."""
+    """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.artifact import load
     from offramp.config import ExitConfig
     from offramp.engine import Engine
@@ -260,9 +260,17 @@ def run(
     (result,) = run_stream(engine, stream, [config])
     plain = time_model(engine, stream)
     if json_:
-        _print_json({"quality": result.quality, "relative_macs": result.relative_macs, "batches": len(stream),
-                     "milliseconds_per_batch": result.milliseconds, "plain_milliseconds_per_batch": plain,
-                     "exit_shares": dict(zip((*net.positions, "output"), result.exit_shares, strict=True))})  # fmt: skip
+        by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
+        _print_json(
+            {
+                "quality": result.quality,
+                "relative_macs": result.relative_macs,
+                "batches": len(stream),
+                "milliseconds_per_batch": result.milliseconds,
+                "plain_milliseconds_per_batch": plain,
+                "exit_shares": by_position,
+            }
+        )
         return
     quality = "no labels" if result.quality is None else f"quality {result.quality:.2%}"
     print(f"{quality}, MACs {result.relative_macs:.1%} of the full model")

@@ -3,9 +3,9 @@
     input ─ span ─▶ exit? ─ stay ─▶ span ─▶ exit? ─ stay ─▶ span ─▶ output
                      └ leave            └ leave
 
-Between two enabled exits the operations are one function. Samples that leave are taken out of the batch, so the rest
-is cheaper. A configuration is prepared once; ``use`` then only swaps one reference, and a call under way keeps the
-plan it started with.
+Between two enabled exits the operations are one function. Samples that leave are taken out of the batch, so
+the rest is cheaper. A configuration is prepared once; ``use`` then only swaps one reference, and a call under
+way keeps the plan it started with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from offramp.errors import InputError
 from offramp.network import ExitNetwork
 from offramp.spans import Span
 
-
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 """MACs of each network, counted once."""
 
@@ -39,7 +38,7 @@ class EngineOutput:
 
     Args:
         outputs: (B, K).
-        position: (B,) int64, index into ``net.positions`` of where each sample left; P for the model's output.
+        position: (B,) int64, index into ``net.positions`` of where each left; P for the model's output.
         confidence: (B,) float32, of the exit taken or of the model's output.
     """
 
@@ -125,7 +124,7 @@ class Engine:
         """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
 
         Raises:
-            InputError: the configuration names a position or head that the network lacks; nothing changes then.
+            InputError: the configuration names a position or head that the network lacks. Nothing changes.
         """
         self._plan = self._plans.get(config) or self._prepared(config)
 
@@ -146,7 +145,7 @@ class Engine:
         """Answer a batch.
 
         Args:
-            inputs: as in ``example_inputs``: a tensor, a tuple or a dict of tensors; any batch size, 0 included.
+            inputs: as in ``example_inputs``: a tensor, a tuple or a dict of tensors; any batch size.
 
         Raises:
             InputError: a shape, dtype, device or structure differs from the example's.

@@ -173,8 +173,8 @@ def attach_exits(
         seed: of the heads' initial weights.
 
     Raises:
-        InputError: an unknown head, task or confidence, no head that applies to any position, or an output that
-            is not (B, K).
+        InputError: an unknown head, task or confidence, no head that applies anywhere, or an output that is
+            not (B, K).
         PartitionError: the model cannot be exported or cut.
     """
     if isinstance(heads, str) or not heads or len(set(heads)) != len(heads):

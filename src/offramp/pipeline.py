@@ -65,7 +65,7 @@ def build(
 
     Args:
         model: trained; not changed.
-        splits: of disjoint samples. Heads train on one, the search sees another, the report split is only recorded.
+        splits: of disjoint samples. Heads train on one, the search sees another, the third is only recorded.
         config: what to do.
         work_dir: a run that was killed goes on from here.
         progress: None shows bars when standard error is a terminal.

@@ -25,6 +25,7 @@ from offramp.evaluate import check_match, evaluate, expected, full_quality
 from offramp.lines import OFF, Ints, Problem
 from offramp.methods import DRAFT, METHODS, Goals, Pool
 from offramp.records import ExitRecords
+from offramp.shrinkage import shrunk
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
@@ -64,8 +65,9 @@ def search(
             from 0.5 to 1, ``DEFAULT_TRADEOFFS``.
         method: "exact", or one of the reference methods "single-pass", "iterative", "same-threshold".
         regularise: None for the optimum on these very samples; a number is the price of each enabled exit in
-            units of J; "auto" aims at unseen samples and chooses by cross-validation (reference methods are
-            left as published: no price).
+            units of J; "auto" aims at unseen samples: quality is replaced by what leaving is expected to keep
+            (``offramp.shrinkage``; the figures in ``expected`` then are such expectations), and the price is
+            chosen by cross-validation. Reference methods are left as published: neither.
         max_exits: at most so many enabled exits; 0 leaves the full model.
         seed: of the folds that "auto" holds out; nothing else is random.
         progress: called with (steps done, steps in all).
@@ -87,6 +89,7 @@ def search(
     total = len(held_out) + len(METHODS[method]) + 1
     report = _counter(progress, total)
     if price is None and method == "exact":
+        records = shrunk(records)
         plan = choose(records, costs, lambdas, plan, held_out, report)
     [found] = solve(records, costs, [plan], lambdas, report)
     if progress:
@@ -95,6 +98,7 @@ def search(
         "method": method,
         "regularise": "auto" if price is None else regularise and price,
         "chosen": {"method": plan.method, "price": plan.price},
+        "expected": "shrunk" if price is None and method == "exact" else "as recorded",
         "max_exits": None if max_exits is None else cap,
         "samples": records.samples,
         "unit": costs.unit,

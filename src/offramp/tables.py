@@ -16,7 +16,7 @@ from offramp.records import ExitRecords
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
     """One entry per configuration, cheapest first, with its figures on ``records``.
 
-    ``best_so_far`` says whether it beats every cheaper configuration on these records: none of those dominates it.
+    ``best_so_far`` says whether it beats every cheaper one on these records, so that none dominates it.
     """
     full, best = full_quality(records), float("-inf")
     rows = []
@@ -39,31 +39,27 @@ def _row(index: int, config: ExitConfig, outcome: Outcome, full: float, best_so_
 
 
 def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: str, most: int = 16) -> Table:
-    """A table of configurations, at most ``most`` of them, evenly chosen, and the full model."""
+    """A table of configurations with exits, at most ``most`` of them, evenly chosen, and the full model."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (
-        "#",
-        f"cost ({unit})",
-        "quality",
-        "against full",
-        "exits",
-        "leave at (share of samples)",
-        "",
-    ):
-        table.add_column(name, justify="left" if "leave" in name else "right", no_wrap=True)
-    for row in thinned(rows, most):
+    for name in ("#", unit, "quality", "points", "exits"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=6)
+    table.add_column("where samples leave", no_wrap=True)
+    for row in thinned(with_exits(rows), most):
         table.add_row(
-            str(row["index"]),
+            f"{row['index']}{'*' if row['best_so_far'] else ' '}",
             f"{row['relative_cost']:.1%}",
             f"{row['quality']:.2%}",
-            points(-row["drop"]),
+            f"{-100 * row['drop']:+.2f}",
             str(len(row["choices"])),
             shares(row["exit_shares"], records.positions),
-            "*" if row["best_so_far"] else "",
         )
-    table.add_section()
-    table.add_row("full", "100.0%", f"{full_quality(records):.2%}", "", "0", "", "")
+    table.add_row("full ", "100.0%", f"{full_quality(records):.2%}", "", "0", "")
     return table
+
+
+def with_exits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are not the full model itself."""
+    return [row for row in rows if row["choices"]]
 
 
 def thinned(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -73,12 +69,7 @@ def thinned(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
-def points(difference: float) -> str:
-    """A difference in mean quality as percentage points, signed."""
-    return f"{100 * difference:+.2f} points"
-
-
-def shares(values: Sequence[float], positions: Sequence[str], most: int = 4) -> str:
+def shares(values: Sequence[float], positions: Sequence[str], most: int = 3) -> str:
     """The largest shares by name, in order of depth."""
     names = (*positions, "output")
     largest = sorted(range(len(values)), key=lambda i: -values[i])[:most]
