@@ -15,7 +15,7 @@ from offramp.digits import DigitsResNet, load_digits
 from offramp.errors import MissingExtraError
 from offramp.evaluate import full_quality
 from offramp.stream import read_batches, run_stream, time_model
-from offramp.tables import frontier_rows, shares, thinned, with_exits
+from offramp.tables import frontier_rows, non_dominated, shares, thinned, with_exits
 
 TRADEOFFS = tuple(np.linspace(0.5, 1.0, 51).round(6).tolist())
 
@@ -38,7 +38,7 @@ def loaded(demo):
 
 def test_table_is_a_dial(demo):
     rows = thinned(with_exits(demo[0]["rows"]), 16)
-    assert sum(row["best_so_far"] for row in rows) >= 8
+    assert sum(non_dominated(rows)) >= 8
     assert any(row["relative_cost"] <= 0.5 and row["drop"] <= 0.005 for row in rows)
 
 
@@ -117,7 +117,20 @@ def test_json_rows_are_plain_data(loaded):
     _, frontier, costs, records = loaded
     rows = frontier_rows(frontier, records, costs)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    assert len(thinned(rows * 5, 16)) == 16
+
+
+def test_thinning_keeps_the_ends_and_spreads_the_rest():
+    rows = [{"expected": {"cost": c, "quality": q}} for c, q in
+            [(0, 0), (1, 1), (2, 50), (3, 99), (4, 99.1), (50, 99.5), (100, 100)]]  # fmt: skip
+    assert thinned(rows, 7) == rows
+    few = thinned(rows, 4)
+    assert [row["expected"]["cost"] for row in few] == [0, 2, 50, 100]
+
+
+def test_what_another_row_beats_is_dominated():
+    rows = [{"relative_cost": c, "quality": q} for c, q in [(0.1, 0.8), (0.2, 0.9), (0.3, 0.9), (0.4, 0.95)]]
+    assert non_dominated(rows) == [True, True, False, True]
+    assert non_dominated([{"relative_cost": 0.5, "quality": 0.9}, *rows]) == [False, True, True, False, True]
 
 
 def test_shares_name_the_largest_in_order_of_depth():

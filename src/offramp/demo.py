@@ -56,7 +56,7 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     rows = frontier_rows(built.frontier, built.records["report"], built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
     console.print(frontier_table(rows, built.records["report"], built.costs.unit))
-    console.print("[dim]* better than every cheaper one here; points: against the full model[/]")
+    console.print("[dim]* no other row is as cheap and as good; points: against the full model[/]")
     console.print("\n[bold]4[/]  One engine, switched live on the same stream of batches of 64\n")
     engine = Engine(built.net, prepare=built.frontier)
     stream = read_batches(built.net.partition.spec, splits.report or ())

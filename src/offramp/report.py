@@ -231,7 +231,7 @@ def _table(page: _Page) -> str:
     return f"""<section><h2>All configurations</h2>
 <div class=scroll tabindex=0 role=region aria-label="All configurations"><table class=figures>
 <thead><tr class=groups><td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>
-<th scope=colgroup colspan=3>On the search split (optimistic)</th></tr>
+<th scope=colgroup colspan=3>Expected, from the search split</th></tr>
 <tr>{names}</tr></thead>
 <tbody>
 {body}
@@ -309,9 +309,9 @@ def _footer(page: _Page) -> str:
 every enabled head passed on the way, taken or not. The full model costs {full}.
 <b>{page.measure.capitalize()}</b> is {_MEANING[page.measure]}. A sample leaves at the first enabled exit
 whose confidence is strictly above its threshold.</p>
-<p><b>Splits.</b> Configurations were searched on {searched} samples (search split); their figures there are
-optimistic, because each was picked for doing well on them. Everything else was measured on {seen} other
-samples (report split). <b>Intervals</b> are 95% intervals of the mean paired difference per sample, by
+<p><b>Splits.</b> Configurations were searched on {searched} samples (search split); their expected figures
+come from those and can be optimistic, because each was picked for doing well on them. Everything else was
+measured on {seen} other samples (report split). <b>Intervals</b> are 95% intervals of the mean paired difference per sample, by
 the normal approximation; each holds for one configuration, not for all at once.</p>
 <p>Made with offramp {text(__version__)}.</p></footer>
 """

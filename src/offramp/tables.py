@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from offramp.config import ExitConfig, Frontier, config_to_dict
@@ -14,39 +15,49 @@ from offramp.records import ExitRecords
 
 
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
-    """One entry per configuration, cheapest first, with its figures on ``records``.
-
-    ``best_so_far`` says whether it beats every cheaper one on these records, so that none dominates it.
-    """
-    full, best = full_quality(records), float("-inf")
-    rows = []
-    for index, (config, outcome) in enumerate(zip(frontier, evaluate(records, costs, frontier), strict=True)):
-        rows.append(_row(index, config, outcome, full, outcome.quality > best))
-        best = max(best, outcome.quality)
-    return rows
+    """One entry per configuration, in the frontier's order, with its figures on ``records``."""
+    full = full_quality(records)
+    pairs = zip(frontier, evaluate(records, costs, frontier), strict=True)
+    return [_row(index, config, outcome, full) for index, (config, outcome) in enumerate(pairs)]
 
 
-def _row(index: int, config: ExitConfig, outcome: Outcome, full: float, best_so_far: bool) -> dict[str, Any]:
+def non_dominated(rows: Sequence[dict[str, Any]]) -> list[bool]:
+    """For each row, whether no other costs at most as much and is at least as good: none dominates it."""
+    return [
+        not any(
+            other is not row
+            and other["relative_cost"] <= row["relative_cost"]
+            and other["quality"] >= row["quality"]
+            for other in rows
+        )
+        for row in rows
+    ]
+
+
+def _row(index: int, config: ExitConfig, outcome: Outcome, full: float) -> dict[str, Any]:
     return {
         "index": index,
         "relative_cost": outcome.relative_cost,
         "quality": outcome.quality,
         "drop": full - outcome.quality,
-        "best_so_far": best_so_far,
         "exit_shares": outcome.exit_shares.tolist(),
         **config_to_dict(config),
     }
 
 
 def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: str, most: int = 16) -> Table:
-    """A table of configurations with exits, at most ``most`` of them, evenly chosen, and the full model."""
+    """A table of configurations with exits, at most ``most`` of them, evenly chosen, and the full model.
+
+    A star marks rows that no other row dominates.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("#", unit, "quality", "points", "exits"):
         table.add_column(name, justify="right", no_wrap=True, min_width=6)
     table.add_column("where samples leave", no_wrap=True)
-    for row in thinned(with_exits(rows), most):
+    shown = thinned(with_exits(rows), most)
+    for row, best in zip(shown, non_dominated(shown), strict=True):
         table.add_row(
-            f"{row['index']}{'*' if row['best_so_far'] else ' '}",
+            f"{row['index']}{'*' if best else ' '}",
             f"{row['relative_cost']:.1%}",
             f"{row['quality']:.2%}",
             f"{-100 * row['drop']:+.2f}",
@@ -63,10 +74,18 @@ def with_exits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def thinned(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most ``most`` rows: the first, the last, and evenly spread ones between."""
+    """At most ``most`` rows: the first, the last, and between them ones evenly spread along the curve.
+
+    Length along the curve is measured in expected cost and quality, both scaled to the range of the rows, so
+    that what is shown does not depend on how the rows did on the split that is shown.
+    """
     if len(rows) <= most:
         return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+    points = np.array([[row["expected"][name] for name in ("cost", "quality")] for row in rows])
+    scaled = points / np.ptp(points, axis=0)
+    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(scaled, axis=0).T))])
+    wanted = np.linspace(0, along[-1], most)
+    return [rows[i] for i in sorted({int(np.abs(along - at).argmin()) for at in wanted})]
 
 
 def shares(values: Sequence[float], positions: Sequence[str], most: int = 3) -> str:
