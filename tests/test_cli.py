@@ -231,6 +231,29 @@ def test_unexpected_errors_ask_for_debug(invoke, artifact, monkeypatch):
     assert err == "unexpected error: RuntimeError: a bug\nrun again with --debug and report the traceback\n"
 
 
+def test_demo_prints_for_people_or_for_machines(invoke, monkeypatch, tmp_path):
+    def quick(out, console, seed):
+        console.print("for people")
+        return {"out": str(out), "seed": seed}
+
+    monkeypatch.setattr("offramp.demo.run_demo", quick)
+    assert invoke("demo", "--out", tmp_path)[:2] == (0, "for people\n")
+    code, out, _ = invoke("demo", "--out", tmp_path, "--seed", "3", "--json")
+    assert (code, json.loads(out)) == (0, {"out": str(tmp_path), "seed": 3})
+
+
+def test_control_c_is_130_and_a_closed_pipe_is_silent(invoke, artifact, monkeypatch):
+    for error, wanted in ((KeyboardInterrupt(), (130, "stopped")), (BrokenPipeError(), (1, ""))):
+
+        def stop(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("offramp.artifact.load_frontier", stop)
+        code, _, err = invoke("eval", artifact)
+        assert (code, err.startswith(wanted[1])) == (wanted[0], True)
+        assert "Traceback" not in err
+
+
 def test_debug_shows_the_traceback():
     command = [sys.executable, "-m", "offramp", "eval", "nowhere"]
     plain = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -310,9 +310,9 @@ every enabled head passed on the way, taken or not. The full model costs {full}.
 <b>{page.measure.capitalize()}</b> is {_MEANING[page.measure]}. A sample leaves at the first enabled exit
 whose confidence is strictly above its threshold.</p>
 <p><b>Splits.</b> Configurations were searched on {searched} samples (search split); their expected figures
-come from those and can be optimistic, because each was picked for doing well on them. Everything else was
-measured on {seen} other samples (report split). <b>Intervals</b> are 95% intervals of the mean paired difference per sample, by
-the normal approximation; each holds for one configuration, not for all at once.</p>
+come from those and can be optimistic. Everything else was measured on {seen} other samples (report split).
+<b>Intervals</b> are 95% intervals of the mean paired difference per sample, by the normal approximation; each
+holds for one configuration, not for all at once.</p>
 <p>Made with offramp {text(__version__)}.</p></footer>
 """
 
