@@ -60,7 +60,7 @@ def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: s
             f"{row['index']}{'*' if best else ' '}",
             f"{row['relative_cost']:.1%}",
             f"{row['quality']:.2%}",
-            f"{-100 * row['drop']:+.2f}",
+            f"{0.0 - 100 * row['drop']:+.2f}",
             str(len(row["choices"])),
             shares(row["exit_shares"], records.positions),
         )
