@@ -33,16 +33,17 @@ def records_of(confidence, quality, final, exists=None):
 def test_isotonic_equals_scikit_learn(cells):
     value, weight = np.array(cells).T
     wanted = IsotonicRegression().fit(np.arange(len(value)), value, sample_weight=weight)
-    np.testing.assert_allclose(
-        isotonic(value * weight, weight), wanted.predict(np.arange(len(value))), atol=1e-9
-    )
+    got, rests_on = isotonic(value * weight, weight)
+    np.testing.assert_allclose(got, wanted.predict(np.arange(len(value))), atol=1e-9)
+    assert (rests_on >= weight - 1e-9).all()
 
 
 def test_cells_without_weight_do_not_disturb():
-    fitted = isotonic(np.array([0.0, 0.0, 1.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0, 2.0]))
+    fitted, rests_on = isotonic(np.array([0.0, 0.0, 1.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0, 2.0]))
     assert fitted[[1, 2, 4]].tolist() == [0, 0.5, 1]
+    assert rests_on[[1, 2, 4]].tolist() == [1, 2, 2]
     assert (np.diff(fitted) >= 0).all()
-    assert isotonic(np.zeros(3), np.zeros(3)).tolist() == [0, 0, 0]
+    assert [fit.tolist() for fit in isotonic(np.zeros(3), np.zeros(3))] == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_a_perfect_exit_is_believed_but_for_one_failure():
@@ -51,9 +52,29 @@ def test_a_perfect_exit_is_believed_but_for_one_failure():
     np.testing.assert_allclose(got.quality[1, 0], n / (n + 1), rtol=1e-6)
 
 
-def test_no_credit_for_being_right_where_the_model_is_wrong():
+def test_two_lucky_answers_where_the_model_is_wrong_are_not_believed():
     got = shrunk(records_of([0.2, 0.4, 0.6, 0.8], [1, 1, 1, 1], [1, 0, 1, 0]))
     assert got.quality[1, 0].tolist() == pytest.approx([2 / 3, 0, 2 / 3, 0])
+
+
+def test_many_answers_where_the_model_is_wrong_are_believed_with_doubt():
+    n = 400
+    got = shrunk(records_of(np.full(n, 0.5), np.arange(n) % 4 > 0, np.zeros(n))).quality[1, 0]
+    estimate = 300 / 401  # with the imagined failure
+    wanted = estimate - 3 * np.sqrt(estimate * (1 - estimate) / 402)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_exits_better_than_the_model_are_found():
+    """With a poor full model, the best configurations leave early, and expect to be better."""
+    rng = np.random.default_rng(3)
+    n = 2000
+    records = records_of(rng.random(n), rng.random(n) < 0.9, (rng.random(n) < 0.7).astype(float))
+    costs = offramp.CostTable([0, 10, 40.0], [[0], [1.0]], "macs")
+    best = offramp.search(records, costs)[-1]
+    assert [choice.position for choice in best.choices] == ["a"]
+    assert 0.8 < best.expected.quality <= 0.9 + 0.02
+    assert best.expected.drop < -0.1
 
 
 def test_low_confidence_is_worth_less():
@@ -87,9 +108,9 @@ def test_what_cannot_leave_and_what_is_not_there_stay_as_they_are():
     assert shrunk(absent).quality.tolist() == absent.quality.tolist()
 
 
-def test_search_with_it_is_better_and_promises_less(monkeypatch):
-    """Two splits of one population, several times: J on unseen samples, and what was promised."""
-    objective, optimism = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
+def test_search_with_it_is_better_on_unseen_samples(monkeypatch):
+    """Two splits of one population, several times."""
+    objective = {True: 0.0, False: 0.0}
     for seed in range(6):
         records, costs = population(1500, seed)
         search, report = records.split((0.3, 0.7), seed)
@@ -102,9 +123,7 @@ def test_search_with_it_is_better_and_promises_less(monkeypatch):
                 outcome = offramp.evaluate(report, costs, config)
                 value = tradeoff * (1 - outcome.relative_quality) + (1 - tradeoff) * outcome.relative_cost
                 objective[believe] += value
-                optimism[believe] += config.expected.quality - outcome.quality
     assert objective[True] < objective[False]
-    assert optimism[True] < 0.7 * optimism[False]
 
 
 def population(n, seed):

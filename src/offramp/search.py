@@ -65,7 +65,7 @@ def search(
             from 0.5 to 1, ``DEFAULT_TRADEOFFS``.
         method: "exact", or one of the reference methods "single-pass", "iterative", "same-threshold".
         regularise: None for the optimum on these very samples; a number is the price of each enabled exit in
-            units of J; "auto" aims at unseen samples: quality is replaced by what leaving is expected to keep
+            units of J; "auto" aims at unseen samples: quality is replaced by what leaving is expected to give
             (``offramp.shrinkage``; the figures in ``expected`` then are such expectations), and the price is
             chosen by cross-validation. Reference methods are left as published: neither.
         max_exits: at most so many enabled exits; 0 leaves the full model.

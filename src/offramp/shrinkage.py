@@ -1,14 +1,14 @@
 """Quality that carries over to unseen samples: a conditional expectation in place of single outcomes.
 
-What one sample's answer was at one exit is mostly luck. What is kept of the full model's quality, as a
-function of the exit's confidence, is not: it rises with confidence and is estimated from many samples. So
+What one sample's answer was at one exit is mostly luck. How often an exit is right at a confidence is not: it
+rises with confidence and is estimated from many samples. With f the full model's quality on a sample,
 
-    quality of leaving = the full model's quality x kept(confidence),    kept rising, at most 1
+    quality of leaving = f x kept(confidence) + (1 - f) x won(confidence)
 
-with ``kept`` fitted by isotonic regression (pool adjacent violators; Barlow et al., 1972) and one imagined
-failure above the surest sample, so that no exit is believed to be perfect (Laplace's rule of succession). An
-exit gets no credit for being right where the full model is wrong: such gains are few, and a search that picks
-thresholds finds the lucky ones.
+both fitted by isotonic regression (pool adjacent violators; Barlow et al., 1972). ``kept`` is given an
+imagined failure above the surest sample, so that no exit is believed to be perfect (Laplace's rule of
+succession). ``won``, what an exit gains where the full model fails, rests on few samples, and a search that
+picks thresholds finds the lucky ones: it is believed three standard errors below its estimate.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import numpy.typing as npt
 from offramp.records import ExitRecords
 
 Floats = npt.NDArray[np.float64]
+Cells = npt.NDArray[np.int64]
 
 _MOST_CELLS = 1024  # of neighbouring confidences; finer cells than this change nothing but the time
+_DOUBT = 3.0  # standard errors
 
 
 def shrunk(records: ExitRecords) -> ExitRecords:
-    """Records whose quality is what leaving is expected to keep of the full model's.
+    """Records whose quality is what leaving can be expected to give.
 
     Args:
         records: P positions, C heads, N samples.
@@ -40,22 +42,29 @@ def shrunk(records: ExitRecords) -> ExitRecords:
     for p, c in zip(*np.nonzero(records.exists), strict=True):
         finite = np.isfinite(records.confidence[p, c])
         if finite.any():
-            kept = _kept(records.confidence[p, c, finite], quality[p, c, finite], final[finite])
-            quality[p, c, finite] = final[finite] * kept
+            confidence, answer = records.confidence[p, c, finite], quality[p, c, finite]
+            quality[p, c, finite] = _expected(confidence, answer, final[finite])
     return replace(records, quality=quality)
 
 
-def _kept(confidence: npt.NDArray[np.float32], quality: npt.NDArray[np.float32], final: Floats) -> Floats:
-    """Fraction of the full model's quality that is kept at each sample's confidence, (N,)."""
+def _expected(confidence: npt.NDArray[np.float32], quality: npt.NDArray[np.float32], final: Floats) -> Floats:
+    """Expected quality of leaving, (N,)."""
     cells = _cells(confidence)
-    weight = np.bincount(cells, final)
-    mass = np.bincount(cells, np.minimum(quality, final))
+    kept, _ = _rising(cells, np.minimum(quality, final), final)
+    won, samples = _rising(cells, np.maximum(quality - final, 0), 1 - final)
+    doubt = _DOUBT * np.sqrt(won * (1 - won) / (samples + 1))
+    return np.asarray(final * kept + (1 - final) * np.maximum(won - doubt, 0))
+
+
+def _rising(cells: Cells, mass: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """(fraction of ``weight`` that is ``mass``, weight it rests on) at each confidence, (N,) each."""
     # the imagined failure above the surest sample
-    fitted = isotonic(np.append(mass, 0.0), np.append(weight, 1.0))
-    return fitted[cells]
+    masses, weights = np.append(np.bincount(cells, mass), 0.0), np.append(np.bincount(cells, weight), 1.0)
+    value, rests_on = isotonic(masses, weights)
+    return value[cells], rests_on[cells]
 
 
-def _cells(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _cells(confidence: npt.NDArray[np.float32]) -> Cells:
     """Rank of each confidence, equal ones together, neighbours joined where there are very many: (N,)."""
     _, rank = np.unique(confidence, return_inverse=True)
     count = int(rank.max()) + 1
@@ -64,7 +73,7 @@ def _cells(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return np.asarray(rank, np.int64) * _MOST_CELLS // count
 
 
-def isotonic(mass: Floats, weight: Floats) -> Floats:
+def isotonic(mass: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """Rising weighted least-squares fit by pooling adjacent violators.
 
     Args:
@@ -72,10 +81,10 @@ def isotonic(mass: Floats, weight: Floats) -> Floats:
         weight: (M,) at least 0; cells without weight take the value of the pool they fall in.
 
     Returns:
-        (M,) fitted values, rising.
+        (M,) fitted values, rising; (M,) weight of the pool that each cell is in.
 
-    >>> isotonic(np.array([0.0, 1.0, 0.0, 1.0]), np.ones(4)).tolist()
-    [0.0, 0.5, 0.5, 1.0]
+    >>> [fit.tolist() for fit in isotonic(np.array([0.0, 1.0, 0.0, 1.0]), np.ones(4))]
+    [[0.0, 0.5, 0.5, 1.0], [1.0, 2.0, 2.0, 1.0]]
     """
     pools: list[tuple[float, float, int]] = []  # mass, weight, cells
     for m, w in zip(mass.tolist(), weight.tolist(), strict=True):
@@ -86,4 +95,5 @@ def isotonic(mass: Floats, weight: Floats) -> Floats:
             m, w, size = m + before_mass, w + before_weight, size + before_size
         pools.append((m, w, size))
     values = [m / w if w > 0 else 0.0 for m, w, _ in pools]
-    return np.repeat(values, [size for *_, size in pools])
+    sizes = [size for *_, size in pools]
+    return np.repeat(values, sizes), np.repeat([w for _, w, _ in pools], sizes)
