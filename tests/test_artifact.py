@@ -274,7 +274,7 @@ def test_a_path_that_cannot_be_written(made, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("mine")])
-@pytest.mark.parametrize("where", ["_save_tensors", "_write_manifest", "flush", "rename", "second rename"])
+@pytest.mark.parametrize("where", ["save_tensors", "_write_manifest", "flush", "rename", "second rename"])
 def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch, error, where):
     before, renames = contents(copy), []
     rename = Path.rename
@@ -305,7 +305,7 @@ def test_a_full_disk_says_so(made, tmp_path, monkeypatch):
     def full(*_):
         raise artifact.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(artifact, "save_file", full)
+    monkeypatch.setattr("offramp.state.save_file", full)
     with pytest.raises(StorageError, match=r"cannot write .*No space left on device.*check free space"):
         made.save(tmp_path / "a")
     assert listing(tmp_path) == []

@@ -1,7 +1,6 @@
 """The command line as a user meets it: help, a whole project, JSON, every kind of failure."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -163,8 +162,9 @@ def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
     arguments = ["build", "plain:model", "plain:data", "--out", tmp_path / "a", "--epochs", "2"]
     code, _, err = invoke(*arguments)
     assert code == 1
-    assert "pass quality='agreement'" in err or "--agreement" in err
-    assert not (tmp_path / "a").exists()
+    assert "search split: the loader gives no labels" in err
+    assert "--agreement" in err
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("plain.py", "__pycache__")] == []
     code, out, _ = invoke(*arguments, "--agreement", "--heads", "linear,mlp", "--cuts", "0,1", "--json")
     assert code == 0
     assert json.loads(out)["positions"] == ["input", "0", "1"]
@@ -205,6 +205,64 @@ def test_bad_input_is_one_message(invoke, inside, arguments, message):
     assert err.startswith("error: ")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("out", ["", "/", "..", "full"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(invoke, inside, project, out):
+    (project / "full").mkdir(exist_ok=True)
+    (project / "full" / "mine.txt").write_text("keep")
+    code, _, err = invoke("build", "shop:model", "shop:data", "--out", out)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "cannot write" in err or "exists and is not an artifact" in err
+    assert (project / "full" / "mine.txt").read_text() == "keep"
+    assert not list(project.glob(".*.work"))
+
+
+def test_options_reach_the_artifact(invoke, inside, tmp_path):
+    arguments = ["build", "shop:model", "shop:data", "--out", tmp_path / "a", "--epochs", "1", "--json"]
+    options = ["--heads", "linear", "--confidence", "margin", "--store-backbone", "--max-exits", "1"]
+    code, out, _ = invoke(*arguments, *options)
+    assert code == 0
+    assert set(json.loads(out)["samples"]) == {"search", "report"}
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["network"]["confidence"] == "margin"
+    assert "backbone.safetensors" in manifest["files"]
+    assert len({(tmp_path / "a" / name).stat().st_mode for name in manifest["files"]}) == 1
+    code, out, _ = invoke("search", tmp_path / "a", "--json")  # as many exits as it was built with
+    assert all(len(row["choices"]) <= 1 for row in json.loads(out)["configurations"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[(torch.rand(6, 1, 32), torch.zeros(6, 1).long())]", "labels: expected shape"),
+        ("[(torch.rand(6, 1, 32), torch.full((6,), 9))]", "expected 0 to 3"),
+        ("[(torch.full((6, 1, 32), math.nan), torch.zeros(6).long())]", "not finite"),
+        ("[(torch.rand(6, 1, 31), torch.zeros(6).long())]", "expected shape"),
+        ("[]", "yields no samples"),
+        ("Broken()", "reading batch 1 fails: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_run_refuses_data_that_does_not_fit(invoke, artifact, inside, project, data, message):
+    (project / "odd.py").write_text(
+        "import math, torch\nfrom shop import data as good\n"
+        "class Broken:\n"
+        "    def __iter__(self):\n        yield from list(good()['report'])[:1]\n        1 / 0\n"
+        f"def data():\n    return good() | {{'report': {data}}}\n"
+    )
+    __import__("sys").modules.pop("odd", None)
+    code, out, err = invoke("run", artifact, "shop:model", "odd:data", "--max-cost", "1")
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_errors_name_the_split(invoke, inside, project, tmp_path):
+    text = "from shop import data as good\ndef data():\n    return good() | {'report': []}\n"
+    (project / "hollow.py").write_text(text)
+    code, _, err = invoke("build", "shop:model", "hollow:data", "--out", tmp_path / "a")
+    assert code == 1
+    assert "report split: the loader yields no samples" in err
 
 
 def test_damaged_artifact(invoke, artifact, tmp_path):
@@ -276,7 +334,13 @@ def test_control_c_leaves_nothing_half_written(tmp_path):
     (tmp_path / "shop.py").write_text(text)
     command = [sys.executable, "-m", "offramp", "build", "slowly:model", "slowly:data", "--out", "artifact"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # started in the background of a shell, a test run ignores the signal and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for _ in range(2):  # once for the example batch, once for the cache
         assert process.stdout.readline() == "started\n"
@@ -284,7 +348,7 @@ def test_control_c_leaves_nothing_half_written(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in err
+    assert "goes on from here with the same command" in err
     assert "Traceback" not in err
     assert not (tmp_path / "artifact").exists()
     assert not list(tmp_path.glob("*.tmp"))

@@ -14,6 +14,7 @@ import offramp
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
 
+ONE = offramp.Expected(1, 1, 1, 1, 1)
 BORDER = 1e-5  # batch size moves the last bits of a confidence
 
 
@@ -277,6 +278,42 @@ def test_not_finite_confidences_never_exit(setting):
     assert torch.isnan(out.outputs[[1, 4]]).all()
 
 
+def test_infinite_confidence_never_exits(setting):
+    net, x, *_ = setting
+    engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
+    engine._confidence = lambda logits: torch.full((len(logits),), math.inf)
+    assert (engine(x[:5]).position == len(net.positions)).all()
+
+
+def test_thresholds_are_compared_in_float32(setting):
+    """The float32 nearest to 0.1 is above 0.1: a sample of exactly that confidence stays."""
+    net, x, *_ = setting
+    engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
+    engine._confidence = lambda logits: torch.full((len(logits),), 0.1)
+    assert (engine(x[:5]).position == len(net.positions)).all()
+
+
+def test_what_is_no_configuration_or_network_is_refused(setting):
+    net, _, _, _, configs = setting
+    engine = Engine(net, configs[1])
+    for wrong in (None, "fast", [configs[1]], offramp.Frontier([offramp.ExitConfig((), expected=ONE)])):
+        with pytest.raises(InputError, match="expected an ExitConfig, such as"):
+            engine.use(wrong)
+    with pytest.raises(InputError, match="expected a network from attach_exits, got a Images"):
+        Engine(net.backbone)
+    assert engine.config == configs[1]
+
+
+def test_plans_do_not_pile_up(setting, monkeypatch):
+    net, x, *_ = setting
+    monkeypatch.setattr("offramp.engine._MOST_PLANS", 5)
+    engine = Engine(net)
+    for i in range(20):
+        engine.use(ExitConfig([ExitChoice(net.positions[1], "mlp", i / 20)]))
+        engine(x[:2])
+    assert len(engine._plans) == 5
+
+
 def test_empty_batch_and_batch_of_one(setting):
     net, x, _, _, configs = setting
     engine = Engine(net, configs[2])
@@ -306,9 +343,7 @@ def test_switch_to_an_unknown_configuration_changes_nothing(setting):
     engine = Engine(net, configs[2])
     with pytest.raises(InputError, match=r"unknown position 'nowhere'; known: input, "):
         engine.use(ExitConfig([ExitChoice("nowhere", "mlp", 0.5)]))
-    with pytest.raises(
-        InputError, match=r"no head 'huge' at 'blocks.0'; it has: conv, linear, mlp|it has: linear"
-    ):
+    with pytest.raises(InputError, match=r"unknown head 'huge'; known: linear, mlp, conv"):
         engine.use(ExitConfig([ExitChoice("blocks.0", "huge", 0.5)]))
     with pytest.raises(InputError, match=r"no head 'mlp' at 'input'; it has: none"):
         engine.use(ExitConfig([ExitChoice("input", "mlp", 0.5)]))

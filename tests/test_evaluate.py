@@ -161,7 +161,7 @@ def test_configurations_that_do_not_fit(choices, message):
     with pytest.raises(InputError, match=message):
         evaluate(records, costs, config_of(*choices))
     with pytest.raises(InputError, match=message):
-        resolve(records, config_of(*choices))
+        resolve(records.positions, records.heads, records.exists, config_of(*choices))
 
 
 def test_records_and_costs_that_do_not_fit():

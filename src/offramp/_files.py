@@ -69,7 +69,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask gives; some writers choose their own
             yield temporary
+            temporary.chmod(mode)
             flush(temporary)
             temporary.replace(path)
         finally:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from offramp._files import (
@@ -36,7 +36,7 @@ from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
 from offramp.network import ExitNetwork, attach_exits
 from offramp.partition import INPUT
 from offramp.records import ExitRecords
-from offramp.state import model_digest
+from offramp.state import model_digest, plain_state, save_tensors
 
 ARTIFACT_FORMAT = "offramp.artifact"
 VERSION = 1
@@ -85,14 +85,14 @@ def save(
             )
     _check_fit(net.positions, net.head_names, frontier, costs)
     with _replacing(Path(path)) as folder:
-        _save_tensors(folder / "heads.safetensors", net.state_dict())
-        _save_tensors(folder / "example.safetensors", _example(net))
+        save_tensors(folder / "heads.safetensors", net.state_dict())
+        save_tensors(folder / "example.safetensors", _example(net))
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         (folder / "costs.json").write_text(costs.to_json(), encoding="utf-8")
         for name, each in (records or {}).items():
             each.save(folder / _RECORDS.format(name))
         if include_backbone:
-            _save_tensors(folder / "backbone.safetensors", _plain_state(net.backbone))
+            save_tensors(folder / "backbone.safetensors", plain_state(net.backbone))
         _write_manifest(folder, _description(net))
 
 
@@ -196,12 +196,21 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
+    check_replaceable(path)
+    with whole_folder(path) as folder:
+        yield folder
+
+
+def check_replaceable(path: Path) -> None:
+    """Find out whether ``save`` would refuse a path; worth asking before long work.
+
+    Raises:
+        StorageError: something else than an artifact is there.
+    """
     with storage_errors(path):
         objection = _objection(path)
     if objection:
         raise StorageError(f"{path} {objection}; choose another folder or remove it")
-    with whole_folder(path) as folder:
-        yield folder
 
 
 def _objection(folder: Path) -> str:
@@ -234,22 +243,6 @@ def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontie
                 raise InputError(
                     f"frontier: the network has no head {choice.head!r} at {choice.position!r}; search again"
                 )
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # copies: tied weights share storage, which the format refuses
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, path)
-
-
-def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict()
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
-    if strange:
-        raise InputError(
-            f"cannot store the backbone: {strange[0]!r} is not a plain tensor; "
-            "save with include_backbone=False"
-        )
-    return state
 
 
 def _example(net: ExitNetwork) -> dict[str, Tensor]:

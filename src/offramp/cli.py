@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from offramp._files import storage_errors
 from offramp.errors import InputError, OfframpError, StorageError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_state = {"debug": False}
+_state = {"debug": False, "interrupted": False}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Artifact = Annotated[Path, typer.Argument(help="Folder written by `offramp build` or `offramp demo`.")]
@@ -89,7 +91,8 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         except (Exception, KeyboardInterrupt) as error:
             if _state["debug"] or isinstance(error, (typer.Exit, typer.Abort)):
                 raise
-            message, code = _explain(error)
+            # an interrupt inside an import or the tracer can come out as another error
+            message, code = _explain(KeyboardInterrupt() if _state["interrupted"] else error)
             print(message, file=sys.stderr)
             raise typer.Exit(code) from None
 
@@ -100,7 +103,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OfframpError):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; what was done so far is kept, the same command goes on from there", 130
+        return "stopped; nothing half-written is left. A build goes on from here with the same command", 130
     if isinstance(error, BrokenPipeError):
         return "", 1
     name = f"{type(error).__name__}: {error}"
@@ -155,7 +158,7 @@ def build(
 
     A run that is stopped goes on where it was when you give the same command again.
     """
-    from offramp.artifact import save
+    from offramp.artifact import check_replaceable, save
     from offramp.pipeline import BuildConfig, summary
     from offramp.pipeline import build as run_build
     from offramp.project import load_data, load_model
@@ -171,6 +174,7 @@ def build(
         train=TrainConfig(epochs=epochs, views=views, seed=seed),
     )
     _writable(out)
+    check_replaceable(out)
     work = out.absolute().with_name(f".{out.absolute().name}.work")
     built = run_build(load_model(model), load_data(data), config, work_dir=work)
     save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
@@ -193,19 +197,23 @@ def search(
     regularise: Annotated[
         str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")
     ] = "auto",
-    max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
+    max_exits: Annotated[
+        int | None, typer.Option(help="At most this many exits in a configuration; as built unless given.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Search the configurations of an artifact again; the model is not needed."""
-    from offramp.artifact import load_costs, load_records, read_manifest, replace_frontier
-    from offramp.search import search as run_search
+    from offramp.artifact import load_costs, load_frontier, load_records, read_manifest, replace_frontier
+    from offramp.pipeline import find_frontier
 
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
     price = (
         {"auto": "auto", "none": None}[regularise] if regularise in ("auto", "none") else _number(regularise)
     )
-    frontier = run_search(records, costs, method=method, regularise=price, max_exits=max_exits)
+    if max_exits is None:
+        max_exits = load_frontier(artifact, manifest).meta.get("max_exits")
+    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
     replace_frontier(artifact, frontier)
     _show_artifact(artifact, frontier, json_)
 
@@ -355,8 +363,11 @@ def _number(text: str) -> float:
 def _writable(folder: Path) -> None:
     """Find out before the work, not after it."""
     nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    if not nearest.name or str(folder) in ("", ".", ".."):
+        raise StorageError(f"cannot write {str(folder)!r}: expected the name of a new folder")
+    with storage_errors(folder):
+        while not nearest.exists():
+            nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StorageError(
             f"cannot write {folder}: {nearest} is not a folder you may write to; choose another"
@@ -369,6 +380,13 @@ def _print_json(document: Any) -> None:
 
 def main() -> None:
     """Entry point: ``--debug`` is understood anywhere on the line."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        _state["interrupted"] = True
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
     arguments = sys.argv[1:]
     _state["debug"] = "--debug" in arguments
     try:

@@ -137,41 +137,48 @@ def _as_dict(label: str, result: StreamResult, plain: float) -> dict[str, Any]:
 
 
 def compare(engine: Engine, built: Built, stream: list[Batch]) -> dict[str, int]:
-    """Engine against ``evaluate``: every report sample, every configuration: position, prediction, MACs.
+    """Engine against ``evaluate``: every report sample, every configuration: position, predicted class, MACs.
 
-    Samples within ``BORDER`` of a threshold are set aside and counted.
+    Samples within ``BORDER`` of a threshold are set aside and counted; MACs are compared over the positions
+    that the engine itself reports.
     """
     records, costs = built.records["report"], built.costs
+    classes = _classes(built, stream)
     totals = dict.fromkeys(("configurations", "decisions", "set_aside", "different", "macs_differ"), 0)
     for config in built.frontier:
         engine.use(config)
         engine.reset_stats()
-        position, right = _answers(engine, stream)
+        outs = [engine(inputs) for inputs, _ in stream]
+        position = np.concatenate([out.position.cpu().numpy() for out in outs])
+        predicted = np.concatenate([out.outputs.argmax(1).cpu().numpy() for out in outs])
         outcome, border = evaluate(records, costs, config), np.zeros(records.samples, bool)
-        quality = records.final_quality.copy()
+        wanted, price = classes[-1, 0].copy(), costs.backbone.copy()
         for choice in config.choices:
             p, c = records.positions.index(choice.position), records.heads.index(choice.head)
             border |= np.abs(records.confidence[p, c] - choice.threshold) < BORDER
-            quality[outcome.position == p] = records.quality[p, c, outcome.position == p]
-        wrong = (position != outcome.position) | (right != quality)
+            wanted = np.where(outcome.position == p, classes[p, c], wanted)
+            price[p:] += costs.heads[p, c]
+        wrong = (position != outcome.position) | (predicted != wanted)
         totals["configurations"] += 1
         totals["decisions"] += records.samples
         totals["set_aside"] += int(border.sum())
         totals["different"] += int((wrong & ~border).sum())
-        same = bool((position == outcome.position).all())
-        totals["macs_differ"] += same and engine.stats().macs != round(outcome.cost * records.samples)
+        totals["macs_differ"] += engine.stats().macs != round(price[position].sum())
     return totals
 
 
-def _answers(engine: Engine, stream: list[Batch]) -> tuple[Any, Any]:
-    """(positions, qualities) of every sample, as arrays (N,)."""
-    positions, qualities = [], []
-    for inputs, labels in stream:
-        out = engine(inputs)
-        assert labels is not None
-        positions.append(out.position.cpu().numpy())
-        qualities.append(engine.net.task.quality(out.outputs, labels).cpu().numpy())
-    return np.concatenate(positions), np.concatenate(qualities)
+def _classes(built: Built, stream: list[Batch]) -> Any:
+    """Predicted class of every exit on every sample, (P + 1, C, N); the model's own in the last row."""
+    positions, heads = len(built.net.positions), len(built.net.head_names)
+    parts = []
+    for inputs, _ in stream:
+        answers, final = built.net.forward_all(inputs)
+        part = np.full((positions + 1, heads, len(final)), -1)
+        part[positions] = final.argmax(1).cpu().numpy()
+        for (p, c), out in answers.items():
+            part[p, c] = out.argmax(1).cpu().numpy()
+        parts.append(part)
+    return np.concatenate(parts, axis=2)
 
 
 def _agreement_line(totals: dict[str, int]) -> str:

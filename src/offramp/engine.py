@@ -25,8 +25,11 @@ from offramp.confidence import get_confidence
 from offramp.config import ExitConfig
 from offramp.cost import CostTable, measure_cost
 from offramp.errors import InputError
+from offramp.evaluate import resolve
 from offramp.network import ExitNetwork
 from offramp.spans import Span
+
+_MOST_PLANS = 4096  # a controller that makes up thresholds must not fill the memory
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 """MACs of each network, counted once."""
@@ -97,7 +100,12 @@ class Engine:
     def __init__(
         self, net: ExitNetwork, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
+        if not isinstance(net, ExitNetwork):
+            raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
+        self._exists = np.zeros((len(net.positions), len(net.head_names)), bool)
+        for position, column, _ in net.exits():
+            self._exists[position, column] = True
         self._spec = net.partition.spec
         self._confidence = get_confidence(net.confidence)
         self._costs = _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
@@ -107,7 +115,7 @@ class Engine:
         self._counting = threading.Lock()
         self.reset_stats()
         net.eval()
-        self._plan = self._prepared(config or ExitConfig())
+        self._plan = self._prepared(ExitConfig() if config is None else config)
         for each in prepare:
             self.prepare(each)
 
@@ -126,7 +134,8 @@ class Engine:
         Raises:
             InputError: the configuration names a position or head that the network lacks. Nothing changes.
         """
-        self._plan = self._plans.get(config) or self._prepared(config)
+        plan = self._plans.get(config) if isinstance(config, ExitConfig) else None
+        self._plan = plan or self._prepared(config)
 
     def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
@@ -203,44 +212,35 @@ class Engine:
         )
 
     def _prepared(self, config: ExitConfig) -> _Plan:
+        if not isinstance(config, ExitConfig):
+            what = type(config).__name__
+            raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
         with self._building:
-            if config not in self._plans:
-                self._plans[config] = self._build(config)
-            return self._plans[config]
+            plan = self._plans.get(config)
+            if plan is None:
+                plan = self._build(config)
+                if len(self._plans) >= _MOST_PLANS:
+                    self._plans.pop(next(iter(self._plans)))  # the oldest; it can be prepared again
+                self._plans[config] = plan
+            return plan
 
     def _build(self, config: ExitConfig) -> _Plan:
-        steps, at = [], 0
-        for position, column, threshold in self._resolve(config):
+        net, steps, at = self.net, list[_Step](), 0
+        for position, column, threshold in resolve(net.positions, net.head_names, self._exists, config):
             cost = (
                 self._costs.backbone[position]
                 - self._costs.backbone[at]
                 + self._costs.heads[position, column]
             )
-            head = self.net.head(position, self.net.head_names[column])
+            head = net.head(position, net.head_names[column])
             per_sample = self._per_sample(position)
             span = self._span(at, position) if position > at else None
-            steps.append(_Step(span, int(cost), position, head, threshold, per_sample))
+            steps.append(_Step(span, int(cost), position, head, float(threshold), per_sample))
             at = position
-        last = len(self.net.positions)
+        last = len(net.positions)
         cost = self._costs.backbone[last] - self._costs.backbone[at]
         steps.append(_Step(self._span(at, last), int(cost), last))
         return _Plan(config, tuple(steps))
-
-    def _resolve(self, config: ExitConfig) -> list[tuple[int, int, float]]:
-        net, found = self.net, list[tuple[int, int, float]]()
-        for choice in config.choices:
-            if choice.position not in net.positions:
-                raise InputError(f"unknown position {choice.position!r}; known: {', '.join(net.positions)}")
-            position = net.positions.index(choice.position)
-            here = list(net.heads[position])  # type: ignore[call-overload]
-            if choice.head not in here:
-                known = ", ".join(here) or "none"
-                raise InputError(f"no head {choice.head!r} at {choice.position!r}; it has: {known}")
-            if found and position <= found[-1][0]:
-                raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
-            # the comparison is made in float32, as in evaluate
-            found.append((position, net.head_names.index(choice.head), float(np.float32(choice.threshold))))
-        return found
 
     def _per_sample(self, position: int) -> tuple[bool, ...]:
         if position == 0:

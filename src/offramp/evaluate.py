@@ -6,6 +6,7 @@ pays the backbone up to there plus every enabled head it passed, taken or not (D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -60,9 +61,11 @@ def evaluate(
         InputError: no samples, costs of another shape, or a choice that ``resolve`` refuses.
     """
     check_match(records, costs)
+    if not isinstance(config, (ExitConfig, Frontier)):
+        raise InputError(f"expected an ExitConfig or a Frontier, got a {type(config).__name__}")
     if isinstance(config, Frontier):
         return tuple(evaluate(records, costs, each) for each in config)
-    plan = resolve(records, config)
+    plan = resolve(records.positions, records.heads, records.exists, config)
     p, n = len(records.positions), records.samples
     position = np.full(n, p, np.int64)
     quality = records.final_quality.astype(np.float64)
@@ -108,21 +111,29 @@ def expected(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Expe
     return Expected(outcome.quality, outcome.cost, full_quality(records), costs.full, records.samples)
 
 
-def resolve(records: ExitRecords, config: ExitConfig) -> Plan:
+def resolve(
+    positions: Sequence[str], heads: Sequence[str], exists: npt.NDArray[np.bool_], config: ExitConfig
+) -> Plan:
     """Names to indices.
+
+    Args:
+        positions: P names.
+        heads: C names.
+        exists: (P, C), whether there is such a head there.
+        config: what to resolve.
 
     Raises:
         InputError: a position or head is unknown or absent there, or the order is not by position.
     """
     plan: Plan = []
     for choice in config.choices:
-        if choice.position not in records.positions:
-            raise InputError(f"unknown position {choice.position!r}; known: {', '.join(records.positions)}")
-        if choice.head not in records.heads:
-            raise InputError(f"unknown head {choice.head!r}; known: {', '.join(records.heads)}")
-        at, head = records.positions.index(choice.position), records.heads.index(choice.head)
-        if not records.exists[at, head]:
-            here = [name for name, there in zip(records.heads, records.exists[at], strict=True) if there]
+        if choice.position not in positions:
+            raise InputError(f"unknown position {choice.position!r}; known: {', '.join(positions)}")
+        if choice.head not in heads:
+            raise InputError(f"unknown head {choice.head!r}; known: {', '.join(heads)}")
+        at, head = positions.index(choice.position), heads.index(choice.head)
+        if not exists[at, head]:
+            here = [name for name, there in zip(heads, exists[at], strict=True) if there]
             raise InputError(
                 f"no head {choice.head!r} at {choice.position!r}; it has: {', '.join(here) or 'none'}"
             )
@@ -138,6 +149,9 @@ def check_match(records: ExitRecords, costs: CostTable) -> None:
     Raises:
         InputError: no samples, or the numbers of positions and heads differ.
     """
+    for value, kind in ((records, ExitRecords), (costs, CostTable)):
+        if not isinstance(value, kind):
+            raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
     if records.samples == 0:
         raise InputError("expected records of at least one sample, got none")
     if costs.heads.shape != records.exists.shape:

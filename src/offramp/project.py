@@ -63,10 +63,32 @@ def load_data(spec: str) -> Splits:
                 f"DATA {spec}: expected {split!r} to be a loader that can be gone through more than once, "
                 f"got a {type(loader).__name__}; a list of batches or a DataLoader will do"
             )
+    train, search = _Guarded(spec, "train", found["train"]), _Guarded(spec, "search", found["search"])
+    report = found.get("report")
     example = found.get("example_inputs")
     if example is None:
-        example = _example(spec, found["train"])
-    return Splits(found["train"], found["search"], found.get("report"), example)
+        example = _example(spec, train)
+    return Splits(train, search, None if report is None else _Guarded(spec, "report", report), example)
+
+
+class _Guarded:
+    """A user's loader whose own failures come out as a message that names the split and the batch."""
+
+    def __init__(self, spec: str, split: str, loader: Iterable[Any]) -> None:
+        self._where, self._loader = f"DATA {spec}: {split}", loader
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        i = 0
+        try:
+            for batch in self._loader:
+                yield batch
+                i += 1
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self._where}: reading batch {i} fails: {what}") from error
 
 
 def _call(spec: str, what: str) -> Any:

@@ -136,7 +136,7 @@ def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable
     outcome = evaluate(records, costs, config)
     full = records.final_quality.astype(np.float64)
     own = full.copy()
-    for at, head, _ in resolve(records, config):
+    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
         here = outcome.position == at
         own[here] = records.quality[at, head, here]
     lost = full - own  # paired: the same samples under both

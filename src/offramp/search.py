@@ -89,8 +89,8 @@ def search(
     total = len(held_out) + len(METHODS[method]) + 1
     report = _counter(progress, total)
     if price is None and method == "exact":
-        records = shrunk(records)
         plan = choose(records, costs, lambdas, plan, held_out, report)
+        records = shrunk(records)
     [found] = solve(records, costs, [plan], lambdas, report)
     if progress:
         progress(total, total)
@@ -203,7 +203,7 @@ def choose(
     scale = full_quality(records) or 1.0
     values = np.zeros(len(_PRICES) + 1)
     for mask in held_out:
-        kept, held = records.subset(~mask), records.subset(mask)
+        kept, held = shrunk(records.subset(~mask)), records.subset(mask)
         answers = solve(kept, costs, drafts, some) + solve(kept, costs, [common], some)
         values += [_mean_objective(held, costs, some, exits, scale) for exits in answers]
         report()

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp._files import load_arrays, save_arrays, storage_errors
+from offramp._files import load_arrays, save_arrays, storage_errors, whole_file
 from offramp.errors import ArtifactError, InputError
 from offramp.network import ExitNetwork
 
@@ -94,6 +95,30 @@ def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     array: npt.NDArray[np.uint8] = flat.numpy()
     return array
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, whole or not at all."""
+    # copies: tied weights share storage, which the format refuses
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(copies, temporary)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, if a safetensors file can hold it.
+
+    Raises:
+        InputError: something in it is not a plain tensor.
+    """
+    state = model.state_dict()
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
+    if strange:
+        raise InputError(
+            f"cannot store the backbone: {strange[0]!r} is not a plain tensor; "
+            "save with include_backbone=False"
+        )
+    return state
 
 
 class Checkpoint:

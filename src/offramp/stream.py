@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp.config import ExitConfig
 from offramp.engine import Engine
+from offramp.errors import InputError
 from offramp.features import checked_batches
 from offramp.inputs import InputSpec
 from offramp.tracing import evaluating
@@ -92,8 +93,11 @@ def _timed(engine: Engine, batch: Batch, times: list[float]) -> tuple[float, int
     start = time.perf_counter()
     outputs = engine(inputs).outputs
     times.append(time.perf_counter() - start)
+    if not bool(torch.isfinite(outputs).all()):
+        raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
     if labels is None:
         return None
+    engine.net.task.check_labels(labels, outputs)
     return float(engine.net.task.quality(outputs, labels).sum()), len(outputs)
 
 

@@ -82,7 +82,7 @@ def thinned(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     if len(rows) <= most:
         return list(rows)
     points = np.array([[row["expected"][name] for name in ("cost", "quality")] for row in rows])
-    scaled = points / np.ptp(points, axis=0)
+    scaled = points / np.maximum(np.ptp(points, axis=0), 1e-12)
     along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(scaled, axis=0).T))])
     wanted = np.linspace(0, along[-1], most)
     return [rows[i] for i in sorted({int(np.abs(along - at).argmin()) for at in wanted})]

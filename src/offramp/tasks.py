@@ -74,6 +74,7 @@ class Classification:
             )
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             raise InputError(f"labels: expected integers, got {labels.dtype}; pass class indices")
+        labels = labels.long()  # small unsigned types have no minimum
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise InputError(
                 f"labels: expected 0 to {classes - 1} because the model has {classes} outputs, "

@@ -9,6 +9,8 @@ done so.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import traceback
 from collections.abc import Iterator
@@ -130,12 +132,13 @@ def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Exported
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracer logs whole graphs before it raises; the error we raise says what matters."""
+    """The tracer logs and prints whole graphs before it raises; the error we raise says what matters."""
     log = logging.getLogger("torch")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         log.setLevel(level)
 
