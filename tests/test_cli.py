@@ -147,6 +147,13 @@ def test_report_writes_a_page(invoke, artifact, tmp_path):
     assert "Sales &amp; trends" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_report_needs_a_path_that_ends_in_a_name(invoke, artifact, out):
+    code, _, err = invoke("report", artifact, "--out", out)
+    assert code == 1
+    assert "expected a path that ends in a name" in err
+
+
 def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
     (tmp_path / "plain.py").write_text(
         "import torch\nfrom torch import nn\n"

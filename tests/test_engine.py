@@ -304,6 +304,25 @@ def test_what_is_no_configuration_or_network_is_refused(setting):
     assert engine.config == configs[1]
 
 
+def test_a_configuration_prepared_by_two_threads_is_built_once(setting, monkeypatch):
+    net, _, _, _, configs = setting
+    engine, built = Engine(net), []
+    build = engine._build
+
+    def slowly(config):
+        built.append(config)
+        threading.Event().wait(0.05)
+        return build(config)
+
+    monkeypatch.setattr(engine, "_build", slowly)
+    threads = [threading.Thread(target=engine.prepare, args=(configs[5],)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [configs[5]]
+
+
 def test_plans_do_not_pile_up(setting, monkeypatch):
     net, x, *_ = setting
     monkeypatch.setattr("offramp.engine._MOST_PLANS", 5)

@@ -54,7 +54,13 @@ def _advice(error: OSError) -> str:
 
 
 def beside(path: Path) -> Path:
-    """A fresh name in the same folder, so that a rename onto ``path`` is atomic."""
+    """A fresh name in the same folder, so that a rename onto ``path`` is atomic.
+
+    Raises:
+        StorageError: the path has no name of its own ("", ".", "/").
+    """
+    if not path.name:
+        raise StorageError(f"cannot write {str(path)!r}: expected a path that ends in a name")
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 

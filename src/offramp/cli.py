@@ -363,8 +363,6 @@ def _number(text: str) -> float:
 def _writable(folder: Path) -> None:
     """Find out before the work, not after it."""
     nearest = folder.absolute()
-    if not nearest.name or str(folder) in ("", ".", ".."):
-        raise StorageError(f"cannot write {str(folder)!r}: expected the name of a new folder")
     with storage_errors(folder):
         while not nearest.exists():
             nearest = nearest.parent

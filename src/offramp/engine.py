@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,9 +102,6 @@ class Engine:
         if not isinstance(net, ExitNetwork):
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
-        self._exists = np.zeros((len(net.positions), len(net.head_names)), bool)
-        for position, column, _ in net.exits():
-            self._exists[position, column] = True
         self._spec = net.partition.spec
         self._confidence = get_confidence(net.confidence)
         self._costs = _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
@@ -134,8 +130,7 @@ class Engine:
         Raises:
             InputError: the configuration names a position or head that the network lacks. Nothing changes.
         """
-        plan = self._plans.get(config) if isinstance(config, ExitConfig) else None
-        self._plan = plan or self._prepared(config)
+        self._plan = self._prepared(config)
 
     def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
@@ -215,18 +210,21 @@ class Engine:
         if not isinstance(config, ExitConfig):
             what = type(config).__name__
             raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
+        plan = self._plans.get(config)
+        if plan is not None:  # without the lock: a switch must not wait for another thread's building
+            return plan
         with self._building:
-            plan = self._plans.get(config)
-            if plan is None:
-                plan = self._build(config)
-                if len(self._plans) >= _MOST_PLANS:
-                    self._plans.pop(next(iter(self._plans)))  # the oldest; it can be prepared again
-                self._plans[config] = plan
+            if config in self._plans:  # another thread was first
+                return self._plans[config]
+            plan = self._build(config)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.pop(next(iter(self._plans)))  # the oldest; it can be prepared again
+            self._plans[config] = plan
             return plan
 
     def _build(self, config: ExitConfig) -> _Plan:
         net, steps, at = self.net, list[_Step](), 0
-        for position, column, threshold in resolve(net.positions, net.head_names, self._exists, config):
+        for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config):
             cost = (
                 self._costs.backbone[position]
                 - self._costs.backbone[at]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +72,14 @@ class ExitNetwork(nn.Module):
             for c, name in enumerate(self.head_names):
                 if name in here:
                     yield p, c, here[name]
+
+    @property
+    def exists(self) -> npt.NDArray[np.bool_]:
+        """(P, C), whether there is such a head at a position."""
+        there = np.zeros((len(self.positions), len(self.head_names)), bool)
+        for p, c, _ in self.exits():
+            there[p, c] = True
+        return there
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""

@@ -100,20 +100,18 @@ def _assemble(
     net: ExitNetwork, exits: list[tuple[int, int]], rows: dict[str, Array], use_labels: bool
 ) -> ExitRecords:
     size = (len(net.positions), len(net.head_names))
-    exists = np.zeros(size, bool)
     full: dict[str, Array] = {}
     for name in ("confidence", "quality", "logits"):
         if name in rows:
             full[name] = np.zeros((*size, *np.delete(rows[name].shape, 1)), np.float32)
     for i, (p, c) in enumerate(exits):
-        exists[p, c] = True
         for name, array in full.items():
             array[p, c] = rows[name][:, i]
     return ExitRecords(
         confidence=full["confidence"],
         quality=full["quality"],
         final_quality=np.array(rows["final_quality"]),
-        exists=exists,
+        exists=net.exists,
         positions=net.positions,
         heads=net.head_names,
         final_confidence=np.array(rows["final_confidence"]),
