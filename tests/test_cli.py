@@ -1,17 +1,20 @@
 """The command line as a user meets it: help, a whole project, JSON, every kind of failure."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import offramp
-from offramp import cli
+from offramp import ExitRecords, cli
 
 OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
 
@@ -60,7 +63,7 @@ def inside(project, monkeypatch):
     monkeypatch.chdir(project)
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "search", "eval", "run", "report"])
+@pytest.mark.parametrize("command", ["demo", "build", "search", "eval", "certify", "run", "report"])
 def test_help_explains(invoke, command):
     code, out, _ = invoke(command, "--help")
     assert code == 0
@@ -70,7 +73,7 @@ def test_help_explains(invoke, command):
 
 def test_without_arguments_it_shows_what_there_is(invoke):
     _, out, _ = invoke()
-    assert all(name in out for name in ("demo", "build", "search", "eval", "run", "report"))
+    assert all(name in out for name in ("demo", "build", "search", "eval", "certify", "run", "report"))
 
 
 def test_version(invoke):
@@ -99,7 +102,7 @@ def test_eval_of_one_choice(invoke, artifact):
 def test_choice_out_of_range_says_the_range(invoke, artifact):
     code, out, err = invoke("eval", artifact, "--max-cost", "0.0001")
     assert (code, out) == (1, "")
-    assert "the cheapest configuration costs" in err
+    assert "costs run from" in err
     code, _, err = invoke("eval", artifact, "--max-cost", "0.5", "--max-drop", "0.1")
     assert code == 1
     assert "expected exactly one of" in err
@@ -124,6 +127,94 @@ def test_search_again_changes_the_frontier_only(invoke, artifact, tmp_path):
     code, _, err = invoke("search", copy, "--regularise", "much")
     assert code == 1
     assert "expected 'auto', 'none' or a number, got 'much'" in err
+
+
+@pytest.fixture
+def own_copy(artifact, tmp_path):
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+
+
+def test_certify_stores_what_it_shows(invoke, own_copy, tmp_path):
+    before = {file.name: file.read_bytes() for file in own_copy.iterdir()}
+    code, out, _ = invoke("certify", own_copy, "--max-drop", "0.2", "--delta", "0.1")
+    assert code == 0
+    assert "expected at" in out
+    assert "With probability at least 90% over the draw of the 300 samples" in out
+    assert "the drop of quality against the full model is at most 0.2" in out
+    assert "These samples (report split) chose the configuration" in out
+    changed = {name for name, content in before.items() if (own_copy / name).read_bytes() != content}
+    assert changed == {"frontier.json", "manifest.json"}
+    configurations = json.loads(invoke("eval", own_copy, "--json")[1])["configurations"]
+    (index,) = [row["index"] for row in configurations if "certificate" in row]
+    assert f"configuration {index} of" in out
+    assert invoke("report", own_copy, "--out", tmp_path / "page.html")[0] == 0
+    assert "With probability at least 90% over the draw" in (tmp_path / "page.html").read_text()
+    code, out, _ = invoke("certify", own_copy, "--max-drop", "0.2", "--delta", "0.1", "--json")
+    document = json.loads(out)
+    assert (code, document["certified"], document["index"]) == (0, True, index)
+    assert document["certificate"] == configurations[index]["certificate"]
+    assert document["in_words"].startswith("With probability")
+
+
+def test_certify_says_no_with_its_own_exit_code(invoke, own_copy, tmp_path):
+    before = (own_copy / "frontier.json").read_bytes()
+    records = ExitRecords.load(own_copy / "records-report.safetensors")
+    records = replace(records, quality=np.ones_like(records.quality), final_quality=np.ones(records.samples))
+    records.subset(range(20)).save(tmp_path / "few.safetensors")
+    replace(records, quality=0 * records.quality).save(tmp_path / "bad.safetensors")
+    arguments = ["certify", own_copy, "--max-drop", "0.01", "--records"]
+    code, out, err = invoke(*arguments, tmp_path / "few.safetensors")
+    assert (code, err) == (3, "")
+    assert "no configuration can be certified to lose at most 0.01 with delta 0.05 on 20 samples" in out
+    assert "roughly 300 samples would do" in out
+    code, out, _ = invoke(*arguments, tmp_path / "bad.safetensors")
+    assert code == 3
+    assert "even the dearest one loses that much on them: allow more, or search again" in out
+    code, out, _ = invoke(*arguments, tmp_path / "few.safetensors", "--json")
+    assert (code, json.loads(out)) == (3, {"certified": False, "samples": 20, "samples_needed": 300})
+    assert (own_copy / "frontier.json").read_bytes() == before
+
+
+def test_certify_on_records_of_ones_own(invoke, own_copy, tmp_path):
+    records = ExitRecords.load(own_copy / "records-report.safetensors")
+    records.subset(range(200)).save(tmp_path / "new.safetensors")
+    code, out, _ = invoke("certify", own_copy, "--max-drop", "0.3", "--records", tmp_path / "new.safetensors")
+    assert code == 0
+    assert "the draw of the 200 samples" in out
+    assert f"({tmp_path / 'new.safetensors'})".replace("\n", "") in out.replace("\n", "")
+    replace(records, heads=records.heads[::-1]).save(tmp_path / "other.safetensors")
+    code, _, err = invoke(
+        "certify", own_copy, "--max-drop", "0.3", "--records", tmp_path / "other.safetensors"
+    )
+    assert code == 1
+    assert "these records are of another network" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--max-drop", "0.1", "--split", "search"],
+            "--split search: exits or configurations were chosen on",
+        ),
+        (["--max-drop", "0.1", "--split", "train"], "--split train: exits or configurations"),
+        (["--max-drop", "0.1", "--split", "fresh"], "holds no fresh records"),
+        (["--max-drop", "0.1", "--split", "report", "--records", "x"], "expected --split or --records"),
+        (["--max-drop", "0.1", "--records", "nowhere"], "nowhere"),
+        (["--max-drop", "1"], "max_drop: expected a fraction"),
+        (["--max-drop", "0.1", "--delta", "0"], "expected a number between 0 and 1"),
+    ],
+)
+def test_certify_refuses(invoke, artifact, arguments, message):
+    code, out, err = invoke("certify", artifact, *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_certify_needs_a_bound(invoke, artifact):
+    code, _, err = invoke("certify", artifact)
+    assert code == 2
+    assert "--max-drop" in err
 
 
 def test_run_measures(invoke, artifact, inside):

@@ -314,13 +314,13 @@ def test_at_picks(frontier, criterion, cost):
         ({"max_cost": 0.5, "max_drop": 0.1}, r"exactly one of .*; got \['max_cost', 'max_drop'\]"),
         (
             {"max_cost": 0.19},
-            r"at\(max_cost=0.19\): the cheapest configuration costs 0.2; ask for that or more",
+            r"at\(max_cost=0.19\): costs run from 0.2 to 0.8 of the full model's; ask for 0.2 or more",
         ),
         (
             {"max_drop": 0.005},
-            r"at\(max_drop=0.005\): the best one reaches quality 0.99 \(full model 1\); ask for less",
+            r"at\(max_drop=0.005\): quality runs from 0.7 to 0.99 \(full model 1\); ask for less",
         ),
-        ({"min_quality": 0.995}, r"at\(min_quality=0.995\): the best one reaches quality 0.99"),
+        ({"min_quality": 0.995}, r"at\(min_quality=0.995\): quality runs from 0.7 to 0.99"),
         ({"tradeoff": 0.5}, r"at\(tradeoff=0.5\): searched from 0.6 to 0.9; ask within or search again"),
         ({"tradeoff": math.nan}, "searched from 0.6 to 0.9"),
     ],
@@ -333,3 +333,26 @@ def test_at_says_what_there_is(frontier, criterion, message):
 def test_at_tradeoff_without_any():
     with pytest.raises(InputError, match="holds no lambda values; use max_cost or max_drop"):
         Frontier([point(1, 0.5)]).at(tradeoff=0.5)
+
+
+def test_a_budget_is_spent_among_equally_good_configurations():
+    def made(cost, quality, threshold):
+        choices = (ExitChoice("a", "linear", threshold),)
+        return ExitConfig(choices, expected=Expected(quality, cost, 0.9, 1.0, 100))
+
+    listed = [made(0.2, 0.7, 0.1), made(0.6, 0.8, 0.9)]
+    level = [made(0.3, 0.7, 0.2), made(0.4, 0.7, 0.3)]
+    frontier = Frontier(listed, between=level)
+    picked = {budget: frontier.at(max_cost=budget) for budget in (0.2, 0.29, 0.35, 0.59, 0.6, 2.0)}
+    assert picked == {
+        0.2: listed[0],
+        0.29: listed[0],
+        0.35: level[0],
+        0.59: level[1],
+        0.6: listed[1],
+        2.0: listed[1],
+    }
+    assert frontier.at(min_quality=0.7) == listed[0]  # the cheapest
+    assert list(frontier) == listed
+    assert Frontier.from_json(frontier.to_json()) == frontier
+    assert frontier != Frontier(listed)

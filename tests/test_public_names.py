@@ -9,7 +9,7 @@ import pytest
 
 import offramp
 
-VERBS = ("evaluate", "partition", "search")
+VERBS = ("certify", "evaluate", "partition", "search")
 MODULES = sorted(p.stem for p in Path(offramp.__file__).parent.glob("*.py") if not p.stem.startswith("__"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from offramp.config import ExitChoice, ExitConfig, Frontier
 from offramp.cost import CostTable
 from offramp.errors import InputError, MissingExtraError, StorageError
 from offramp.evaluate import evaluate, expected
+from offramp.evidence import Certificate, Guarantee
 from offramp.records import ExitRecords
 from offramp.report import render_report, write_report
 
@@ -338,7 +340,10 @@ def test_many_configurations_are_thinned_in_the_bars_only():
     shown = [int(text.split(" ")[0]) for text in svg_text(page, "Where samples leave") if "·" in text]
     assert len(shown) == plots.SELECTED_BARS
     assert (shown[0], shown[-1]) == (0, len(frontier) - 1)
-    assert max(np.diff(shown)) - min(np.diff(shown)) <= 1
+    even = np.linspace(0, len(frontier) - 1, plots.SELECTED_BARS)
+    chosen = int(re.search(r"<tr class=chosen><th scope=row>(\d+)</th>", page)[1])
+    assert chosen in shown  # in the place of its nearest
+    assert sum(abs(at - wanted) > 0.5 for at, wanted in zip(shown, even, strict=True)) <= 1
     assert f"16 of {len(frontier)} are shown, evenly spread; the table has all." in page
     assert len(rows(page)) == len(frontier)
 
@@ -468,3 +473,42 @@ if __name__ == "__main__":  # python tests/test_report.py page.html: for looking
     write_report(
         sys.argv[1], *example(), notes={"Model": "ResNet-56", "Data": "CIFAR-10, synthetic stand-in"}
     )
+
+
+# ------------------------------------------------------------------------------------------- guarantees
+
+
+def certified(frontier, number, risk="rate of wrong answers"):
+    """The frontier with a certificate of two guarantees on one configuration."""
+    shown = (
+        Guarantee("drop of quality", 0.01, 5000, -0.002, "exact trinomial test", 0.0123),
+        Guarantee(risk, 0.05, 1234, 0.031, "exact binomial test", 0.04),
+    )
+    config = replace(frontier[number], certificate=Certificate(0.05, 5000, "labels", shown))
+    return frontier.with_certificate(config)
+
+
+def test_guarantees_are_shown_in_words_and_numbers():
+    frontier, records, costs = example()
+    page = render_report(certified(frontier, 4), records, costs)
+    words = Page(page).text()
+    assert "Configuration 4. With probability at least 95% over the draw of the 5,000 samples" in words
+    assert "that configuration was chosen on it" in words
+    first, second = rows(page, "guarantees")
+    numbers = ["0.01", "\u22120.002", "5,000", "0.05", "0.012"]
+    assert first == ["4", "drop of quality", *numbers, "exact trinomial test"]
+    assert second[1:4] == ["rate of wrong answers", "0.05", "0.031"]
+
+
+def test_without_a_certificate_there_is_no_such_section():
+    frontier, records, costs = example()
+    page = render_report(frontier, records, costs)
+    assert "Guarantees" not in page
+    assert "With probability" not in page
+
+
+def test_names_of_risks_are_escaped():
+    frontier, records, costs = example()
+    page = render_report(certified(frontier, 2, "<script>alert(1)</script>"), records, costs)
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2

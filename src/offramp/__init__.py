@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.artifact import load, save
+    from offramp.certify import certify
     from offramp.confidence import register_confidence
     from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
     from offramp.cost import CostTable, measure_cost
     from offramp.engine import Engine, EngineOutput
     from offramp.errors import OfframpError
     from offramp.evaluate import Outcome, evaluate
+    from offramp.evidence import Certificate, Guarantee
     from offramp.heads import register_head
     from offramp.network import ExitNetwork, attach_exits
     from offramp.partition import Segment, partition
     from offramp.records import ExitRecords, record_outputs
+    from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
     from offramp.search import search
     from offramp.tasks import register_task
     from offramp.training import TrainConfig, train_exits
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Answers": "risks",
+    "Certificate": "evidence",
     "CostTable": "cost",
     "Engine": "engine",
     "EngineOutput": "engine",
@@ -39,14 +44,19 @@ _HOME = {
     "ExitRecords": "records",
     "Expected": "config",
     "Frontier": "config",
+    "Guarantee": "evidence",
     "OfframpError": "errors",
     "Outcome": "evaluate",
+    "Risk": "risks",
     "Segment": "partition",
     "TrainConfig": "training",
     "attach_exits": "network",
+    "certify": "certify",
+    "early_leaver_error": "risks",
     "evaluate": "evaluate",
     "load": "artifact",
     "measure_cost": "cost",
+    "missed_detection": "risks",
     "partition": "partition",
     "record_outputs": "records",
     "register_confidence": "confidence",
@@ -58,6 +68,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Answers",
+    "Certificate",
     "CostTable",
     "Engine",
     "EngineOutput",
@@ -67,14 +79,19 @@ __all__ = [
     "ExitRecords",
     "Expected",
     "Frontier",
+    "Guarantee",
     "OfframpError",
     "Outcome",
+    "Risk",
     "Segment",
     "TrainConfig",
     "attach_exits",
+    "certify",
+    "early_leaver_error",
     "evaluate",
     "load",
     "measure_cost",
+    "missed_detection",
     "partition",
     "record_outputs",
     "register_confidence",
@@ -111,6 +128,7 @@ def _verb(name: str) -> property:
 class _Package(ModuleType):
     """Keeps ``offramp.search`` the function after ``import offramp.search``, which would rebind it."""
 
+    certify = _verb("certify")
     evaluate = _verb("evaluate")
     partition = _verb("partition")
     search = _verb("search")

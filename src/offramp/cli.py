@@ -1,29 +1,35 @@
 """The command line: parse, call the verbs, print.
 
 Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks
-for ``--debug``, which shows the traceback. Results for a machine go to standard output with ``--json``.
+for ``--debug``, which shows the traceback. ``certify`` without an answer is 3: no error, but no certificate.
+Results for a machine go to standard output with ``--json``.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
-from offramp._files import storage_errors
-from offramp.errors import InputError, OfframpError, StorageError
-
-if TYPE_CHECKING:
-    from offramp.config import ExitConfig, Frontier
+from offramp.console import (
+    calibration_records,
+    check_writable,
+    names,
+    no_certificate,
+    pick,
+    price_of,
+    print_json,
+    show,
+    show_artifact,
+)
+from offramp.errors import InputError, OfframpError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,10 +126,10 @@ def demo(
     """See it work on real handwritten digits, in about a minute: train, attach, search, switch, report."""
     from offramp.demo import run_demo
 
-    _writable(out)
+    check_writable(out)
     figures = run_demo(out, Console(quiet=json_), seed=seed)
     if json_:
-        _print_json(figures)
+        print_json(figures)
 
 
 @app.command()
@@ -165,15 +171,15 @@ def build(
     from offramp.training import TrainConfig
 
     config = BuildConfig(
-        heads=_names(heads),
-        cuts=cuts if cuts in ("auto", "all") else _names(cuts),
+        heads=names(heads),
+        cuts=cuts if cuts in ("auto", "all") else names(cuts),
         confidence=confidence,
         output=output,
         quality="agreement" if agreement else "labels",
         max_exits=max_exits,
         train=TrainConfig(epochs=epochs, views=views, seed=seed),
     )
-    _writable(out)
+    check_writable(out)
     check_replaceable(out)
     work = out.absolute().with_name(f".{out.absolute().name}.work")
     built = run_build(load_model(model), load_data(data), config, work_dir=work)
@@ -183,7 +189,7 @@ def build(
         print(summary(built))
         return
     name = "report" if "report" in built.records else "search"
-    _show(built.frontier, built.records[name], built.costs, name)
+    show(built.frontier, built.records[name], built.costs, name)
     print(
         f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005"
     )
@@ -208,14 +214,12 @@ def search(
 
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
-    price = (
-        {"auto": "auto", "none": None}[regularise] if regularise in ("auto", "none") else _number(regularise)
-    )
+    price = price_of(regularise)
     if max_exits is None:
         max_exits = load_frontier(artifact, manifest).meta.get("max_exits")
     frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
     replace_frontier(artifact, frontier)
-    _show_artifact(artifact, frontier, json_)
+    show_artifact(artifact, frontier, json_)
 
 
 @app.command(name="eval")
@@ -233,8 +237,58 @@ def evaluate(
     from offramp.config import Frontier
 
     frontier = load_frontier(artifact, read_manifest(artifact))
-    chosen = _chosen(frontier, max_cost, max_drop, min_quality, tradeoff)
-    _show_artifact(artifact, frontier if chosen is None else Frontier([chosen]), json_)
+    chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
+    show_artifact(artifact, frontier if chosen is None else Frontier([chosen]), json_)
+
+
+@app.command()
+@guarded
+def certify(
+    artifact: Artifact,
+    max_drop: Annotated[
+        float, typer.Option(help="At most this loss of quality on new data: 0.005 is half a point.")
+    ],
+    delta: Annotated[float, typer.Option(help="How much doubt is allowed: 0.05 is 95% sure.")] = 0.05,
+    split: Annotated[
+        str | None, typer.Option(help="Which of the artifact's records to use; report unless given.")
+    ] = None,
+    records: Annotated[Path | None, typer.Option(help="A file of records of new samples instead.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find the cheapest configuration that is shown to lose at most --max-drop on new data.
+
+    Its certificate is stored in the artifact; `offramp report` shows it. The exit code is 3 where no
+    configuration can be certified; the artifact then stays as it is.
+    """
+    from offramp.artifact import load_costs, load_frontier, read_manifest, replace_frontier
+    from offramp.certify import certify as run_certify
+    from offramp.certify import samples_needed
+    from offramp.config import config_to_dict
+
+    seen, source = calibration_records(artifact, split, records)
+    manifest = read_manifest(artifact)
+    frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
+    config = run_certify(frontier, seen, costs, max_drop=max_drop, delta=delta)
+    if config is None:
+        needed = samples_needed(frontier, seen, costs, max_drop=max_drop, delta=delta)
+        if json_:
+            print_json({"certified": False, "samples": seen.samples, "samples_needed": needed})
+        else:
+            print(no_certificate(seen.samples, max_drop, delta, needed))
+        raise typer.Exit(3)
+    replace_frontier(artifact, frontier.with_certificate(config))
+    index = [own.choices for own in frontier].index(config.choices)
+    if json_:
+        said = str(config.certificate)
+        print_json({"certified": True, "index": index, "in_words": said, **config_to_dict(config)})
+        return
+    assert config.expected is not None  # a frontier accepts no other
+    print(f"configuration {index} of {artifact}, expected at {config.expected.relative_cost:.1%} of the cost")
+    print(config.certificate)
+    print(
+        f"These samples ({source}) chose the configuration: the certificate allows for that, but its other "
+        "figures on them are no independent evidence any more."
+    )
 
 
 @app.command()
@@ -259,7 +313,7 @@ def run(
     from offramp.tables import shares
 
     net, frontier, _ = load(artifact, load_model(model))
-    config = _chosen(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
+    config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
     loader = getattr(load_data(data), split, None) if split in ("train", "search", "report") else None
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
@@ -269,7 +323,7 @@ def run(
     plain = time_model(engine, stream)
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
-        _print_json(
+        print_json(
             {
                 "quality": result.quality,
                 "relative_macs": result.relative_macs,
@@ -303,77 +357,6 @@ def report(
         out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
     )
     print(f"wrote {written}")
-
-
-def _chosen(
-    frontier: Frontier,
-    max_cost: float | None,
-    max_drop: float | None,
-    min_quality: float | None,
-    tradeoff: float | None,
-) -> ExitConfig | None:
-    if max_cost is None and max_drop is None and min_quality is None and tradeoff is None:
-        return None
-    return frontier.at(max_cost=max_cost, max_drop=max_drop, min_quality=min_quality, tradeoff=tradeoff)
-
-
-def _show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
-    from offramp.artifact import load_costs, load_records, read_manifest
-    from offramp.tables import frontier_rows
-
-    manifest = read_manifest(folder)
-    name = "report" if "records-report.safetensors" in manifest["files"] else "search"
-    records, costs = load_records(folder, manifest, name), load_costs(folder, manifest)
-    if as_json:
-        _print_json(
-            {
-                "split": name,
-                "samples": records.samples,
-                "configurations": frontier_rows(frontier, records, costs),
-            }
-        )
-        return
-    _show(frontier, records, costs, name)
-
-
-def _show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
-    from offramp.tables import frontier_rows, frontier_table
-
-    rows = frontier_rows(frontier, records, costs)
-    console = Console()
-    console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
-    if split == "search":
-        console.print(
-            "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
-        )
-    console.print(frontier_table(rows, records, costs.unit))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
-
-
-def _writable(folder: Path) -> None:
-    """Find out before the work, not after it."""
-    nearest = folder.absolute()
-    with storage_errors(folder):
-        while not nearest.exists():
-            nearest = nearest.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise StorageError(
-            f"cannot write {folder}: {nearest} is not a folder you may write to; choose another"
-        )
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))
 
 
 def main() -> None:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, overload
 
 from offramp._files import dump_document, parse_document
 from offramp.errors import ArtifactError, InputError
+from offramp.evidence import (
+    Certificate,
+    certificate_from_dict,
+    certificate_to_dict,
+    expected_from_dict,
+    expected_to_dict,
+    plain_number,
+)
+from offramp.evidence import Expected as Expected  # part of what a configuration is, and imported from here
 
 CONFIG_FORMAT = "offramp.config"
 FRONTIER_FORMAT = "offramp.frontier"
@@ -53,41 +62,6 @@ class ExitChoice:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a configuration reached on the samples it was chosen on (means over ``samples`` samples).
-
-    ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
-
-    Raises:
-        InputError: a figure is not finite, the full model's cost is not positive, or the cost is negative.
-    """
-
-    quality: float
-    cost: float
-    full_quality: float
-    full_cost: float
-    samples: int
-
-    def __post_init__(self) -> None:
-        figures = (self.quality, self.cost, self.full_quality, self.full_cost)
-        if not (all(map(math.isfinite, figures)) and self.full_cost > 0 and self.cost >= 0):
-            raise InputError(
-                f"Expected: expected finite figures and costs above 0, got quality {self.quality!r} and cost "
-                f"{self.cost!r}; for the full model {self.full_quality!r} and {self.full_cost!r}"
-            )
-
-    @property
-    def drop(self) -> float:
-        """Mean quality lost against the full model; negative where the configuration is better."""
-        return self.full_quality - self.quality
-
-    @property
-    def relative_cost(self) -> float:
-        """Cost as a fraction of the full model's."""
-        return self.cost / self.full_cost
-
-
-@dataclass(frozen=True)
 class ExitConfig:
     """A prepared setting of the dial.
 
@@ -95,15 +69,17 @@ class ExitConfig:
         choices: the enabled exits, in order of position (checked where positions are known).
         tradeoff: the lambda it was searched for, if any.
         expected: its figures on the search samples, if any.
+        certificate: what ``certify`` has shown about it, if anything.
 
     Raises:
-        InputError: two choices sit at the same position, something else than an ``ExitChoice`` is given, or
-            the trade-off is not finite.
+        InputError: two choices sit at the same position, something else than an ``ExitChoice`` is given, the
+            trade-off is not finite, or the certificate is something else.
     """
 
     choices: tuple[ExitChoice, ...] = ()
     tradeoff: float | None = None
     expected: Expected | None = None
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
@@ -118,6 +94,8 @@ class ExitConfig:
             seen.add(choice.position)
         if self.tradeoff is not None and not math.isfinite(self.tradeoff):
             raise InputError(f"ExitConfig.tradeoff: expected a finite number, got {self.tradeoff!r}")
+        if self.certificate is not None and not isinstance(self.certificate, Certificate):
+            raise InputError(f"ExitConfig.certificate: expected a Certificate, got {self.certificate!r}")
 
     def to_json(self) -> str:
         """Serialise; infinite thresholds become the strings "inf" and "-inf"."""
@@ -140,6 +118,8 @@ class Frontier(Sequence[ExitConfig]):
         configs: the configurations, each with ``expected`` figures, cheapest first.
         by_tradeoff: the configuration found for each lambda searched (these may coincide or be dominated).
         meta: what made it (method, regularisation, number of samples); plain JSON values.
+        between: not part of the sequence: configurations with the quality of a cheaper one, as far as the
+            samples can tell, on the way to the next better one. ``at(max_cost=...)`` spends budgets on them.
 
     Raises:
         InputError: no configuration, one without figures, not in strictly rising cost and quality, or a
@@ -151,8 +131,10 @@ class Frontier(Sequence[ExitConfig]):
         configs: Iterable[ExitConfig],
         by_tradeoff: Mapping[float, ExitConfig] | None = None,
         meta: Mapping[str, Any] | None = None,
+        between: Iterable[ExitConfig] = (),
     ) -> None:
         self._configs = tuple(configs)
+        self.between = tuple(between)
         self.by_tradeoff: Mapping[float, ExitConfig] = MappingProxyType(dict(by_tradeoff or {}))
         self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
         if not self._configs:
@@ -160,7 +142,8 @@ class Frontier(Sequence[ExitConfig]):
         if not all(map(math.isfinite, self.by_tradeoff)):
             raise InputError(f"Frontier.by_tradeoff: expected finite lambdas, got {list(self.by_tradeoff)}")
         self._expected = [_figures(config) for config in self._configs]
-        if len({(e.full_quality, e.full_cost, e.samples) for e in self._expected}) > 1:
+        every = [*self._expected, *map(_figures, self.between)]
+        if len({(e.full_quality, e.full_cost, e.samples) for e in every}) > 1:
             raise InputError("Frontier: expected figures from one set of samples and costs, got several")
         for cheap, dear in pairwise(self._expected):
             if not (cheap.cost < dear.cost and cheap.quality < dear.quality):
@@ -175,6 +158,7 @@ class Frontier(Sequence[ExitConfig]):
         candidates: Iterable[ExitConfig],
         by_tradeoff: Mapping[float, ExitConfig] | None = None,
         meta: Mapping[str, Any] | None = None,
+        between: Iterable[ExitConfig] = (),
     ) -> Frontier:
         """Build a frontier from any candidates with figures: the dominated ones are dropped."""
         ranked = sorted(candidates, key=lambda c: (_figures(c).cost, -_figures(c).quality, len(c.choices)))
@@ -182,7 +166,7 @@ class Frontier(Sequence[ExitConfig]):
         for config in ranked:
             if not kept or _figures(config).quality > _figures(kept[-1]).quality:
                 kept.append(config)
-        return cls(kept, by_tradeoff, meta)
+        return cls(kept, by_tradeoff, meta, between)
 
     @property
     def full_model(self) -> ExitConfig:
@@ -210,7 +194,8 @@ class Frontier(Sequence[ExitConfig]):
         if not isinstance(other, Frontier):
             return NotImplemented
         same_configs = self._configs == other._configs
-        return same_configs and self.by_tradeoff == other.by_tradeoff and self.meta == other.meta
+        same_more = self.by_tradeoff == other.by_tradeoff and self.between == other.between
+        return same_configs and same_more and self.meta == other.meta
 
     def __hash__(self) -> int:
         return hash(self._configs)
@@ -233,7 +218,8 @@ class Frontier(Sequence[ExitConfig]):
         """Pick one configuration by exactly one criterion, by the ``expected`` figures.
 
         Args:
-            max_cost: a fraction of the full model's cost; the best configuration within it.
+            max_cost: a fraction of the full model's cost; the best configuration within it, and of equally
+                good ones (``between``) the one that spends most of it.
             max_drop: an absolute difference in mean quality (0.005 is half a point); the cheapest within it.
             min_quality: mean quality; the cheapest configuration that reaches it.
             tradeoff: a lambda in the searched range; the configuration of the nearest one searched.
@@ -264,20 +250,28 @@ class Frontier(Sequence[ExitConfig]):
     def _within_cost(self, budget: float) -> ExitConfig:
         fits = [c for c, e in zip(self._configs, self._expected, strict=True) if e.relative_cost <= budget]
         if not fits:
-            low = self._expected[0].relative_cost
+            low, high = self._expected[0].relative_cost, self._expected[-1].relative_cost
             raise InputError(
-                f"at(max_cost={budget}): the cheapest configuration costs {low:.4g}; ask for that or more"
+                f"at(max_cost={budget}): costs run from {low:.4g} to {high:.4g} of the full model's; "
+                f"ask for {low:.4g} or more"
             )
-        return fits[-1]
+        best = _figures(fits[-1])
+        level = [c for c in self.between if _figures(c).quality == best.quality]
+        spent = [c for c in level if best.relative_cost < _figures(c).relative_cost <= budget]
+        return max(spent, key=lambda c: _figures(c).cost, default=fits[-1])
 
     def _reaching(self, quality: float, asked: str) -> ExitConfig:
         tolerance = 1e-12  # full_quality - max_drop is rounded once; a drop of exactly max_drop still counts
         for config, figures in zip(self._configs, self._expected, strict=True):
             if figures.quality >= quality - tolerance:
                 return config
-        best, full = self._expected[-1].quality, self._expected[-1].full_quality
+        low, best, full = (
+            self._expected[0].quality,
+            self._expected[-1].quality,
+            self._expected[0].full_quality,
+        )
         raise InputError(
-            f"at({asked}): the best one reaches quality {best:.4g} (full model {full:.4g}); ask for less"
+            f"at({asked}): quality runs from {low:.4g} to {best:.4g} (full model {full:.4g}); ask for less"
         )
 
     def _nearest_tradeoff(self, tradeoff: float) -> ExitConfig:
@@ -292,6 +286,25 @@ class Frontier(Sequence[ExitConfig]):
             )
         return self.by_tradeoff[min(self.by_tradeoff, key=lambda known: abs(known - tradeoff))]
 
+    def with_certificate(self, config: ExitConfig) -> Frontier:
+        """A frontier in which the configuration with the same choices carries this one's certificate.
+
+        Raises:
+            InputError: no configuration of the frontier has these choices.
+        """
+        if all(own.choices != config.choices for own in self._configs):
+            raise InputError(
+                "with_certificate(): expected a configuration of this frontier, got other choices; "
+                "certify this frontier"
+            )
+
+        def updated(own: ExitConfig) -> ExitConfig:
+            same = own.choices == config.choices
+            return replace(own, certificate=config.certificate) if same else own
+
+        by_tradeoff = {lam: updated(own) for lam, own in self.by_tradeoff.items()}
+        return Frontier(map(updated, self._configs), by_tradeoff, self.meta, self.between)
+
     def to_json(self) -> str:
         """Serialise all configurations, the ones by lambda and the meta data."""
         document = {
@@ -300,6 +313,7 @@ class Frontier(Sequence[ExitConfig]):
             "configs": [config_to_dict(c) for c in self._configs],
             "by_tradeoff": [[t, config_to_dict(c)] for t, c in self.by_tradeoff.items()],
             "meta": dict(self.meta),
+            "between": [config_to_dict(c) for c in self.between],
         }
         return dump_document(document)
 
@@ -313,9 +327,10 @@ class Frontier(Sequence[ExitConfig]):
         document = parse_document(text, FRONTIER_FORMAT, VERSION)
         try:
             configs = [config_from_dict(item) for item in document["configs"]]
-            by_tradeoff = {_number(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
+            by_tradeoff = {plain_number(t): config_from_dict(item) for t, item in document["by_tradeoff"]}
             dump_document(document["meta"])  # refuses NaN, which JSON has no value for but Python reads
-            return cls(configs, by_tradeoff, document["meta"])
+            between = [config_from_dict(item) for item in document.get("between", [])]
+            return cls(configs, by_tradeoff, document["meta"], between)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"frontier: damaged, {type(error).__name__}: {error}; write it again"
@@ -330,14 +345,14 @@ def _figures(config: ExitConfig) -> Expected:
 
 def config_to_dict(config: ExitConfig) -> dict[str, Any]:
     """Plain JSON values of a configuration."""
-    expected = None
-    if config.expected is not None:
-        expected = {name: getattr(config.expected, name) for name in _EXPECTED_FIELDS}
     choices = [
         {"position": c.position, "head": c.head, "threshold": _encode_threshold(c.threshold)}
         for c in config.choices
     ]
-    return {"choices": choices, "tradeoff": config.tradeoff, "expected": expected}
+    item = {"choices": choices, "tradeoff": config.tradeoff, "expected": expected_to_dict(config.expected)}
+    if config.certificate is not None:  # older files have no such key, nor do those without a certificate
+        item["certificate"] = certificate_to_dict(config.certificate)
+    return item
 
 
 def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
@@ -350,33 +365,14 @@ def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
         choices = tuple(
             ExitChoice(c["position"], c["head"], _decode_threshold(c["threshold"])) for c in item["choices"]
         )
-        tradeoff = None if item["tradeoff"] is None else _number(item["tradeoff"])
-        expected = None
-        if item["expected"] is not None:
-            quality, cost, full_quality, full_cost, samples = (
-                _number(item["expected"][name]) for name in _EXPECTED_FIELDS
-            )
-            expected = Expected(quality, cost, full_quality, full_cost, int(samples))
-        return ExitConfig(choices, tradeoff, expected)
-    except (KeyError, TypeError, ValueError) as error:
+        tradeoff = None if item["tradeoff"] is None else plain_number(item["tradeoff"])
+        shown = item.get("certificate")
+        certificate = None if shown is None else certificate_from_dict(shown)
+        return ExitConfig(choices, tradeoff, expected_from_dict(item["expected"]), certificate)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"configuration: damaged, {type(error).__name__}: {error}; write it again"
         ) from error
-
-
-_EXPECTED_FIELDS = ("quality", "cost", "full_quality", "full_cost", "samples")
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"expected a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError("expected a finite number, got one that is not")
-    return number
 
 
 def _encode_threshold(threshold: float) -> float | str:
@@ -386,4 +382,4 @@ def _encode_threshold(threshold: float) -> float | str:
 def _decode_threshold(value: object) -> float:
     if value in ("inf", "-inf"):
         return float(str(value))
-    return _number(value)
+    return plain_number(value)

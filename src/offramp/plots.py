@@ -130,7 +130,8 @@ def frontier_figure(
                 markersize=4 if count <= 60 else 2.8,
                 alpha=0.85,
             )
-        axes.plot(cost[:-1], quality[:-1], "o-", color=LINE, markersize=4.5, linewidth=1.6)
+        size, width = (4.5, 1.6) if cost.size <= 60 else (2.8, 1.1)  # hundreds of them stay a line
+        axes.plot(cost[:-1], quality[:-1], "o-", color=LINE, markersize=size, linewidth=width)
         axes.plot(cost[-1:], quality[-1:], "*", color=INK, markersize=11)
         ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
         axes.plot(cost[[chosen]], quality[[chosen]], "o", color=CHOSEN, **ring)
@@ -163,12 +164,13 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
         labels: one per configuration (M).
         shares: (M, P+1) fractions; the last column is the backbone's own output.
         positions: P names.
-        chosen: index of the configuration to emphasise, if it is among those shown.
+        chosen: index of the configuration to emphasise; it is always among those shown.
     """
     caption = "One bar per configuration, with its cost; early positions are light, late ones dark."
     picked = np.arange(len(labels))
     if len(labels) > MAX_BARS:
         picked = np.linspace(0, len(labels) - 1, SELECTED_BARS).round().astype(int)
+        picked[np.abs(picked - chosen).argmin()] = chosen
         caption += f" {len(picked)} of {len(labels)} are shown, evenly spread; the table has all."
     labels, shares = [labels[int(at)] for at in picked], shares[picked]
     used = np.flatnonzero(shares[:, :-1].sum(axis=0)).tolist()

@@ -21,6 +21,8 @@ from offramp._files import write_text
 from offramp.config import ExitConfig, Expected, Frontier
 from offramp.cost import CostTable
 from offramp.evaluate import Outcome, evaluate, full_quality, resolve
+from offramp.evidence import Guarantee
+from offramp.page import CSS, SHELL
 from offramp.plots import text
 from offramp.records import ExitRecords
 
@@ -126,10 +128,11 @@ def render_report(
     facts = _facts(page, notes or {}, frontier.meta)
     body = (
         f"<header><p class=kicker>{text(title)}</p>\n{_headline(page)}</header>\n"
-        f"<main><div class=cards>\n{_figures(page)}{facts}</div>\n{_table(page)}{_details(page)}</main>\n"
+        f"<main><div class=cards>\n{_figures(page)}{facts}</div>\n{_guarantees(page)}{_table(page)}"
+        f"{_details(page)}</main>\n"
         f"{_footer(page)}"
     )
-    return _SHELL.format(title=text(title), style=_CSS + plots.CSS, body=body)
+    return SHELL.format(title=text(title), style=CSS + plots.CSS, body=body)
 
 
 def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable) -> _Row:
@@ -217,7 +220,8 @@ def _facts(page: _Page, notes: Mapping[str, str], search: Mapping[str, Any]) -> 
 
 def _plain(label: str, meta: Mapping[str, Any]) -> dict[str, str]:
     """The entries of a meta mapping that are one word or number."""
-    return {f"{label}: {k}": str(v) for k, v in meta.items() if isinstance(v, (str, int, float))}
+    words = {k: v for k, v in meta.items() if isinstance(v, (str, int, float)) and v is not False}
+    return {f"{label}: {k}": str(v) for k, v in words.items()}
 
 
 def _table(page: _Page) -> str:
@@ -273,6 +277,42 @@ def _table_remarks(page: _Page) -> str:
     if not math.isclose(page.rows[0].expected.full_cost, page.costs.full, rel_tol=1e-6):
         remarks += "The search used another cost table: its relative costs are not those of this report."
     return remarks
+
+
+def _guarantees(page: _Page) -> str:
+    """What was certified, in words and numbers; nothing where nothing was."""
+    certified = [(row, row.config.certificate) for row in page.rows if row.config.certificate]
+    if not certified:
+        return ""
+    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
+    names = "".join(f"<th scope=col>{name}</th>" for name in columns)
+    said = "".join(
+        f"<p><b>Configuration {row.number}.</b> {text(each).replace(' = ', '&nbsp;=&nbsp;')}</p>\n"
+        for row, each in certified
+    )
+    body = "\n".join(
+        f"<tr><th scope=row>{row.number}</th>{_guarantee(each.delta, one)}</tr>"
+        for row, each in certified
+        for one in each.guarantees
+    )
+    return f"""<section><h2>Guarantees</h2>
+{said}<div class=scroll tabindex=0 role=region aria-label="Guarantees"><table class=guarantees>
+<thead><tr>{names}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+<p class=quiet>A guarantee is about new samples of the same distribution, for one configuration at a time.
+Where it was made on the report split, that configuration was chosen on it: its other figures here are no
+independent evidence.</p></section>
+"""
+
+
+def _guarantee(delta: float, one: Guarantee) -> str:
+    numbers = (one.bound, one.observed + 0.0)
+    bound, observed = (f"{value:.4g}".replace("-", "\u2212") for value in numbers)
+    found = (bound, observed, f"{one.samples:,}", f"{delta:g}", f"{one.p_value:.2g}")
+    return _cells((text(one.risk), *found, text(one.test)))
 
 
 def _details(page: _Page) -> str:
@@ -341,59 +381,3 @@ def _amount(value: float, unit: str) -> str:
     power = min(max(math.floor(math.log10(value) / 3), -3), 4)
     prefix = ("n", "µ", "m", "", "k", "M", "G", "T")[power + 3]
     return f"{value / 1000**power:.4g} {prefix}{_UNITS[unit][0]}".replace("  ", " ")
-
-
-_SHELL = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}</body>
-</html>
-"""
-
-_CSS = """
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:1120px;padding:40px 32px 56px;background:#f7f7f5;color:#1f2937;
- font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
- -webkit-text-size-adjust:100%;overflow-wrap:anywhere}
-h1{margin:6px 0 22px;max-width:28em;font-size:clamp(1.45rem,1.1rem + 1.7vw,2.2rem);line-height:1.22;
- font-weight:650;letter-spacing:-.015em;text-wrap:balance}
-h2{margin:0 0 10px;font-size:1.06rem;line-height:1.3;font-weight:650}p{margin:0 0 10px}
-.kicker{color:#0b4f8a;font-size:.92rem;font-weight:600}
-.quiet{color:#5b6472;font-size:.9rem;max-width:48rem}
-.keys{display:flex;flex-wrap:wrap;gap:14px 44px;margin:0 0 20px;padding:0;list-style:none}
-.keys b{display:block;font-size:1.5rem;line-height:1.25}.keys span{color:#5b6472;font-size:.9rem}
-.cards{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px;margin:28px 0 36px}
-dl{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:7px 18px;margin:0;font-size:.93rem}
-dt{color:#5b6472}dd{margin:0}
-.scroll{overflow-x:auto;margin:0 0 12px;background:#fff;border:1px solid #e5e7ea;border-radius:10px}
-table{width:100%;border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-top:1px solid #eef0f2}
-thead th{vertical-align:bottom;color:#5b6472;font-weight:600;line-height:1.3;border-top:0}
-.figures thead th{white-space:normal;overflow-wrap:normal}
-.figures .groups th{text-align:left;padding-bottom:0;white-space:nowrap}
-.groups td{border:0}
-.figures :is(td,th[scope=col]):is(:nth-child(3),:nth-child(9)),.groups th{border-left:1px solid #e5e7ea}
-.figures tfoot{color:#5b6472}
-.figures th[scope=row]{position:sticky;left:0;background:#fff}
-.figures .chosen>*{background:#fdf1ea!important}.chosen th{color:#c2410c}
-details{margin:22px 0}
-summary{margin-bottom:12px;cursor:pointer;font-weight:600}
-.exits :is(th,td):not(:last-child){text-align:left}
-.exits tbody th{vertical-align:top}
-.exits tbody tr:not(:first-child) td{padding-top:0;border-top:0}
-footer{margin-top:34px;padding-top:18px;border-top:1px solid #e0e2e6;color:#5b6472;font-size:.88rem}
-footer p{max-width:54rem}
-@media (max-width:820px){
- body{padding:24px 16px 40px}
- .cards{grid-template-columns:minmax(0,1fr);gap:16px}
-}
-"""

@@ -1,0 +1,150 @@
+"""What the commands share: picking a configuration, printing tables and JSON, reading options.
+
+The command line keeps its commands in ``cli``; what they say to a person or a machine is here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from offramp._files import storage_errors
+from offramp.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from offramp.config import ExitConfig, Frontier
+    from offramp.records import ExitRecords
+
+
+def pick(
+    frontier: Frontier,
+    max_cost: float | None,
+    max_drop: float | None,
+    min_quality: float | None,
+    tradeoff: float | None,
+) -> ExitConfig | None:
+    """The configuration that the given option asks for; None where none is given."""
+    if max_cost is None and max_drop is None and min_quality is None and tradeoff is None:
+        return None
+    return frontier.at(max_cost=max_cost, max_drop=max_drop, min_quality=min_quality, tradeoff=tradeoff)
+
+
+def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
+    """Print what configurations do on the artifact's report records, or its search records without any."""
+    from offramp.artifact import load_costs, load_records, read_manifest
+    from offramp.tables import frontier_rows
+
+    manifest = read_manifest(folder)
+    name = "report" if "records-report.safetensors" in manifest["files"] else "search"
+    records, costs = load_records(folder, manifest, name), load_costs(folder, manifest)
+    if as_json:
+        print_json(
+            {
+                "split": name,
+                "samples": records.samples,
+                "configurations": frontier_rows(frontier, records, costs),
+            }
+        )
+        return
+    show(frontier, records, costs, name)
+
+
+def show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
+    """Print a table of what configurations do on a split."""
+    from offramp.tables import frontier_rows, frontier_table
+
+    rows = frontier_rows(frontier, records, costs)
+    console = Console()
+    console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
+    if split == "search":
+        console.print(
+            "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
+        )
+    console.print(frontier_table(rows, records, costs.unit))
+
+
+def calibration_records(artifact: Path, split: str | None, file: Path | None) -> tuple[ExitRecords, str]:
+    """Records to certify on, and what to call them.
+
+    Raises:
+        InputError: both are given, the split was trained or searched on, or the file is of another network.
+        ArtifactError: there are no such records, or they are damaged.
+    """
+    from offramp.artifact import load_records, read_manifest
+    from offramp.records import ExitRecords
+
+    if split is not None and file is not None:
+        raise InputError("expected --split or --records, got both; choose one")
+    manifest = read_manifest(artifact)
+    if file is None:
+        split = split or "report"
+        if split in ("train", "search"):
+            raise InputError(
+                f"--split {split}: exits or configurations were chosen on these samples, so they cannot "
+                "certify any; use report, or --records with a file of new ones"
+            )
+        return load_records(artifact, manifest, split), f"{split} split"
+    records, described = ExitRecords.load(file), manifest["network"]
+    if (records.positions[1:], records.heads) != (tuple(described["cuts"]), tuple(described["heads"])):
+        raise InputError(
+            f"{file}: these records are of another network; record this artifact's network on new samples"
+        )
+    return records, str(file)
+
+
+def no_certificate(samples: int, max_drop: float, delta: float, needed: int | None) -> str:
+    """Why there is none, and what would help."""
+    said = (
+        f"no configuration can be certified to lose at most {max_drop:g} with delta {delta:g} on "
+        f"{samples:,} samples\n"
+    )
+    if needed is None:
+        return said + "even the dearest one loses that much on them: allow more, or search again"
+    return said + (
+        f"if the dearest one loses what it lost here, roughly {max(needed, samples + 1):,} samples would do "
+        "for that one"
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def price_of(text: str) -> str | float | None:
+    """What ``--regularise`` asks for.
+
+    Raises:
+        InputError: neither a word it knows nor a number.
+    """
+    if text in ("auto", "none"):
+        return {"auto": "auto", "none": None}[text]
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work, not after it.
+
+    Raises:
+        StorageError: the folder cannot be made or written.
+    """
+    nearest = folder.absolute()
+    with storage_errors(folder):
+        while not nearest.exists():
+            nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise StorageError(
+            f"cannot write {folder}: {nearest} is not a folder you may write to; choose another"
+        )
+
+
+def print_json(document: Any) -> None:
+    """One document on standard output."""
+    print(json.dumps(document, indent=1, allow_nan=False))

@@ -1,0 +1,207 @@
+"""What a configuration carries with it besides its exits: plain frozen data, and JSON both ways.
+
+Expected      means on the samples it was searched on; optimistic
+Certificate   what was shown about new samples, with which doubt, by which test
+Guarantee     one bound of a certificate
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from offramp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a configuration reached on the samples it was chosen on (means over ``samples`` samples).
+
+    ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
+
+    Raises:
+        InputError: a figure is not finite, the full model's cost is not positive, or the cost is negative.
+    """
+
+    quality: float
+    cost: float
+    full_quality: float
+    full_cost: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        figures = (self.quality, self.cost, self.full_quality, self.full_cost)
+        if not (all(map(math.isfinite, figures)) and self.full_cost > 0 and self.cost >= 0):
+            raise InputError(
+                f"Expected: expected finite figures and costs above 0, got quality {self.quality!r} and cost "
+                f"{self.cost!r}; for the full model {self.full_quality!r} and {self.full_cost!r}"
+            )
+
+    @property
+    def drop(self) -> float:
+        """Mean quality lost against the full model; negative where the configuration is better."""
+        return self.full_quality - self.quality
+
+    @property
+    def relative_cost(self) -> float:
+        """Cost as a fraction of the full model's."""
+        return self.cost / self.full_cost
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One bound that was shown to hold.
+
+    Args:
+        risk: what is bounded, in words that follow "the"; "drop of quality" for the drop.
+        bound: that its mean on new samples does not exceed.
+        samples: how many samples the test could use.
+        observed: the mean on those.
+        test: its name.
+        p_value: of "the mean is above the bound", in [0, 1].
+
+    Raises:
+        InputError: a name is empty, a number is not finite, or samples or p-value are out of range.
+    """
+
+    risk: str
+    bound: float
+    samples: int
+    observed: float
+    test: str
+    p_value: float
+
+    def __post_init__(self) -> None:
+        for name in ("risk", "test"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InputError(f"Guarantee.{name}: expected words, got {value!r}")
+        _check_count("Guarantee.samples", self.samples)
+        numbers = (self.bound, self.observed, self.p_value)
+        if not (all(map(math.isfinite, numbers)) and 0 <= self.p_value <= 1):
+            raise InputError(
+                "Guarantee: expected finite numbers and a p-value in [0, 1], got bound "
+                f"{self.bound!r}, observed {self.observed!r} and p-value {self.p_value!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What holds for a configuration on new samples, all at once, with probability at least 1 - delta.
+
+    The probability is over the draw of the ``samples`` samples that it was certified on.
+
+    Args:
+        delta: the doubt, in (0, 1).
+        samples: how many samples it was certified on.
+        quality: what quality meant there: "labels", "agreement" with the full model, or "unknown".
+        guarantees: at least one.
+
+    Raises:
+        InputError: a value is not as described.
+    """
+
+    delta: float
+    samples: int
+    quality: str
+    guarantees: tuple[Guarantee, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guarantees", tuple(self.guarantees))
+        _check_count("Certificate.samples", self.samples)
+        if not 0 < self.delta < 1:  # NaN fails too
+            raise InputError(f"Certificate.delta: expected a number between 0 and 1, got {self.delta!r}")
+        if not isinstance(self.quality, str) or not self.quality:
+            raise InputError(f"Certificate.quality: expected words, got {self.quality!r}")
+        if not self.guarantees or not all(isinstance(each, Guarantee) for each in self.guarantees):
+            raise InputError(
+                f"Certificate.guarantees: expected at least one Guarantee, got {self.guarantees!r}"
+            )
+
+    @property
+    def p_value(self) -> float:
+        """The largest of the guarantees': all of them hold only if this one does."""
+        return max(each.p_value for each in self.guarantees)
+
+    def __str__(self) -> str:
+        """In words, as the command line and the report say it."""
+        held = "; ".join(_words(each) for each in self.guarantees)
+        joint = " (all of it jointly)" if len(self.guarantees) > 1 else ""
+        meaning = ""
+        if self.quality == "agreement":
+            meaning = (
+                " Quality is agreement with the full model: whatever the labels are, accuracy differs from "
+                "the full model's by no more than the share of answers that do."
+            )
+        return (
+            f"With probability at least {_percent(1 - self.delta)} over the draw of the {self.samples:,} "
+            f"samples, on new samples of the same distribution{joint}: {held}.{meaning}"
+        )
+
+
+def expected_to_dict(expected: Expected | None) -> dict[str, Any] | None:
+    """Plain JSON values of the figures."""
+    return None if expected is None else asdict(expected)
+
+
+def expected_from_dict(item: Mapping[str, Any] | None) -> Expected | None:
+    """Inverse of ``expected_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
+    if item is None:
+        return None
+    quality, cost, full_quality, full_cost, samples = (
+        plain_number(item[field.name]) for field in fields(Expected)
+    )
+    return Expected(quality, cost, full_quality, full_cost, int(samples))
+
+
+def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
+    """Plain JSON values of a certificate."""
+    return {**asdict(certificate), "guarantees": [asdict(each) for each in certificate.guarantees]}
+
+
+def certificate_from_dict(item: Mapping[str, Any]) -> Certificate:
+    """Inverse of ``certificate_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
+    guarantees = tuple(
+        Guarantee(
+            risk=each["risk"],
+            bound=plain_number(each["bound"]),
+            samples=each["samples"],
+            observed=plain_number(each["observed"]),
+            test=each["test"],
+            p_value=plain_number(each["p_value"]),
+        )
+        for each in item["guarantees"]
+    )
+    return Certificate(plain_number(item["delta"]), item["samples"], item["quality"], guarantees)
+
+
+def plain_number(value: object) -> float:
+    """A finite number as JSON has it; TypeError or ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number, got one that is not")
+    return number
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def _words(guarantee: Guarantee) -> str:
+    return (
+        f"the {guarantee.risk} is at most {guarantee.bound:.4g} "
+        f"({guarantee.observed + 0.0:.4g} on {guarantee.samples:,} samples here; {guarantee.test}, "
+        f"p = {guarantee.p_value:.2g})"
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{round(100 * fraction, 3):.5g}%"
