@@ -14,18 +14,19 @@ import offramp
 
 ROOT = Path(offramp.__file__).parent
 TIERS = (
-    ("errors", "registry", "config", "_files", "_progress"),
+    ("errors", "registry", "evidence", "config", "_files", "_progress"),
     ("inputs", "tracing", "flow", "layout", "spans", "modules", "macs", "tasks", "confidence", "partition"),
     ("heads", "records", "cost"),
     ("network", "features", "state"),
     ("recording", "training", "evaluate"),
-    ("lines", "shrinkage", "methods", "search", "certify", "baselines"),
+    ("problem", "common", "lines", "pool", "methods", "refine", "parsimony", "solving", "regularise", "dial"),
+    ("bounds", "search", "pvalues", "risks", "certify", "stepwise", "baselines"),
     ("engine", "artifact", "project", "pipeline", "stream"),
-    ("plots", "tables", "report", "export", "serve"),
-    ("digits", "demo", "cli", "__main__"),
+    ("plots", "tables", "page", "report", "export", "serve"),
+    ("digits", "demo", "console", "cli", "__main__"),
 )
 TIER = {module: i for i, tier in enumerate(TIERS) for module in tier}
-PURE = ("evaluate", "search", "config", "records", "cost")
+PURE = ("evaluate", "search", "certify", "baselines", "config", "records", "cost")
 MODULES = sorted(p.relative_to(ROOT).with_suffix("") for p in ROOT.rglob("*.py") if p.stem != "__init__")
 
 

@@ -5,7 +5,6 @@ costs, both in units of the objective J. With samples sorted by confidence, the 
 prefix of the running sum of these gains. One sort (done once per head), one cumulative sum: the global
 optimum of that line, over all thresholds and heads of the position.
 
-    Problem   records and costs, sorted and scaled once
     Rows      B configurations with what each one minimises; a cut k means "the k surest samples leave"
     sweeps    lines at every position, back to front or front to back; descend alternates until none helps
 
@@ -14,138 +13,21 @@ Letters: B rows, P positions, C heads at a position, N samples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.cost import CostTable
-from offramp.evaluate import full_quality
-from offramp.records import ExitRecords
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from offramp.problem import Bools, Floats, Ints, Problem, Spot
 
 SAME = 1e-11
 """Differences in J below this are rounding of the running sums (N = 1e5 samples of magnitude 1)."""
 
+Stages = npt.NDArray[np.int16]
+
 OFF = -1
-NEVER = -(1 << 62)
-_CELLS = 1 << 16  # B * C * N numbers of one batch: 512 KiB stays in a core's second-level cache
 _SWEEPS = 100  # each sweep lowers J by more than SAME; a bound all the same
-
-
-@dataclass(frozen=True, eq=False)
-class Spot:
-    """The heads of one position, sorted.
-
-    Args:
-        heads: C indices into the records' heads.
-        confidence: (C, N) float32, -inf where it is not finite.
-        order: (C * N,) flat index into (C, N), surest first within each head.
-        rank: (C, N) place of each sample in that order.
-        ends: (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside
-            a tie, or from the first confidence that is not finite on); None where every entry is 0.
-        quality: (C, N) over the full model's mean quality.
-        backbone: cost up to here over the full model's.
-        cost: (C,) of the heads, over the full model's.
-    """
-
-    heads: tuple[int, ...]
-    confidence: npt.NDArray[np.float32]
-    order: Ints
-    rank: npt.NDArray[np.int32]
-    ends: Ints | None
-    quality: Floats
-    backbone: float
-    cost: Floats
-
-    def cut_near(self, head: int, cut: int) -> int:
-        """The first cut of at least this size at which a threshold fits; 0 if there is none."""
-        if self.ends is None:
-            return cut
-        fits = np.flatnonzero(self.ends[head, max(cut - 1, 0) :] == 0)
-        return max(cut, 1) + int(fits[0]) if fits.size else 0
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Records and costs prepared for lines.
-
-    Args:
-        spots: P entries, None where a position has no head.
-        final: (N,) the backbone's quality over its mean (or as it is where that mean is 0).
-        full: that mean after scaling: 1, or 0.
-        unit: gains are summed as integers in steps of 1 / unit: seven times faster than in floating point,
-            and free of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000).
-    """
-
-    spots: tuple[Spot | None, ...]
-    final: Floats
-    full: float
-    unit: float
-
-    @classmethod
-    def of(cls, records: ExitRecords, costs: CostTable) -> Problem:
-        """Sort and scale; a full model of quality 0 leaves qualities as they are."""
-        mean = full_quality(records)
-        scale = mean if mean > 0 else 1.0
-        spots = tuple(_spot(records, costs, p, scale) for p in range(len(records.positions)))
-        final = records.final_quality.astype(np.float64) / scale
-        return cls(spots, final, mean / scale, _unit(spots, final))
-
-    @property
-    def used(self) -> list[tuple[int, Spot]]:
-        """Positions with heads, front to back."""
-        return [(p, spot) for p, spot in enumerate(self.spots) if spot is not None]
-
-    @property
-    def samples(self) -> int:
-        """N."""
-        return int(self.final.size)
-
-    @property
-    def batch(self) -> int:
-        """How many rows to work on at once."""
-        widest = max((len(spot.heads) for _, spot in self.used), default=1)
-        return max(1, _CELLS // (widest * self.samples))
-
-
-def _unit(spots: Iterable[Spot | None], final: Floats) -> float:
-    """The power of two that keeps any sum of N gains below 2 ** 61."""
-    used = [spot for spot in spots if spot is not None]
-    largest = max(final.max(), *(spot.quality.max() for spot in used)) if used else final.max()
-    bound = largest + 2 + sum(float(spot.cost.max()) for spot in used)
-    return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
-
-
-def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> Spot | None:
-    heads = np.flatnonzero(records.exists[p])
-    if not heads.size:
-        return None
-    confidence = records.confidence[p, heads]
-    finite = np.isfinite(confidence)
-    confidence = np.where(finite, confidence, np.float32(-np.inf))
-    order = np.argsort(-confidence, axis=1, kind="stable")
-    c, n = order.shape
-    rank = np.empty((c, n), np.int32)
-    np.put_along_axis(rank, order, np.arange(n, dtype=np.int32)[None], axis=1)
-    falling = np.take_along_axis(confidence, order, axis=1)
-    fits = np.isfinite(falling)
-    fits[:, :-1] &= falling[:, :-1] > falling[:, 1:]
-    return Spot(
-        tuple(heads.tolist()),
-        confidence,
-        (order + n * np.arange(c)[:, None]).ravel(),
-        rank,
-        None if fits.all() else np.where(fits, 0, NEVER),
-        records.quality[p, heads].astype(np.float64) / scale,
-        float(costs.backbone[p] / costs.full),
-        costs.heads[p, heads] / costs.full,
-    )
 
 
 @dataclass(eq=False)
@@ -177,11 +59,20 @@ class Rows:
     def __len__(self) -> int:
         return len(self.head)
 
+    def enabled(self, p: int) -> bool:
+        """Has any row an exit here?"""
+        return bool((self.head[:, p] >= 0).any())
 
-def batches(problem: Problem, rows: Rows) -> Iterator[slice]:
-    """Slices of rows that are quick to work on together."""
-    for start in range(0, len(rows), problem.batch):
-        yield slice(start, start + problem.batch)
+
+def by_batch(problem: Problem, rows: Rows, work: Callable[[Rows], object]) -> None:
+    """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
+
+    def one(part: slice) -> None:
+        batch = rows.take(part)
+        work(batch)
+        rows.put(part, batch)
+
+    problem.by_batch(len(rows), one)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +112,27 @@ def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats
     return Line(np.where(enable, head, OFF), cut, np.where(enable, gain, 0.0) - now)
 
 
+def own_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
+    """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
+    spot = problem.spots[p]
+    assert spot is not None  # callers go through Problem.used
+    head, cut, fall = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
+    step = 1 / (problem.unit * problem.samples)
+    for i in np.flatnonzero(head >= 0):
+        dear, own = 1 - rows.tradeoff[i], head[i]
+        gains = rows.tradeoff[i] * spot.quality[own] + (onward[i] - dear * spot.backbone)
+        gains *= alive[i] * problem.unit
+        worth = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
+        if spot.ends is not None:
+            worth += spot.ends[own]
+        end = int(worth.argmax())
+        fixed = dear * spot.cost[own] * np.count_nonzero(alive[i]) / problem.samples + rows.price[i]
+        gain, now = worth[end] * step - fixed, worth[cut[i] - 1] * step - fixed
+        head[i], cut[i] = (own, end + 1) if gain > SAME else (OFF, 0)
+        fall[i] = max(gain, 0.0) - now
+    return Line(head, cut, fall)
+
+
 def _prefix_gains(spot: Spot, tradeoff: Floats, alive: Bools, onward: Floats, unit: float) -> Ints:
     """(B, C, N): the sum of gains, times unit, if the samples up to here, surest first, leave."""
     arrive = alive * unit
@@ -256,19 +168,25 @@ def _one_back(spot: Spot, p: int, rows: Rows, onward: Floats) -> Floats:
     return np.where(leaving(spot, p, rows), left, onward) + entry[:, None]
 
 
-def stages(problem: Problem, rows: Rows) -> Ints:
+def stages(problem: Problem, rows: Rows) -> Stages:
     """(B, N): the position at which each sample leaves; P for the backbone's output."""
-    stage = np.full((len(rows), problem.samples), len(problem.spots))
+    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
     for p, spot in reversed(problem.used):
-        np.putmask(stage, leaving(spot, p, rows), p)
+        if rows.enabled(p):
+            np.putmask(stage, leaving(spot, p, rows), p)
     return stage
 
+
+FindLine = Callable[[Problem, int, Rows, Bools, Floats], Line]
+"""``best_line`` or ``own_line``."""
 
 Visit = Callable[[int, Line], None]
 """What a sweep does with the best line at a position."""
 
 
-def backward(problem: Problem, rows: Rows, stage: Ints, visit: Visit) -> dict[int, Floats]:
+def backward(
+    problem: Problem, rows: Rows, stage: Stages, visit: Visit, find: FindLine = best_line
+) -> dict[int, Floats]:
     """Lines from the last position to the first; ``visit`` may change the rows at that position.
 
     Returns what going on from each position costs, (B, N) each, under the rows as they are now.
@@ -277,42 +195,44 @@ def backward(problem: Problem, rows: Rows, stage: Ints, visit: Visit) -> dict[in
     cost = finals(problem, rows.tradeoff)
     for p, spot in reversed(problem.used):
         onward[p] = cost
-        visit(p, best_line(problem, p, rows, stage >= p, cost))
-        cost = _one_back(spot, p, rows, cost)
+        if find is best_line or rows.enabled(p):
+            visit(p, find(problem, p, rows, stage >= p, cost))
+            cost = _one_back(spot, p, rows, cost)
     return onward
 
 
-def forward(problem: Problem, rows: Rows, onward: dict[int, Floats], visit: Visit) -> Ints:
+def forward(
+    problem: Problem, rows: Rows, onward: dict[int, Floats], visit: Visit, find: FindLine = best_line
+) -> Stages:
     """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
-    stage = np.full((len(rows), problem.samples), len(problem.spots))
+    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
     alive = np.ones(stage.shape, bool)
     for p, spot in problem.used:
-        visit(p, best_line(problem, p, rows, alive, onward[p]))
-        leaves = alive & leaving(spot, p, rows)
-        np.putmask(stage, leaves, p)
-        alive &= ~leaves
+        if find is best_line or rows.enabled(p):
+            visit(p, find(problem, p, rows, alive, onward[p]))
+        if rows.enabled(p):
+            leaves = alive & leaving(spot, p, rows)
+            np.putmask(stage, leaves, p)
+            alive &= ~leaves
     return stage
 
 
-def descend(problem: Problem, rows: Rows) -> None:
+def descend(problem: Problem, rows: Rows, find: FindLine = best_line, sweeps: int = _SWEEPS) -> None:
     """Sweep back and forth until no single position can be improved, in place."""
-    for batch in batches(problem, rows):
-        part = rows.take(batch)
-        _descend_batch(problem, part)
-        rows.put(batch, part)
+    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps))
 
 
-def _descend_batch(problem: Problem, rows: Rows) -> None:
+def _descend_batch(problem: Problem, rows: Rows, find: FindLine, sweeps: int) -> None:
     active = np.arange(len(rows))
-    part, stage = rows, stages(problem, rows)
+    part, stage = rows.take(active), stages(problem, rows)
     onward: dict[int, Floats] = {}
-    for sweep in range(_SWEEPS):
+    for sweep in range(sweeps):
         moved = np.zeros(len(part), bool)
         visit = _commit(part, moved)
         if sweep % 2 == 0:
-            onward = backward(problem, part, stage, visit)
+            onward = backward(problem, part, stage, visit, find)
         else:
-            stage = forward(problem, part, onward, visit)
+            stage = forward(problem, part, onward, visit, find)
         rows.put(active, part)
         keep = np.flatnonzero(moved)
         if not keep.size:
@@ -367,6 +287,8 @@ def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, I
     cost, leavers = np.zeros(b), np.zeros(head.shape, np.int64)
     for p, spot in problem.used:
         here = head[:, p].copy()
+        if not (here >= 0).any():
+            continue
         leaves = alive & (spot.rank[here] < cut[:, p, None])
         count = np.count_nonzero(leaves, axis=1)
         taken = count > 0
@@ -378,3 +300,19 @@ def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, I
     cost += np.count_nonzero(alive, axis=1)
     quality += np.where(alive, problem.final, 0.0).sum(axis=1)
     return quality / n, cost / n, leavers
+
+
+def per_sample(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats]:
+    """Quality and cost (N,) each, of every sample under one configuration (P,), in the problem's scale."""
+    alive, spent = np.ones(problem.samples, bool), 0.0
+    quality, cost = problem.final.copy(), np.empty(problem.samples)
+    for p, spot in problem.used:
+        own = head[p]
+        if own == OFF:
+            continue
+        spent += float(spot.cost[own])
+        leaves = alive & (spot.rank[own] < cut[p])
+        quality[leaves], cost[leaves] = spot.quality[own][leaves], spot.backbone + spent
+        alive &= ~leaves
+    cost[alive] = 1 + spent
+    return quality, cost

@@ -1,0 +1,52 @@
+"""One threshold for all exits: what every such threshold gives, in one pass.
+
+A sample passes an exit for all thresholds from the highest confidence it has shown up to there. At that value
+its quality and cost change to the next exit's, whether it stays there or not: steps at one threshold add up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Singles = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+
+
+def curve(confidence: Singles, quality: Floats, cost: Floats) -> tuple[Singles, Floats, Floats]:
+    """Mean quality and cost under every common threshold.
+
+    Args:
+        confidence: (E, N) of E exits, front to back; what is not finite never leaves.
+        quality: (E + 1, N), the backbone's own output last.
+        cost: (E + 1,) of leaving at each exit, all heads up to there included, and of the backbone's output.
+
+    Returns:
+        The T + 1 values between which thresholds make a difference, rising, from -inf on; quality (T,) and
+        cost (T,) of a threshold at each value but the last, which nobody passes.
+
+    >>> values, quality, cost = curve(
+    ...     np.array([[0.2, 0.8]], np.float32), np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 3.0])
+    ... )
+    >>> values.tolist()[1:], quality.tolist(), cost.tolist()
+    ([0.20000000298023224, 0.800000011920929], [0.5, 1.0], [1.0, 2.0])
+    """
+    n = confidence.shape[1]
+    surest = np.maximum.accumulate(np.where(np.isfinite(confidence), confidence, -np.inf), axis=0)
+    values, inverse = np.unique(np.append(surest, np.float32(-np.inf)), return_inverse=True)
+    where = inverse[:-1]
+    steps = np.bincount(where, np.diff(quality, axis=0).ravel(), len(values))
+    dearer = np.bincount(where, np.repeat(np.diff(cost), n), len(values))
+    reached = (quality[0].sum() + np.cumsum(steps)) / n
+    spent = cost[0] + np.cumsum(dearer) / n
+    return values.astype(np.float32), reached[:-1], spent[:-1]
+
+
+def between(lower: np.float32, upper: np.float32) -> float:
+    """A float32 threshold that ``upper`` passes and ``lower`` does not."""
+    if not np.isfinite(lower):
+        return -math.inf
+    middle = np.float32((float(lower) + float(upper)) / 2)
+    return float(middle if lower <= middle < upper else lower)
