@@ -20,7 +20,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/engine_overhead.py
-	$(BIN)/python bench/search_quality.py
+	$(BIN)/python bench/search.py --generated
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,122 @@
+"""Records of ResNet-56 with an exit of four kinds after every block, on images nothing was trained on.
+
+Heads train on part of the 55,000 images the backbone was trained on; recorded are, in this order, the 5,000
+held-out training images and the 10,000 test images. Two sets are written, outputs (logits) included:
+
+    OUT/fashion          the exits
+    OUT/fashion_input    the same, and ResNet-8 as an exit at the input
+
+    python bench/fashion_mnist/records.py --backbones DIR --out DIR [--images 20000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from fashion import DEFAULT_FOLDER, Fashion, Labelled, load_fashion
+from resnet import load_backbone
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import offramp
+from offramp.confidence import max_probability
+from offramp.heads import FeatureSpec, Head, register_head
+from offramp.macs import count_macs, count_module
+
+sys.path.append(str(Path(__file__).parents[1]))
+from recordsets import store, with_input_exit
+
+HEADS = ("linear", "grid", "mlp", "conv")
+
+
+@register_head("grid")
+class GridHead(Head):
+    """Average pool to a 4x4 grid and one linear map: knows where things are, still cheap."""
+
+    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
+        super().__init__(feature, grid=4)
+        width = feature.channels
+        for cells in self.cells:
+            width *= cells
+        self.out = nn.Linear(width, outputs)
+
+    def predict(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, K)."""
+        out: Tensor = self.out(z.flatten(1))
+        return out
+
+    @torch.no_grad()
+    def absorb_(self, mean: Tensor, std: Tensor) -> None:
+        """Fold ``(z - mean) / std`` into the linear map."""
+        self.out.bias.sub_((self.out.weight / std) @ mean)
+        self.out.weight.div_(std)
+
+
+def batches(data: Labelled, batch_size: int = 128) -> DataLoader[tuple[Tensor, ...]]:
+    """A loader in fixed order."""
+    return DataLoader(TensorDataset(*data), batch_size=batch_size)
+
+
+def pool(data: Fashion) -> Labelled:
+    """What records are made of: held-out images, then test images; nothing was trained on either."""
+    images, labels = zip(data.held_out, data.test, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def training_part(data: Fashion, images: int, seed: int) -> Labelled:
+    """A random part of the backbone's own training images, half of them flipped, for the heads."""
+    draw = torch.Generator().manual_seed(seed)
+    pick = torch.randperm(len(data.train[0]), generator=draw)[:images]
+    flipped = (torch.rand(len(pick), generator=draw) < 0.5)[:, None, None, None]
+    chosen = data.train[0][pick]
+    return torch.where(flipped, chosen.flip(3), chosen), data.train[1][pick]
+
+
+@torch.inference_mode()
+def small_model(model: nn.Module, data: Labelled) -> tuple[Tensor, Tensor, int]:
+    """A whole network as an exit at the input: outputs (N, K), quality (N,), MACs."""
+    outputs = torch.cat([model(images) for images, _ in batches(data)])
+    image = torch.empty(1, 1, 28, 28, device="meta")
+    macs = count_macs(lambda: count_module(model, image))[0]
+    return outputs, (outputs.argmax(1) == data[1]).float(), macs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", type=Path, required=True, help="folder of fashion_resnet*.safetensors")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--images", type=int, default=20_000, help="to train the heads on")
+    parser.add_argument("--limit", type=int, help="record only so many samples")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="folder from which a killed run goes on")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    data = load_fashion(arguments.data)
+    model, small = (load_backbone(arguments.backbones, depth) for depth in (56, 8))
+    net = offramp.attach_exits(model, data.test[0][:2], heads=HEADS, seed=arguments.seed)
+    print(f"{len(net.positions) - 1} positions, heads {', '.join(HEADS)}", flush=True)
+    config = offramp.TrainConfig(epochs=arguments.epochs, seed=arguments.seed)
+    learn = batches(training_part(data, arguments.images, arguments.seed))
+    report = offramp.train_exits(net, learn, config=config, work_dir=arguments.work)
+    print(f"heads trained, {time.perf_counter() - start:.0f} s", flush=True)
+    recorded = tuple(part[: arguments.limit] for part in pool(data))
+    records = offramp.record_outputs(net, batches(recorded), keep_logits=True, work_dir=arguments.work)
+    costs = offramp.measure_cost(net)
+    store(arguments.out / "fashion", records, costs)
+    outputs, quality, macs = small_model(small, recorded)
+    confidence = max_probability(outputs)
+    wider = with_input_exit(records, costs, confidence.numpy(), quality.numpy(), macs, logits=outputs.numpy())
+    store(arguments.out / "fashion_input", *wider)
+    print(f"full model {records.final_quality.mean():.4f}, on the heads' images {report.full_quality:.4f}")
+    print(f"input exit {quality.mean():.4f} at {macs / costs.full:.3f}; {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
