@@ -384,7 +384,7 @@ def test_extreme_confidences_and_heads_dearer_than_the_model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tradeoffs": []}, r"at least one value, all in \[0, 1\], got none; leave it out"),
+        ({"tradeoffs": []}, r"at least one value, all in \[0, 1\], got none; near 1 buys quality"),
         ({"tradeoffs": [0.5, 1.1]}, r"all in \[0, 1\], got \[1.1\]"),
         ({"tradeoffs": [float("nan")]}, r"got \[nan\]"),
         ({"tradeoffs": 0.5}, r"several numbers in \[0, 1\], got 0.5; give a list"),

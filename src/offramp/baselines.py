@@ -27,7 +27,7 @@ from offramp.common import between, curve
 from offramp.config import ExitConfig
 from offramp.cost import CostTable
 from offramp.errors import InputError
-from offramp.evaluate import check_match, expected, full_quality
+from offramp.evaluate import check_match, check_tradeoffs, expected, full_quality
 from offramp.records import ExitRecords
 from offramp.stepwise import (
     SAME,
@@ -356,17 +356,4 @@ def _answers(records: ExitRecords, costs: CostTable, found: dict[float, Exits]) 
 def _check(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> list[float]:
     """The distinct trade-offs, in their order."""
     check_match(records, costs)
-    try:
-        lambdas = [float(value) for value in tradeoffs]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"tradeoffs: expected several numbers in [0, 1], got {tradeoffs!r}; "
-            "give a list such as [0.8, 0.9]"
-        ) from None
-    wrong = [value for value in lambdas if not 0 <= value <= 1]  # NaN is neither
-    if wrong or not lambdas:
-        raise InputError(
-            f"tradeoffs: expected at least one value, all in [0, 1], got {wrong or 'none'}; "
-            "near 1 buys quality, near 0 buys speed"
-        )
-    return list(dict.fromkeys(lambdas))
+    return list(dict.fromkeys(check_tradeoffs(tradeoffs, "tradeoffs")))

@@ -6,7 +6,7 @@ pays the backbone up to there plus every enabled head it passed, taken or not (D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -159,3 +159,28 @@ def check_match(records: ExitRecords, costs: CostTable) -> None:
             f"costs are for {costs.heads.shape} (positions, heads), records for {records.exists.shape}; "
             "measure and record the same network"
         )
+
+
+def check_tradeoffs(tradeoffs: Iterable[float], asked: str) -> list[float]:
+    """Trade-offs as numbers, in their order.
+
+    Args:
+        tradeoffs: lambda values.
+        asked: what an error calls them.
+
+    Raises:
+        InputError: none, not numbers, or not all in [0, 1].
+    """
+    try:
+        lambdas = [float(value) for value in tradeoffs]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{asked}: expected several numbers in [0, 1], got {tradeoffs!r}; give a list such as [0.8, 0.9]"
+        ) from None
+    wrong = [value for value in lambdas if not 0 <= value <= 1]  # NaN is neither
+    if wrong or not lambdas:
+        raise InputError(
+            f"{asked}: expected at least one value, all in [0, 1], got {wrong or 'none'}; "
+            "near 1 buys quality, near 0 buys speed"
+        )
+    return lambdas

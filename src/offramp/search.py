@@ -19,7 +19,7 @@ from offramp.config import ExitConfig, Frontier
 from offramp.cost import CostTable
 from offramp.dial import fill
 from offramp.errors import InputError
-from offramp.evaluate import check_match, expected
+from offramp.evaluate import check_match, check_tradeoffs, expected
 from offramp.records import ExitRecords
 from offramp.regularise import choose, rounds
 from offramp.solving import METHODS, Exits, Plan, Report, solve
@@ -73,7 +73,8 @@ def search(
         InputError: an argument is not as described, or records and costs do not match.
     """
     check_match(records, costs)
-    lambdas = _check_tradeoffs(tradeoffs)
+    asked = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
+    lambdas = check_tradeoffs(asked, "search(tradeoffs=...)")
     price = _check_regularise(regularise)
     cap = _check_max_exits(max_exits, len(records.positions))
     _check_method(method)
@@ -135,25 +136,6 @@ def _counter(progress: Progress | None, total: int) -> Report:
             progress(done, total)
 
     return report
-
-
-def _check_tradeoffs(tradeoffs: Iterable[float] | None) -> list[float]:
-    if tradeoffs is None:
-        return list(DEFAULT_TRADEOFFS)
-    try:
-        lambdas = [float(value) for value in tradeoffs]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"search(tradeoffs=...): expected several numbers in [0, 1], got {tradeoffs!r}; "
-            "give a list such as [0.8, 0.9]"
-        ) from None
-    wrong = [value for value in lambdas if not 0 <= value <= 1]  # NaN is neither
-    if wrong or not lambdas:
-        raise InputError(
-            f"search(tradeoffs=...): expected at least one value, all in [0, 1], got {wrong or 'none'}; "
-            "leave it out for the default sweep"
-        )
-    return lambdas
 
 
 def _check_method(method: str) -> None:
