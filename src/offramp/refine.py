@@ -24,13 +24,16 @@ _ESCAPE_CELLS = 100_000_000  # moves tried * P * C * N: three seconds or so
 _GOAL_CELLS = 20_000_000  # the same for each goal
 
 
-def refine(problem: Problem, goals: Goals, pool: Pool) -> Ints:
-    """Enumerate a tiny problem; else descend from the best, escape from where that ends, repeat."""
+def refine(problem: Problem, goals: Goals, pool: Pool, cells: int = _GOAL_CELLS) -> Ints:
+    """Enumerate a tiny problem; else descend from the best, escape from where that ends, repeat.
+
+    ``cells`` is the effort for each goal: how many moves are tried, times P * C * N.
+    """
     pool.complete = _enumerate(problem, goals, pool)
     if not pool.complete:
         tried: set[tuple[int, int]] = set()
         _settle(problem, goals, pool, tried)
-        _escape(problem, goals, pool, tried)
+        _escape(problem, goals, pool, tried, min(_ESCAPE_CELLS, cells * len(goals.tradeoff)))
     return pool.best(goals)[0]
 
 
@@ -64,11 +67,10 @@ def _descend_into(problem: Problem, rows: Rows, pool: Pool) -> None:
     pool.add(rows.head, rows.cut)
 
 
-def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]]) -> None:
+def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]], cells: int) -> None:
     """Leave local optima: a larger move, the best single change after it, descend; until none helps."""
     escaped: set[int] = set()
     widest = max(len(spot.heads) for _, spot in problem.used)
-    cells = min(_ESCAPE_CELLS, _GOAL_CELLS * len(goals.tradeoff))
     budget = cells // (len(problem.used) * widest * problem.samples)
     while budget > 0:
         index, head, cut = _escapes(problem, goals, pool, escaped, budget)
@@ -97,6 +99,7 @@ def _escapes(
     escaped.update(found[::stride])
     served = {i: np.flatnonzero(pick == i) for i in found[::stride]}
     flat = [(goal[goal.size // 2], *move) for i, goal in served.items() for move in moves[i]]
+    flat = [flat[i] for i in np.linspace(0, len(flat) - 1, min(budget, len(flat))).astype(int)]
     if not flat:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64)
     index, head, cut = (np.array(part) for part in zip(*flat, strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -36,6 +37,7 @@ METHODS: dict[str, tuple[Step, ...]] = {
     "iterative": (iterative,),
     "same-threshold": (same_threshold,),
 }
+_BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=2_000_000))
 _DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
 
 COARSE = 4096
@@ -43,8 +45,8 @@ COARSE = 4096
 
 _COARSE_GOALS = 40
 _FULL = 40  # goals for which every line is tried on all samples; what they find serves their neighbours
+_REFERENCE_CELLS = 5_000_000  # goals * P * C * N up to which the reference methods are run on all samples too
 _OWN = 192  # goals for which the lines of their own exits are
-_REFERENCE_CELLS = 100_000_000  # goals * P * C * N up to which iterative is run on all samples: half a minute
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def solve(
     pool, goals = _start(records, costs, plan, lambdas)
     large = plan.method == "exact" and records.samples > 2 * COARSE and pool.problem.cells > 0
     if large:
-        _in_two_levels(records, costs, plan, lambdas, pool, goals)
+        _from_fewer(records, costs, plan, lambdas, pool)
     report()
     for step in _steps(plan, large):
         picks = step(pool.problem, goals, pool)
@@ -118,7 +120,7 @@ def _start(
 
 def _steps(plan: Plan, large: bool) -> tuple[Step, ...]:
     if large:
-        return (_polish,)
+        return (_polish,) if plan.parsimonious else (_polish, _no_worse)
     if plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
         return _DRAFT
     return METHODS[plan.method]
@@ -132,33 +134,36 @@ def draft(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[floa
     return pool, goals
 
 
-def _in_two_levels(
-    records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float], pool: Pool, goals: Goals
-) -> None:
-    """Put into the pool what a search of fewer samples finds, and the reference methods where affordable."""
+def _from_fewer(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float], pool: Pool) -> None:
+    """Put into the pool what a search of fewer samples finds."""
     distinct = sorted(set(lambdas))
     some = [distinct[i] for i in spread(len(distinct), _COARSE_GOALS)]
     sample = fewer(records)
     coarse, aims = _start(sample, costs, plan, some)
     picks: list[int] = []
-    for step in (*_DRAFT, path) if plan.parsimonious else METHODS["exact"]:
+    for step in (*_DRAFT, path) if plan.parsimonious else _BRIEF:
         picks += step(coarse.problem, aims, coarse).tolist()
     found = {exits_of(coarse, i, sample) for i in picks}
     pool.add(*place(pool.problem, records, sorted(found, key=str)))
-    most = _REFERENCE_CELLS // pool.problem.cells
-    if not plan.parsimonious and len(distinct) <= most:
-        for step in (single_pass, iterative):
-            step(pool.problem, goals, pool)
 
 
 def _polish(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """From the goals' best candidates: every line for some goals, the lines of its own exits for more."""
     some, more = spread(len(goals.tradeoff), _FULL), spread(len(goals.tradeoff), _OWN)
-    for index, find in ((some, own_line), (some, best_line), (more, own_line), (some, best_line)):
+    rounds = ((some, own_line), (some, best_line), (more, own_line), (some, best_line))
+    for index, find in rounds if more.size > some.size else rounds[:2]:
         found = pool.best(goals)[0][index]
         rows = goals.rows(index, pool.head[found], pool.cut[found])
         descend(problem, rows, find)
         pool.add(rows.head, rows.cut)
+    return pool.best(goals)[0]
+
+
+def _no_worse(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+    """No worse than the reference methods, where running them takes no longer than the rest."""
+    if len(goals.tradeoff) * problem.cells <= _REFERENCE_CELLS:
+        single_pass(problem, goals, pool)
+        iterative(problem, goals, pool)
     return pool.best(goals)[0]
 
 
