@@ -112,6 +112,27 @@ def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats
     return Line(np.where(enable, head, OFF), cut, np.where(enable, gain, 0.0) - now)
 
 
+def own_worth(problem: Problem, p: int, rows: Rows, i: int, arrive: Bools | Floats, onward: Floats) -> Ints:
+    """(N,): the sum of gains, times unit, if the samples up to here, surest by row i's own head, leave.
+
+    Args:
+        problem: with heads at ``p``.
+        p: a position where row i has an exit.
+        rows: B configurations.
+        i: which of them.
+        arrive: (N,) how often each sample counts.
+        onward: (N,) what a sample costs if it goes on from here, in units of J.
+    """
+    spot, own, lam = problem.spots[p], int(rows.head[i, p]), rows.tradeoff[i]
+    assert spot is not None  # callers go through Problem.used
+    gains = lam * spot.quality[own] + (onward - (1 - lam) * spot.backbone)
+    gains *= arrive * problem.unit
+    worth: Ints = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
+    if spot.ends is not None:
+        worth += spot.ends[own]
+    return worth
+
+
 def own_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
     spot = problem.spots[p]
@@ -119,14 +140,11 @@ def own_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats)
     head, cut, fall = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0):
-        dear, own = 1 - rows.tradeoff[i], head[i]
-        gains = rows.tradeoff[i] * spot.quality[own] + (onward[i] - dear * spot.backbone)
-        gains *= alive[i] * problem.unit
-        worth = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
-        if spot.ends is not None:
-            worth += spot.ends[own]
+        own, worth = head[i], own_worth(problem, p, rows, int(i), alive[i], onward[i])
         end = int(worth.argmax())
-        fixed = dear * spot.cost[own] * np.count_nonzero(alive[i]) / problem.samples + rows.price[i]
+        fixed = (1 - rows.tradeoff[i]) * spot.cost[own] * np.count_nonzero(
+            alive[i]
+        ) / problem.samples + rows.price[i]
         gain, now = worth[end] * step - fixed, worth[cut[i] - 1] * step - fixed
         head[i], cut[i] = (own, end + 1) if gain > SAME else (OFF, 0)
         fall[i] = max(gain, 0.0) - now

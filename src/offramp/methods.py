@@ -86,13 +86,16 @@ def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """One threshold for all exits: each head wherever it exists, and each position's best head."""
     heads = _common_heads(problem)
     if goals.cap < len(problem.used):
-        _add_common(problem, pool, np.repeat(heads, _GRID + 1, axis=0), _grid(problem, len(heads)), goals.cap)
+        lineups, thresholds = np.repeat(heads, _GRID + 1, axis=0), _grid(problem, len(heads))
+        head, cut = _at_common(problem, lineups, thresholds)
+        problem.by_batch(len(head), lambda part: _limit(problem, head[part], cut[part], goals.cap))
+        pool.add(head, cut, thresholds)
         return pool.best(goals)[0]
-    for head in heads:
-        enabled = [(p, spot) for p, spot in problem.used if head[p] != OFF]
+    for lineup in heads:
+        enabled = [(p, spot) for p, spot in problem.used if lineup[p] != OFF]
         if not enabled:
             continue
-        own = [int(head[p]) for p, _ in enabled]
+        own = [int(lineup[p]) for p, _ in enabled]
         paid = np.cumsum([spot.cost[c] for (_, spot), c in zip(enabled, own, strict=True)])
         values, quality, cost = curve(
             np.stack([spot.confidence[c] for (_, spot), c in zip(enabled, own, strict=True)]),
@@ -103,21 +106,19 @@ def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> Ints:
             lam = goals.tradeoff[:, None]
             ends = np.unique((lam * (problem.full - quality) + (1 - lam) * cost).argmin(axis=1)).tolist()
             thresholds = np.array([between(values[i], values[i + 1]) for i in ends])
-            _add_common(problem, pool, np.tile(head, (len(ends), 1)), thresholds, goals.cap)
+            pool.add(*_at_common(problem, np.tile(lineup, (len(ends), 1)), thresholds), thresholds)
     return pool.best(goals)[0]
 
 
-def _add_common(problem: Problem, pool: Pool, head: Ints, thresholds: Floats, cap: int) -> None:
-    """Add line-ups (B, P), each with its one threshold (B,)."""
+def _at_common(problem: Problem, head: Ints, thresholds: Floats) -> tuple[Ints, Ints]:
+    """Heads and cuts (B, P) of line-ups (B, P), each with its one threshold (B,)."""
     cut = np.zeros_like(head)
     for p, spot in problem.used:
         for c in np.unique(head[:, p][head[:, p] != OFF]).tolist():
             rising, rows = np.sort(spot.confidence[c]), head[:, p] == c
             limit = thresholds[rows].astype(np.float32)
             cut[rows, p] = problem.samples - np.searchsorted(rising, limit, side="right")
-    head = np.where(cut > 0, head, OFF)
-    problem.by_batch(len(head), lambda part: _limit(problem, head[part], cut[part], cap))
-    pool.add(head, cut, thresholds)
+    return np.where(cut > 0, head, OFF), cut
 
 
 def _grid(problem: Problem, lineups: int) -> Floats:

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from offramp.lines import OFF, SAME, FindLine, Line, Rows, best_line, descend, per_sample
+from offramp.lines import OFF, SAME, Line, Rows, descend, own_worth, per_sample
 from offramp.pool import Goals, Pool
 from offramp.problem import Bools, Floats, Ints, Problem
 
@@ -29,13 +29,13 @@ _RESAMPLES = 10
 _SWEEPS = 2  # of a resample, from the optimum on all samples
 
 
-def path(problem: Problem, goals: Goals, pool: Pool, find: FindLine = best_line) -> Ints:
+def path(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     """Candidates with fewer and fewer exits: from each goal's best, at rising prices up to the last rung."""
     pick = pool.best(goals)[0]
     for rung in (RUNGS[0] / 4, RUNGS[0] / 2, *RUNGS):
         dearer = Goals(goals.tradeoff, np.full(len(pick), rung / problem.samples), goals.cap)
         rows = dearer.rows(np.arange(len(pick)), pool.head[pick], pool.cut[pick])
-        descend(problem, rows, find)
+        descend(problem, rows)
         pool.add(rows.head, rows.cut)
         pick = pool.best(dearer)[0]
     return pool.best(goals)[0]
@@ -168,17 +168,9 @@ def _weighted_line(
     problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats, *, weight: Floats
 ) -> Line:
     """The best threshold of each row's own head, samples counting ``weight`` times; no exit goes off."""
-    spot = problem.spots[p]
-    assert spot is not None  # callers go through Problem.used
     cut, fall = rows.cut[:, p].copy(), np.zeros(len(rows))
-    for i in np.flatnonzero(rows.head[:, p] != OFF):
-        own = int(rows.head[i, p])
-        gains = rows.tradeoff[i] * spot.quality[own] + (onward[i] - (1 - rows.tradeoff[i]) * spot.backbone)
-        gains *= alive[i] * weight
-        gains *= problem.unit
-        worth = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
-        if spot.ends is not None:
-            worth += spot.ends[own]
+    for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
+        worth = own_worth(problem, p, rows, i, alive[i] * weight, onward[i])
         end = int(worth.argmax())
         fall[i] = (worth[end] - worth[cut[i] - 1]) / (problem.unit * problem.samples)
         cut[i] = end + 1

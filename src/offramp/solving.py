@@ -127,8 +127,8 @@ def _steps(plan: Plan, large: bool) -> tuple[Step, ...]:
 
 
 def draft(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float]) -> tuple[Pool, Goals]:
-    """The quick search, with candidates of all sizes: what rules of parsimony are compared on."""
-    pool, goals = _start(records, costs, replace(plan, price=0.0), lambdas)
+    """The quick search, with candidates at rising prices: what prices are compared on."""
+    pool, goals = _start(records, costs, plan, lambdas)
     for step in (*_DRAFT, path):
         step(pool.problem, goals, pool)
     return pool, goals
