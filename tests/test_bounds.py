@@ -75,3 +75,9 @@ def test_records_and_costs_must_match():
     records, _ = problem(0)
     with pytest.raises(InputError, match="measure and record the same network"):
         lower_bound(records, CostTable(np.arange(3.0), np.zeros((2, 2)), "macs"), [0.5])
+
+
+@pytest.mark.parametrize("wrong", [[], [1.5], [float("nan")], 0.5, ["high"]])
+def test_trade_offs_are_numbers_from_0_to_1(wrong):
+    with pytest.raises(InputError, match=r"lower_bound\(tradeoffs=...\): expected"):
+        lower_bound(*problem(0), wrong)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instances import generated, make_records, random_case, synthetic
-from offramp.dial import _curves, fill, undominated
+from offramp.dial import _best_end, _Chord, _curves, fill, undominated
 from offramp.lines import OFF, simulate
 from offramp.pool import Goals, Pool
 from offramp.problem import Problem
@@ -109,6 +109,22 @@ def test_with_fine_quality_steps_are_as_small_as_asked(make):
     pool, _, (found, _) = filled(soft, costs, step=0.02)
     gaps = pool.cost[found[1:]] / pool.cost[found[:-1]]
     assert np.mean(gaps <= 1.02 + 1e-9) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("quality", "cost", "budget", "picked"),
+    [
+        ([0.79, 0.60, 0.70], [0.498, 0.499, 0.4995], 0.5, 2),  # far above the chord is luck, far below is bad
+        ([0.69, 0.70], [0.499, 0.499], 0.5, 1),  # below it the best
+        ([0.70, 0.72], [0.499, 0.501], 0.5, 0),  # never above the budget
+        ([0.70, 0.68], [0.30, 0.4960], 0.5, 1),  # none just below: the nearest, not the best
+        ([0.70], [0.45], 0.5, None),  # too far to be worth it
+        ([], [], 0.5, None),
+    ],
+)
+def test_of_the_ends_below_a_budget_the_one_nearest_to_the_chord_from_below(quality, cost, budget, picked):
+    chord = _Chord((0.2, 0.6), (0.8, 0.8))  # 0.7 at a cost of 0.5
+    assert _best_end(np.array(quality), np.array(cost), budget, chord, 0.005) == picked
 
 
 def test_no_way_between_where_exits_take_all_or_none():

@@ -55,6 +55,19 @@ def test_deserving_exits_are_missed_by_more_than_one_standard_error(lam, make):
     assert (evaluate(records, costs, found).position == evaluate(records, costs, config).position).all()
 
 
+@pytest.mark.parametrize(("gains", "stays"), [(30, True), (14, False), (11, False), (0, False)])
+def test_an_exit_stays_for_more_than_one_standard_error_and_not_for_less(gains, stays):
+    """At lambda 1 only quality counts. All 200 leave; ``gains`` are right here alone, 10 at the end alone."""
+    quality, final = np.zeros((2, 1, 200)), np.zeros(200)
+    quality[0, 0, :gains] = 1
+    final[200 - 10 :] = 1
+    records, costs = make_records(np.full((2, 1, 200), 0.5), quality, final)
+    head, _ = deserving(Problem.of(records, costs), 1.0, np.array([0, OFF]), np.array([200, 0]))
+    difference = quality[0, 0] - final
+    assert (standard_errors(difference) > 1) == stays
+    assert (head[0] != OFF) == stays
+
+
 def test_an_exit_that_changes_nothing_or_for_all_alike():
     """No spread, no standard error: kept if it is better at all."""
     records, costs = make_records(np.full((2, 1, 9), 0.5), np.ones((2, 1, 9)), np.ones(9))

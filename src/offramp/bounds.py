@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from offramp.cost import CostTable
-from offramp.evaluate import check_match
+from offramp.evaluate import check_match, check_tradeoffs
 from offramp.lines import OFF, Rows, best_line, finals
 from offramp.problem import Problem
 from offramp.records import ExitRecords
@@ -28,11 +28,12 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
         tradeoffs: lambda values in [0, 1].
 
     Raises:
-        InputError: records and costs do not match.
+        InputError: records and costs do not match, or a trade-off is not in [0, 1].
     """
     check_match(records, costs)
+    lambdas = check_tradeoffs(tradeoffs, "lower_bound(tradeoffs=...)")
     problem = Problem.of(records, costs)
-    return {float(lam): _bound(problem, float(lam)) for lam in tradeoffs}
+    return {lam: _bound(problem, lam) for lam in lambdas}
 
 
 def _bound(problem: Problem, tradeoff: float) -> float:
