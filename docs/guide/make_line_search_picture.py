@@ -17,29 +17,24 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from offramp.plots import CHOSEN as LOSS
+from offramp.plots import INK, PALETTE, QUIET
+from offramp.plots import LINE as GAIN
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAMPLES, TRADEOFF, SEED = 60, 0.8, 396
 HEAD = 0.02  # cost of the head over the full model's; every sample that arrives pays it
-INK, QUIET, RULE = "#1f2937", "#5b6472", "#d9dde3"
-GAIN, LOSS, PEAK = "#0b4f8a", "#c2410c", "#009e73"
+PEAK = "#009e73"
 STYLE = {
     "svg.hashsalt": "line-search",
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "text.color": INK,
     "axes.titlecolor": INK,
-    "axes.labelcolor": QUIET,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **PALETTE,
 }
 
 Floats = npt.NDArray[np.float64]

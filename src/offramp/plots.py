@@ -39,14 +39,7 @@ LINE, CHOSEN, OUTPUT = "#0b4f8a", "#c2410c", "#c4c8ce"
 _COLOURS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#882255", "#999933", "#44aa99")
 _MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"))
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a "$" in a name is a dollar
-    "axes.formatter.useoffset": False,
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9.0,
-    "ytick.labelsize": 9.0,
+PALETTE = {
     "text.color": INK,
     "axes.labelcolor": QUIET,
     "xtick.labelcolor": QUIET,
@@ -56,6 +49,18 @@ _STYLE = {
     "axes.edgecolor": RULE,
     "axes.spines.top": False,
     "axes.spines.right": False,
+}
+"""Matplotlib settings that every picture of the project shares."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a "$" in a name is a dollar
+    "axes.formatter.useoffset": False,
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    **PALETTE,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#eceef1",
