@@ -12,6 +12,7 @@ from offramp.evaluate import evaluate
 from offramp.lines import OFF
 from offramp.pool import Goals, Pool
 from offramp.problem import Problem
+from offramp.refine import _moves
 from offramp.solving import exits_of, fewer, place, spread
 
 
@@ -149,3 +150,22 @@ def test_threshold_is_the_midpoint_where_there_is_one():
     one = np.float32(1)
     below = np.nextafter(one, np.float32(0))
     assert threshold_between(below, one) == float(below)
+
+
+def test_moves_out_of_a_local_optimum():
+    """Of three exits at four places: each off, what is before or after it off, each at the free place."""
+    records, costs = synthetic(n=40, p=5)
+    problem = Problem.of(records, costs)  # no head at the input: places 1 to 4
+    head, cut = np.array([OFF, 0, 1, OFF, 0]), np.array([0, 5, 7, 0, 9])
+    moves = [(tuple(h), tuple(c)) for h, c in _moves(problem, head, cut)]
+    assert set(moves) == {
+        ((OFF, OFF, 1, OFF, 0), (0, 0, 7, 0, 9)),
+        ((OFF, 0, OFF, OFF, 0), (0, 5, 0, 0, 9)),
+        ((OFF, 0, 1, OFF, OFF), (0, 5, 7, 0, 0)),
+        ((OFF, 0, OFF, OFF, OFF), (0, 5, 0, 0, 0)),  # after the first
+        ((OFF, OFF, OFF, OFF, 0), (0, 0, 0, 0, 9)),  # before the last
+        ((OFF, 0, OFF, 1, 0), (0, 5, 0, 7, 9)),  # the second, one place on
+        ((OFF, 0, 1, 0, OFF), (0, 5, 7, 9, 0)),  # the third, one place back
+    }
+    assert len(moves) == len(set(moves))
+    assert head.tolist() == [OFF, 0, 1, OFF, 0]

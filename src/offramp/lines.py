@@ -334,3 +334,10 @@ def per_sample(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats]
         alive &= ~leaves
     cost[alive] = 1 + spent
     return quality, cost
+
+
+def without(head: Ints, cut: Ints, off: int | Ints) -> tuple[Ints, Ints]:
+    """One configuration (P,) with the exits at these positions off, as a copy."""
+    head, cut = head.copy(), cut.copy()
+    head[off], cut[off] = OFF, 0
+    return head, cut

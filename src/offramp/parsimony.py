@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from offramp.lines import OFF, SAME, Line, Rows, descend, own_worth, per_sample
+from offramp.lines import OFF, SAME, Line, Rows, descend, own_worth, per_sample, without
 from offramp.pool import Goals, Pool
 from offramp.problem import Bools, Floats, Ints, Problem
 
@@ -70,14 +70,14 @@ def needed_only(problem: Problem, goals: Goals, pool: Pool, picks: Ints, best: P
     for i, (lam, j) in enumerate(zip(goals.tradeoff.tolist(), best.best(goals)[0].tolist(), strict=True)):
         reference = _loss(problem, lam, best.head[j], best.cut[j])
         while (p := _needless(problem, lam, head[i], cut[i], reference)) is not None:
-            head[i], cut[i] = _without(head[i], cut[i], p)
+            head[i], cut[i] = without(head[i], cut[i], p)
     return pool.add(head, cut, pool.common[picks])
 
 
 def _needless(problem: Problem, tradeoff: float, head: Ints, cut: Ints, reference: Floats) -> int | None:
     """The last exit without which J is within one standard error of that of the reference."""
     for p in np.flatnonzero(head != OFF)[::-1].tolist():  # fewest samples pass there
-        worse = _loss(problem, tradeoff, *_without(head, cut, p)) - reference
+        worse = _loss(problem, tradeoff, *without(head, cut, p)) - reference
         if worse.mean() <= worse.std() / math.sqrt(problem.samples) + SAME:
             return int(p)
     return None
@@ -127,23 +127,17 @@ def deserving(
                 least, missed = miss, p
         if missed == OFF:
             return head, cut
-        head, cut = _without(head, cut, missed)
+        head, cut = without(head, cut, missed)
 
 
 def _changes(problem: Problem, head: Ints, cut: Ints) -> dict[int, tuple[Floats, Floats]]:
     quality, cost = per_sample(problem, head, cut)
     changes = {}
     for p in np.flatnonzero(head != OFF).tolist():
-        other_quality, other_cost = per_sample(problem, *_without(head, cut, p))
+        other_quality, other_cost = per_sample(problem, *without(head, cut, p))
         both = np.stack([other_quality - quality, other_cost - cost])
         changes[p] = both.mean(axis=1), np.cov(both, bias=True)
     return changes
-
-
-def _without(head: Ints, cut: Ints, p: int) -> tuple[Ints, Ints]:
-    head, cut = head.copy(), cut.copy()
-    head[p], cut[p] = OFF, 0
-    return head, cut
 
 
 def _average(problem: Problem, rows: Rows, seed: int) -> None:

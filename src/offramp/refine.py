@@ -13,7 +13,19 @@ from itertools import product
 
 import numpy as np
 
-from offramp.lines import OFF, SAME, Line, Rows, backward, by_batch, commit_best, descend, simulate, stages
+from offramp.lines import (
+    OFF,
+    SAME,
+    Line,
+    Rows,
+    backward,
+    by_batch,
+    commit_best,
+    descend,
+    simulate,
+    stages,
+    without,
+)
 from offramp.pool import Goals, Pool
 from offramp.problem import Floats, Ints, Problem, Spot
 
@@ -111,20 +123,14 @@ def _moves(problem: Problem, head: Ints, cut: Ints) -> Iterator[tuple[Ints, Ints
     enabled = np.flatnonzero(head != OFF)
     places = [p for p, _ in problem.used]
     for p in enabled.tolist():
-        yield _without(head, cut, [p])
+        yield without(head, cut, p)
         for run in (enabled[enabled < p], enabled[enabled > p]):
             if run.size > 1:  # a run of one is that exit's own move
-                yield _without(head, cut, run)
+                yield without(head, cut, run)
         here = places.index(p)
         for to in (*places[max(here - 1, 0) : here], *places[here + 1 : here + 2]):
             if head[to] == OFF:
                 yield _moved(problem, head, cut, p, to)
-
-
-def _without(head: Ints, cut: Ints, off: Ints | list[int]) -> tuple[Ints, Ints]:
-    head, cut = head.copy(), cut.copy()
-    head[off], cut[off] = OFF, 0
-    return head, cut
 
 
 def _moved(problem: Problem, head: Ints, cut: Ints, p: int, to: int) -> tuple[Ints, Ints]:
@@ -135,7 +141,7 @@ def _moved(problem: Problem, head: Ints, cut: Ints, p: int, to: int) -> tuple[In
     kind = source.heads[head[p]]
     there = target.heads.index(kind) if kind in target.heads else 0
     size = target.cut_near(there, int(cut[p]))
-    head, cut = _without(head, cut, [p])
+    head, cut = without(head, cut, p)
     head[to], cut[to] = (there, size) if size else (OFF, 0)
     return head, cut
 
