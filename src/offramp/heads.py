@@ -1,11 +1,12 @@
 """Exit networks. A head sees one feature tensor and says what the model would.
 
     reduce    feature -> what the head needs of it (pooling; no parameters, so training caches its result)
-    predict   reduced feature -> outputs (B, K)
+    predict   reduced feature -> outputs (B, K), or (B, L, K) where every token has an answer
 
 A new head is a class or function ``(feature: FeatureSpec, outputs: int) -> nn.Module`` under
 ``register_head``; a module without ``reduce`` and ``predict`` is given the whole feature. It must not
-change its input in place.
+change its input in place. One whose attribute ``uses_mask`` is true is given the mask of real tokens as well,
+None where there is none.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ class FeatureSpec:
     Args:
         shape: of one sample, without the batch; in the layout's order.
         layout: "NC", "NCL", "NLC", "NCHW" or "NHWC".
+        mask: whether a mask (B, L) of real tokens, True where one is, comes with a feature (B, L, C).
+        per_token: whether an answer for every token is wanted, (B, L, K) instead of (B, K).
+        inputs: whether it is the model's own input.
     """
 
     shape: tuple[int, ...]
     layout: str
+    mask: bool = False
+    per_token: bool = False
+    inputs: bool = False
 
     @property
     def channels(self) -> int:
@@ -58,6 +65,20 @@ def head_factory(name: str) -> HeadFactory:
         InputError: no head is registered under ``name``.
     """
     return _HEADS[name]
+
+
+def ask(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A head's outputs for a feature (B, ...), with the mask if it wants one."""
+    out: Tensor = head(x, mask) if getattr(head, "uses_mask", False) else head(x)
+    return out
+
+
+def reduced(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What training keeps of a feature (B, ...): reduced where the head reduces, else the whole."""
+    if not hasattr(head, "reduce"):
+        return x
+    z: Tensor = head.reduce(x, mask) if getattr(head, "uses_mask", False) else head.reduce(x)  # type: ignore[operator]
+    return z
 
 
 def pool(x: Tensor, layout: str, grid: int) -> Tensor:
