@@ -278,18 +278,27 @@ def test_not_finite_confidences_never_exit(setting):
     assert torch.isnan(out.outputs[[1, 4]]).all()
 
 
+@contextmanager
+def certain(net, value):
+    """Every exit of engines made inside is of this confidence."""
+    own = net.confidence_of
+    net.confidence_of = lambda *_: lambda outputs, mask=None: torch.full((len(outputs),), value)
+    yield
+    net.confidence_of = own
+
+
 def test_infinite_confidence_never_exits(setting):
     net, x, *_ = setting
-    engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
-    engine._confidence = lambda logits: torch.full((len(logits),), math.inf)
+    with certain(net, math.inf):
+        engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
     assert (engine(x[:5]).position == len(net.positions)).all()
 
 
 def test_thresholds_are_compared_in_float32(setting):
     """The float32 nearest to 0.1 is above 0.1: a sample of exactly that confidence stays."""
     net, x, *_ = setting
-    engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
-    engine._confidence = lambda logits: torch.full((len(logits),), 0.1)
+    with certain(net, 0.1):
+        engine = Engine(net, ExitConfig([ExitChoice(net.positions[1], "mlp", 0.1)]))
     assert (engine(x[:5]).position == len(net.positions)).all()
 
 

@@ -115,7 +115,7 @@ def test_heads_that_do_not_apply_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": ()}, r"expected distinct names such as \('linear', 'mlp'\); got \(\)"),
+        ({"heads": ()}, r"expected distinct names such as \('linear', 'mlp'\), or 'auto'; got \(\)"),
         ({"heads": "linear"}, "expected distinct names"),
         ({"heads": ("mlp", "mlp")}, "expected distinct names"),
         ({"heads": ("linear", "conf")}, "unknown head 'conf'; did you mean 'conv'"),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from offramp.evaluate import Outcome, evaluate
     from offramp.evidence import Certificate, Guarantee
     from offramp.heads import register_head
-    from offramp.network import ExitNetwork, attach_exits
+    from offramp.attach import attach_exits
+    from offramp.network import ExitNetwork
     from offramp.partition import Segment, partition
     from offramp.records import ExitRecords, record_outputs
     from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
@@ -50,7 +51,7 @@ _HOME = {
     "Risk": "risks",
     "Segment": "partition",
     "TrainConfig": "training",
-    "attach_exits": "network",
+    "attach_exits": "attach",
     "certify": "certify",
     "early_leaver_error": "risks",
     "evaluate": "evaluate",

@@ -9,8 +9,6 @@ backbone.safetensors   only if asked for; else the backbone is referenced by the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,38 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from offramp._files import (
-    canonical,
-    file_digest,
-    parse_document,
-    read_text,
-    storage_errors,
-    whole_folder,
-)
+from offramp._files import parse_document, read_text, storage_errors, whole_folder
+from offramp.attach import Columns, attach_exits
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
-from offramp.network import ExitNetwork, attach_exits
+from offramp.manifest import ARTIFACT_FORMAT, MANIFEST, RECORDS, VERSION, load_tensors, write_manifest
+from offramp.manifest import load_costs as load_costs
+from offramp.manifest import load_frontier as load_frontier
+from offramp.manifest import load_records as load_records
+from offramp.manifest import read_manifest as read_manifest
+from offramp.network import ExitNetwork
 from offramp.partition import INPUT
 from offramp.records import ExitRecords
 from offramp.state import model_digest, plain_state, save_tensors
-
-ARTIFACT_FORMAT = "offramp.artifact"
-VERSION = 1
-MANIFEST = "manifest.json"
-_RECORDS = "records-{}.safetensors"
-_FIELDS: dict[str, dict[str, Any]] = {  # sections of the manifest; [str] is a list of strings
-    "backbone": {"digest": str, "class": str},
-    "network": {
-        "cuts": [str], "layouts": dict, "heads": [str], "task": str, "confidence": str,
-        "output": (str, int, type(None)),
-    },
-    "inputs": {"names": [str], "keyword": bool},
-}  # fmt: skip
+from offramp.tasks import make_task
 
 
 def save(
@@ -90,14 +73,18 @@ def save(
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         (folder / "costs.json").write_text(costs.to_json(), encoding="utf-8")
         for name, each in (records or {}).items():
-            each.save(folder / _RECORDS.format(name))
+            each.save(folder / RECORDS.format(name))
         if include_backbone:
             save_tensors(folder / "backbone.safetensors", plain_state(net.backbone))
-        _write_manifest(folder, _description(net))
+        write_manifest(folder, _description(net))
 
 
 def load(
-    path: str | Path, model: nn.Module, *, restore_backbone: bool = False
+    path: str | Path,
+    model: nn.Module,
+    *,
+    restore_backbone: bool = False,
+    input_exits: Mapping[str, nn.Module] | None = None,
 ) -> tuple[ExitNetwork, Frontier, CostTable]:
     """Read an artifact and attach its heads to a model.
 
@@ -105,6 +92,8 @@ def load(
         path: of the folder.
         model: the backbone it was made for, with the same weights, in any mode, on any device.
         restore_backbone: first load the weights stored in the artifact into ``model``.
+        input_exits: the modules that were given as exits at the input, by name, with any weights: they get
+            the stored ones. Heads that were trained on the raw input need not be given.
 
     Returns:
         (network, frontier, costs).
@@ -117,62 +106,13 @@ def load(
     if restore_backbone:
         _restore(folder, manifest, model)
     _check_backbone(folder, manifest, model)
-    net = _attach(folder, manifest, model)
+    net = _attach(folder, manifest, model, input_exits or {})
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
     try:
         _check_fit(net.positions, net.head_names, frontier, costs)
     except InputError as error:
         raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
     return net, frontier, costs
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check the manifest, and every file it names.
-
-    Raises:
-        ArtifactError: missing, damaged, truncated or of a newer version.
-    """
-    if not folder.is_dir():
-        raise ArtifactError(f"expected an artifact folder at {folder}, found none; check the path")
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}; check the path")
-    with _about(folder / MANIFEST):
-        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
-    claimed = document.pop("sha256", None)
-    if hashlib.sha256(canonical(document).encode()).hexdigest() != claimed:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: does not match its checksum; it was changed, copy the folder again"
-        )
-    _check_fields(folder, document)
-    for name, entry in document["files"].items():
-        _check_file(folder, name, entry)
-    return document
-
-
-def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
-    """The artifact's configurations."""
-    path = _path(folder, manifest, "frontier.json")
-    with _about(path):
-        return Frontier.from_json(read_text(path))
-
-
-def load_costs(folder: Path, manifest: Mapping[str, Any]) -> CostTable:
-    """The artifact's costs."""
-    path = _path(folder, manifest, "costs.json")
-    with _about(path):
-        return CostTable.from_json(read_text(path))
-
-
-def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRecords:
-    """Records stored under a name.
-
-    Raises:
-        ArtifactError: there are none.
-    """
-    file = _RECORDS.format(name)
-    if file not in manifest["files"]:
-        raise ArtifactError(f"{folder} holds no {name} records; build it again with a {name!r} split")
-    return ExitRecords.load(folder / file)
 
 
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
@@ -191,7 +131,7 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
         for name in manifest["files"]:
             shutil.copyfile(source / name, folder / name)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
-        _write_manifest(folder, {key: manifest[key] for key in ("backbone", "network", "inputs")})
+        write_manifest(folder, {key: manifest[key] for key in ("backbone", "network", "inputs")})
 
 
 @contextmanager
@@ -267,79 +207,18 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
             "task": net.task.name,
             "confidence": net.confidence,
             "output": net.output,
+            "kinds": [[p, c, net.kind(p, c)] for p, c, _ in net.exits()],
+            "task_options": net.task.options(),
+            "mask": None if net.mask_input is None else spec.names[net.mask_input],
         },
         "inputs": {"names": list(spec.names), "keyword": spec.keyword},
     }
 
 
-def _write_manifest(folder: Path, description: Mapping[str, Any]) -> None:
-    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-        for name in names
-    }
-    document = {"format": ARTIFACT_FORMAT, "version": VERSION, **description, "files": files}
-    document["sha256"] = hashlib.sha256(canonical(document).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _check_fields(folder: Path, document: Mapping[str, Any]) -> None:
-    for section, fields in _FIELDS.items():
-        for field, kind in fields.items():
-            found = document.get(section)
-            if not isinstance(found, dict) or field not in found or not _is(found[field], kind):
-                raise ArtifactError(
-                    f"{folder / MANIFEST}: {section}.{field} is missing or wrong; build it again"
-                )
-    files = document.get("files")
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-        raise ArtifactError(f"{folder / MANIFEST}: its list of files is missing or wrong; build it again")
-
-
-def _is(value: object, kind: Any) -> bool:
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
-    return isinstance(value, kind)
-
-
-def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise ArtifactError(f"{folder}: {name!r} is missing; copy the whole folder again")
-    wanted, got = entry.get("bytes"), path.stat().st_size
-    if wanted != got:
-        raise ArtifactError(f"{path}: expected {wanted} bytes, got {got}; it is not whole, copy it again")
-    if file_digest(path) != entry.get("sha256"):
-        raise ArtifactError(f"{path}: does not match its checksum; it was changed or damaged, copy it again")
-
-
-@contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Name the file in errors of what was read from it."""
-    try:
-        yield
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}; copy or build the artifact again") from error
-
-
-def _path(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    if name not in manifest["files"]:
-        raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
-    return folder / name
-
-
-def _tensors(folder: Path, manifest: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    path = _path(folder, manifest, name)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-
-
 def _restore(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
     if "backbone.safetensors" not in manifest["files"]:
         raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-    stored, own = _tensors(folder, manifest, "backbone.safetensors"), model.state_dict()
+    stored, own = load_tensors(folder, manifest, "backbone.safetensors"), model.state_dict()
     wrong = sorted(name for name in stored.keys() | own.keys() if _kind(stored, name) != _kind(own, name))
     if wrong:  # seen before anything is loaded: the model stays as it was
         raise ArtifactError(
@@ -365,9 +244,11 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module)
         )
 
 
-def _attach(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> ExitNetwork:
+def _attach(
+    folder: Path, manifest: Mapping[str, Any], model: nn.Module, input_exits: Mapping[str, nn.Module]
+) -> ExitNetwork:
     described, inputs = manifest["network"], manifest["inputs"]
-    stored = _tensors(folder, manifest, "example.safetensors")
+    stored = load_tensors(folder, manifest, "example.safetensors")
     if set(stored) != set(inputs["names"]):
         raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored)}")
     state = (*model.parameters(), *model.buffers())
@@ -377,16 +258,46 @@ def _attach(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Exit
         net = attach_exits(
             model,
             example if inputs["keyword"] else tuple(example.values()),
-            heads=described["heads"],
+            heads=_heads(described),
             cuts=described["cuts"],
-            task=described["task"],
+            task=make_task(described["task"], **described.get("task_options", {})),
             confidence=described["confidence"],
             output=described["output"],
             layouts=described["layouts"],
+            input_exits=_input_exits(folder, described, input_exits),
+            mask=described.get("mask"),
         )
-        net.load_state_dict(_tensors(folder, manifest, "heads.safetensors"))
+        net.load_state_dict(load_tensors(folder, manifest, "heads.safetensors"))
     except ArtifactError:
         raise
-    except (OfframpError, RuntimeError) as error:
+    except (OfframpError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         raise ArtifactError(f"{folder}: its heads do not fit this model: {error}") from error
+    if net.head_names != tuple(described["heads"]):
+        raise ArtifactError(
+            f"{folder}: expected heads {', '.join(described['heads'])}, got {', '.join(net.head_names)}; "
+            "it was changed, or made by another version: build it again"
+        )
     return net.eval()
+
+
+def _heads(described: Mapping[str, Any]) -> Any:
+    """Which kinds sit where; older artifacts have the same kinds everywhere."""
+    if "kinds" not in described:
+        return described["heads"]
+    at_input = {c for p, c, _ in described["kinds"] if p == 0}
+    names = tuple(name for c, name in enumerate(described["heads"]) if c not in at_input)
+    return Columns(names, {(p, c): kind for p, c, kind in described["kinds"] if p})
+
+
+def _input_exits(
+    folder: Path, described: Mapping[str, Any], given: Mapping[str, nn.Module]
+) -> dict[str, nn.Module | str]:
+    at_input = [(described["heads"][c], kind) for p, c, kind in described.get("kinds", []) if p == 0]
+    wanted = {name for name, kind in at_input if kind is None}
+    if set(given) != wanted:
+        names = ", ".join(sorted(wanted)) or "none"
+        raise ArtifactError(
+            f"{folder}: expected input exits {names}, got {', '.join(sorted(given)) or 'none'}; "
+            "pass them as input_exits={name: module}"
+        )
+    return {name: given[name] if kind is None else kind for name, kind in at_input}

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from offramp.gauges import FittedConfidence, Learned, Temperature
 from offramp.registry import Registry
 
 Confidence = Callable[[Tensor], Tensor]
@@ -22,6 +23,26 @@ Confidence = Callable[[Tensor], Tensor]
 
 _CONFIDENCES: Registry[Confidence] = Registry("confidence")
 register_confidence = _CONFIDENCES.register
+
+
+_FITTED: Registry[Callable[[int], FittedConfidence]] = Registry("fitted confidence")
+register_fitted = _FITTED.register
+register_fitted("temperature")(Temperature)
+register_fitted("learned")(Learned)
+
+
+def is_fitted(name: str) -> bool:
+    """Whether a confidence is of a kind that learns from held-out samples."""
+    return name in _FITTED
+
+
+def get_fitted(name: str) -> Callable[[int], FittedConfidence]:
+    """What makes a fitted confidence for K outputs.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    return _FITTED[name]
 
 
 def get_confidence(name: str) -> Confidence:

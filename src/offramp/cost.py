@@ -114,8 +114,6 @@ def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTab
         raise InputError(
             f"measure_cost: expected unit='macs', got {unit!r}; build a CostTable for other units"
         )
-    import torch
-
     from offramp.macs import count_macs, count_module
     from offramp.partition import span_macs
 
@@ -124,7 +122,12 @@ def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTab
     backbone = np.cumsum([0, *span_macs(parts.flow, borders)])
     heads = np.zeros((len(net.positions), len(net.head_names)))
     for p, c, head in net.exits():
-        cut = parts.cuts[p - 1]
-        feature = torch.empty((1, *cut.shape), dtype=cut.dtype, device="meta")
-        heads[p, c] = count_macs(lambda: count_module(head, feature))[0]  # noqa: B023 (called at once)
+        fed = net.fed(p, c)
+        try:
+            heads[p, c] = count_macs(lambda: count_module(head, *fed))[0]  # noqa: B023 (called at once)
+        except (NotImplementedError, RuntimeError) as error:
+            raise InputError(
+                f"measure_cost: cannot count the operations of head {net.head_names[c]!r} at "
+                f"{net.positions[p]!r}: {error}; build a CostTable of your own"
+            ) from error
     return CostTable(backbone, heads, unit, {"batch_size": 1, "device": "meta"})

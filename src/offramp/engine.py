@@ -18,14 +18,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from offramp.confidence import get_confidence
 from offramp.config import ExitConfig
 from offramp.cost import CostTable, measure_cost
 from offramp.errors import InputError
 from offramp.evaluate import resolve
-from offramp.network import ExitNetwork
+from offramp.network import Ask, ExitNetwork, Judge
 from offramp.spans import Span
 
 _MOST_PLANS = 4096  # a controller that makes up thresholds must not fill the memory
@@ -39,7 +38,7 @@ class EngineOutput:
     """Answers for a batch of B, in the order of the inputs.
 
     Args:
-        outputs: (B, K).
+        outputs: (B, K), or (B, L, K) for a task with an answer per token.
         position: (B,) int64, index into ``net.positions`` of where each left; P for the model's output.
         confidence: (B,) float32, of the exit taken or of the model's output.
     """
@@ -68,12 +67,13 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class _Step:
-    """Run ``span``; then, unless it is the last step, ask ``head`` who leaves at ``position``."""
+    """Run ``span``; then, unless it is the last step, ask an exit who leaves at ``position``."""
 
     span: Span | None
     macs: int
     position: int
-    head: nn.Module | None = None
+    sure: Judge
+    ask: Ask | None = None
     threshold: float = math.inf
     per_sample: tuple[bool, ...] = ()
 
@@ -103,7 +103,6 @@ class Engine:
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
         self._spec = net.partition.spec
-        self._confidence = get_confidence(net.confidence)
         self._costs = _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
         self._spans: dict[tuple[int, int], Span] = {}
         self._plans: dict[ExitConfig, _Plan] = {}
@@ -163,6 +162,7 @@ class Engine:
 
     def _run(self, plan: _Plan, values: list[Tensor], batch: int) -> EngineOutput:
         handed: tuple[Any, ...] = tuple(values)
+        mask = self.net.mask(values)
         rows: Tensor | None = None  # which samples of the batch are still here; None: all
         left: list[tuple[int, Tensor | None, Tensor, Tensor]] = []
         here, macs = batch, 0
@@ -170,12 +170,12 @@ class Engine:
             macs += here * step.macs
             if step.span is not None:
                 handed = step.span(*handed)
-            if step.head is None:
+            if step.ask is None:
                 outputs = self.net.answer(handed)
-                left.append((step.position, rows, outputs, self._confidence(outputs)))
+                left.append((step.position, rows, outputs, step.sure(outputs, mask)))
                 break
-            outputs = step.head(handed[0])
-            confidence = self._confidence(outputs)
+            outputs = step.ask(handed, mask)
+            confidence = step.sure(outputs, mask)
             leaves = (confidence > step.threshold) & (confidence < math.inf)
             going = int(leaves.sum())
             if going == 0:
@@ -189,8 +189,10 @@ class Engine:
             rows = stay if rows is None else rows[stay]
             here -= going
             handed = _keep(handed, stay, step.per_sample)
+            mask = None if mask is None else mask.index_select(0, stay)
         self._count(left, macs)
-        return _assemble(left, batch)
+        outputs, position, confidence = _assemble(left, batch)
+        return EngineOutput(self.net.task.answer(outputs), position, confidence)
 
     def _count(self, left: list[tuple[int, Tensor | None, Tensor, Tensor]], macs: int) -> None:
         with self._counting:
@@ -201,7 +203,7 @@ class Engine:
     def _nothing(self, device: torch.device) -> EngineOutput:
         dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
         return EngineOutput(
-            torch.empty(0, self.net.outputs, device=device, dtype=dtype),
+            torch.empty(0, *self.net.answer_shape, device=device, dtype=dtype),
             torch.empty(0, dtype=torch.int64, device=device),
             torch.empty(0, device=device),
         )
@@ -230,14 +232,14 @@ class Engine:
                 - self._costs.backbone[at]
                 + self._costs.heads[position, column]
             )
-            head = net.head(position, net.head_names[column])
+            sure, ask = net.confidence_of(position, column), net.caller(position, column)
             per_sample = self._per_sample(position)
             span = self._span(at, position) if position > at else None
-            steps.append(_Step(span, int(cost), position, head, float(threshold), per_sample))
+            steps.append(_Step(span, int(cost), position, sure, ask, float(threshold), per_sample))
             at = position
         last = len(net.positions)
         cost = self._costs.backbone[last] - self._costs.backbone[at]
-        steps.append(_Step(self._span(at, last), int(cost), last))
+        steps.append(_Step(self._span(at, last), int(cost), last, net.confidence_of(last)))
         return _Plan(config, tuple(steps))
 
     def _per_sample(self, position: int) -> tuple[bool, ...]:
@@ -260,16 +262,18 @@ def _keep(handed: tuple[Any, ...], stay: Tensor, per_sample: tuple[bool, ...]) -
     )
 
 
-def _assemble(left: list[tuple[int, Tensor | None, Tensor, Tensor]], batch: int) -> EngineOutput:
-    """Put the answers of samples that left in different places back in the order of the inputs."""
+def _assemble(
+    left: list[tuple[int, Tensor | None, Tensor, Tensor]], batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, positions and confidences, back in the order of the inputs."""
     position, rows, outputs, confidence = left[0]
     if rows is None:  # all left together
-        return EngineOutput(outputs, torch.full((batch,), position, device=outputs.device), confidence)
+        return outputs, torch.full((batch,), position, device=outputs.device), confidence
     order = torch.cat([rows for _, rows, _, _ in left if rows is not None])
     back = torch.empty_like(order)
     back[order] = torch.arange(batch, device=order.device)
     positions = torch.cat([torch.full((len(out),), p, device=order.device) for p, _, out, _ in left])
-    return EngineOutput(
+    return (
         torch.cat([out for _, _, out, _ in left])[back],
         positions[back],
         torch.cat([conf for _, _, _, conf in left])[back],

@@ -1,4 +1,4 @@
-"""A backbone cut into segments, with candidate heads at every cut.
+"""A backbone cut into segments, with candidate heads at every cut and, if wished, at the input.
 
 The backbone stays the user's object: it is not registered as a sub-module, its parameters, buffers and modes
 are never touched. Positions are numbered from 0, the model's input; position i is the i-th cut.
@@ -7,18 +7,67 @@ are never touched. Positions are numbered from 0, the model's input; position i 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp.confidence import get_confidence
-from offramp.errors import InputError, PartitionError
+from offramp.confidence import get_confidence, get_fitted, is_fitted
 from offramp.heads import FeatureSpec, head_factory
-from offramp.partition import INPUT, Partition, partition
-from offramp.tasks import Task, make_task, select_output
+from offramp.inputs import InputSpec
+from offramp.partition import INPUT, Partition
+from offramp.tasks import Task, select_output, token_mean
+
+Exit = tuple[int, int]
+"""(position, head index)."""
+
+Ask = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+"""(what is handed over at a position, mask or None) -> an exit's outputs."""
+
+Judge = Callable[..., Tensor]
+"""(outputs, mask=None) -> confidence (B,) float32."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where the answer is in what the model returns.
+
+    Args:
+        key: in the model's output structure, or None.
+        index: in its flat outputs.
+        shape: of one sample's answer: (K,), or (L, K) for tasks with one per token.
+        dtype: of the answer.
+    """
+
+    key: str | int | None
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class InputExit(nn.Module):
+    """Somebody else's trained module as an exit at the input; it is never trained here.
+
+    Args:
+        module: called as the backbone is, returns scores like the backbone's.
+        spec: of the backbone's inputs.
+        key: of the answer, where the module returns a dict or a tuple.
+        per_token: whether the answer is (B, L, K).
+    """
+
+    def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
+        super().__init__()
+        self.module, self._spec, self._key, self._per_token = module, spec, key, per_token
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The backbone's inputs, flat, to the answer (B, K) or (B, L, K)."""
+        args, kwargs = self._spec.call(values)
+        output = self.module(*args, **kwargs)
+        key = None if isinstance(output, Tensor) else self._key
+        return select_output(output, key, per_token=self._per_token)
 
 
 class ExitNetwork(nn.Module):
@@ -29,36 +78,74 @@ class ExitNetwork(nn.Module):
         positions: P names, "input" first.
         head_names: C names.
         heads: P module dicts, head name -> head.
+        specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
+        gauges: fitted confidences by "position|head index", and "P|0" for the model's own output; empty
+            unless the confidence is of a fitted kind.
         task: what an answer is.
         confidence: name of the confidence.
         outputs: K.
+        answer_shape: of one sample, (K,) or (L, K).
         output: key of the answer in what the model returns, or None.
+        mask_input: index of the input that tells real tokens from padding, or None.
+
+    Args:
+        parts: the backbone cut.
+        specs: see above.
+        kinds: (position, head index) -> kind of the heads that are trained.
+        given: head index -> module, for the exits at the input that are not.
+        head_names: C names.
+        task: see above.
+        confidence: see above.
+        answer: where the answer is in what the model returns.
+        mask_input: see above.
+        seed: of the heads' initial weights.
     """
 
     def __init__(
         self,
         parts: Partition,
         specs: Sequence[FeatureSpec | None],
-        heads: Mapping[tuple[int, int], nn.Module],
+        kinds: Mapping[Exit, str],
+        given: Mapping[int, nn.Module],
         head_names: Sequence[str],
         task: Task,
         confidence: str,
-        answer: Tensor,
-        answer_at: int,
-        output: str | int | None,
+        answer: Answer,
+        mask_input: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.partition, self.specs = parts, tuple(specs)
         self.positions: tuple[str, ...] = (INPUT, *(cut.name for cut in parts.cuts))
         self.head_names = tuple(head_names)
-        self.heads = nn.ModuleList(nn.ModuleDict() for _ in self.positions)
-        for (p, c), head in heads.items():
-            here = self.heads[p]
-            assert isinstance(here, nn.ModuleDict)
-            here[self.head_names[c]] = head.to(answer.device, parts.cuts[p - 1].dtype)
         self.task, self.confidence = task, confidence
-        self.outputs, self.output = answer.shape[1], output
-        self._answer_at = answer_at
+        self.outputs, self.answer_shape, self.output = answer.shape[-1], answer.shape, answer.key
+        self.mask_input = mask_input
+        self._answer = answer
+        self._wide = task.head_outputs(self.outputs)
+        made = dict(make_heads(self.positions, specs, kinds, self._wide, seed))
+        self._kinds = {exit_: kind for exit_, kind in kinds.items() if exit_ in made}
+        self.heads = nn.ModuleList(nn.ModuleDict() for _ in self.positions)
+        for (p, c), head in made.items():
+            self._at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
+        for c, module in given.items():
+            self._at(0)[self.head_names[c]] = InputExit(module, parts.spec, answer.key, task.per_token)
+        self.gauges = nn.ModuleDict(self._fresh_gauges())
+
+    def _at(self, position: int) -> nn.ModuleDict:
+        here = self.heads[position]
+        assert isinstance(here, nn.ModuleDict)
+        return here
+
+    def _dtype(self, position: int) -> torch.dtype:
+        return self.partition.cuts[position - 1].dtype if position else self.partition.spec.dtypes[0]
+
+    def _fresh_gauges(self) -> dict[str, nn.Module]:
+        if not is_fitted(self.confidence):
+            return {}
+        fit = get_fitted(self.confidence)
+        exits = [*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)]
+        return {f"{p}|{c}": fit(self._wide).to(self.partition.spec.device) for p, c in exits}
 
     @property
     def backbone(self) -> nn.Module:
@@ -67,11 +154,15 @@ class ExitNetwork(nn.Module):
 
     def exits(self) -> Iterator[tuple[int, int, nn.Module]]:
         """(position, head index, head) of every exit there is, in order."""
-        for p, here in enumerate(self.heads):
-            assert isinstance(here, nn.ModuleDict)
+        for p in range(len(self.positions)):
+            here = self._at(p)
             for c, name in enumerate(self.head_names):
                 if name in here:
                     yield p, c, here[name]
+
+    def trained_exits(self) -> Iterator[tuple[int, int, nn.Module]]:
+        """The exits whose heads ``train_exits`` trains: all but the modules given for the input."""
+        return ((p, c, head) for p, c, head in self.exits() if (p, c) in self._kinds)
 
     @property
     def exists(self) -> npt.NDArray[np.bool_]:
@@ -83,58 +174,120 @@ class ExitNetwork(nn.Module):
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
-        here = self.heads[position]
-        assert isinstance(here, nn.ModuleDict)
-        return here[name]
+        return self._at(position)[name]
 
-    def fresh_heads(self, seed: int) -> dict[tuple[int, int], nn.Module]:
-        """Untrained heads like this network's, in float32 on its device, by (position, head index)."""
+    def kind(self, position: int, column: int) -> str | None:
+        """The registered kind of a head; None for a module that was given."""
+        return self._kinds.get((position, column))
+
+    def fresh_heads(self, seed: int) -> dict[Exit, nn.Module]:
+        """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
-        made = _make_heads(self.positions, self.specs, self.head_names, self.outputs, seed)
-        return {exit_: head.to(device) for exit_, head in made.items()}
+        made = make_heads(self.positions, self.specs, self._kinds, self._wide, seed)
+        return {exit_: head.to(device) for exit_, head in made}
 
     def answer(self, flat: Sequence[Tensor]) -> Tensor:
-        """The (B, K) answer in the last segment's outputs."""
-        return flat[self._answer_at]
+        """The model's outputs as the task takes them, (B, M) or (B, L, K), from the last segment's."""
+        return self.task.from_model(flat[self._answer.index])
 
-    def features(self, values: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Run the chain on flat inputs: yields (position, feature), and last (P, answer (B, K)).
+    def mask(self, values: Sequence[Tensor]) -> Tensor | None:
+        """(B, L) bool, True at real tokens, from flat inputs; None for models without such an input."""
+        return None if self.mask_input is None else values[self.mask_input] != 0
+
+    def caller(self, position: int, column: int) -> Ask:
+        """How to ask an exit: a function of what is handed over at its position, and of the mask."""
+        head, task, spec = self.head(position, self.head_names[column]), self.task, self.specs[position]
+        if isinstance(head, InputExit):
+            return lambda handed, mask: task.from_model(head(*handed))
+        if spec is not None and spec.mask and getattr(head, "uses_mask", False):
+            return lambda handed, mask: task.from_head(head(handed[0], mask))
+        return lambda handed, mask: task.from_head(head(handed[0]))
+
+    def ask(self, position: int, column: int, handed: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+        """An exit's outputs.
+
+        Args:
+            position: of the exit.
+            column: index of its head.
+            handed: what the segment before hands over, the feature first; at position 0 all inputs.
+            mask: as from ``mask``.
+        """
+        return self.caller(position, column)(handed, mask)
+
+    def fed(self, position: int, column: int) -> list[Tensor]:
+        """What a head is called with for one sample, on the meta device: for counting."""
+        spec, here = self.partition.spec, self.specs[position]
+        inputs = [
+            torch.empty((1, *shape), dtype=dtype, device="meta")
+            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+        ]
+        head = self.head(position, self.head_names[column])
+        if isinstance(head, InputExit):
+            return inputs
+        if position == 0 or here is None:
+            return inputs[:1]
+        feature = torch.empty((1, *here.shape), dtype=self._dtype(position), device="meta")
+        if here.mask and getattr(head, "uses_mask", False):
+            return [feature, torch.empty((1, here.shape[0]), dtype=torch.bool, device="meta")]
+        return [feature]
+
+    def confidence_of(self, position: int, column: int = 0) -> Judge:
+        """How sure an exit is: (outputs, mask=None) -> (B,) float32; position P is the model's output."""
+        key = f"{position}|{0 if position == len(self.positions) else column}"
+        base = self.gauges[key] if key in self.gauges else get_confidence(self.confidence)
+        if not self.task.per_token:
+            return lambda outputs, mask=None: base(outputs)
+
+        def over_tokens(outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+            return token_mean(base(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask)
+
+        return over_tokens
+
+    def handed(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Run the chain on flat inputs: yields (position, what is handed over), and last (P, flat outputs).
 
         A feature is valid until the next one is asked for: the backbone may change it in place.
         """
         handed = tuple(values)
-        yield 0, handed[0]
+        yield 0, handed
         for i, segment in enumerate(self.partition.segments, start=1):
             handed = segment(*handed)
-            yield i, handed[0] if i < len(self.positions) else self.answer(handed)
+            yield i, handed
 
-    def forward_all(self, inputs: object) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
+    def features(self, values: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """``handed``, the feature alone; last comes (P, the model's outputs)."""
+        for p, handed in self.handed(values):
+            yield p, handed[0] if p < len(self.positions) else self.answer(handed)
+
+    def forward_all(self, inputs: object) -> tuple[dict[Exit, Tensor], Tensor]:
         """Every exit's answer and the full model's.
 
         Args:
             inputs: as the model takes them, a batch of B.
 
         Returns:
-            ({(position, head index): (B, K)}, (B, K)); heads run in eval mode.
+            ({(position, head index): (B, K)}, (B, K)), or (B, L, K); heads run in eval mode.
 
         Raises:
             InputError: the inputs do not fit the model.
         """
-        return self.answers(self.partition.spec.flatten(inputs))
+        found, final = self.answers(self.partition.spec.flatten(inputs))
+        return {exit_: self.task.answer(out) for exit_, out in found.items()}, self.task.answer(final)
 
     @torch.inference_mode()
-    def answers(self, values: Sequence[Tensor]) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
-        """``forward_all`` on flat, checked inputs."""
-        by_position: dict[int, list[tuple[int, nn.Module]]] = {}
-        for p, c, head in self.exits():
-            by_position.setdefault(p, []).append((c, head))
-        found: dict[tuple[int, int], Tensor] = {}
-        final = torch.empty(0)
+    def answers(self, values: Sequence[Tensor]) -> tuple[dict[Exit, Tensor], Tensor]:
+        """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
+        by_position: dict[int, list[int]] = {}
+        for p, c, _ in self.exits():
+            by_position.setdefault(p, []).append(c)
+        found: dict[Exit, Tensor] = {}
+        final, mask = torch.empty(0), self.mask(values)
         with heads_evaluating(self):
-            for p, feature in self.features(values):
-                final = feature  # the last one is the model's answer
-                for c, head in by_position.get(p, []):
-                    found[p, c] = head(feature)
+            for p, handed in self.handed(values):
+                if p == len(self.positions):
+                    final = self.answer(handed)
+                for c in by_position.get(p, []):
+                    found[p, c] = self.ask(p, c, handed, mask)
         return found, final
 
     def forward(self, inputs: object) -> Tensor:
@@ -157,88 +310,23 @@ class heads_evaluating:  # noqa: N801 (used as a context manager, like torch.no_
             module.training = training
 
 
-def attach_exits(
-    model: nn.Module,
-    example_inputs: object,
-    *,
-    heads: Sequence[str] = ("linear", "mlp", "conv"),
-    cuts: str | Sequence[str] = "auto",
-    task: str = "classification",
-    confidence: str | None = None,
-    output: str | int | None = None,
-    layouts: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> ExitNetwork:
-    """Cut a trained model and put untrained candidate heads at every cut.
-
-    Args:
-        model: trained; it is not changed, and must stay on its device.
-        example_inputs: a tensor, or a tuple or dict of tensors, batch first.
-        heads: kinds of heads to try at each position ("linear", "mlp", "conv", or registered ones).
-        cuts: "auto" (every block), "all" (every legal cut), or names such as "layer2.3".
-        task: what an answer is.
-        confidence: how sure an exit is; None takes the task's default.
-        output: key or index of the (B, K) answer where the model returns a dict or a tuple.
-        layouts: cut name -> layout, for features whose layout the graph does not tell.
-        seed: of the heads' initial weights.
-
-    Raises:
-        InputError: an unknown head, task or confidence, no head that applies anywhere, or an output that is
-            not (B, K).
-        PartitionError: the model cannot be exported or cut.
-    """
-    if isinstance(heads, str) or not heads or len(set(heads)) != len(heads):
-        raise InputError(f"heads: expected distinct names such as ('linear', 'mlp'); got {heads!r}")
-    for name in heads:
-        head_factory(name)
-    chosen = make_task(task)
-    get_confidence(confidence or chosen.confidence)
-    parts = partition(model, example_inputs, cuts=cuts, layouts=layouts)
-    if not parts.cuts:
-        raise PartitionError(_no_cut(parts))
-    with torch.no_grad():
-        values = [value.clone() for value in parts.flow.trace.example]
-        flat = parts.span(0, len(parts.cuts) + 1)(*values)
-        answer = select_output(parts.pack(flat), output)
-    answer_at = next(i for i, value in enumerate(flat) if value is answer)
-    specs = (None, *(FeatureSpec(cut.shape, cut.layout) for cut in parts.cuts))
-    names = (INPUT, *(cut.name for cut in parts.cuts))
-    made = _make_heads(names, specs, heads, answer.shape[1], seed)
-    if not made:
-        kinds = sorted({cut.layout for cut in parts.cuts})
-        raise InputError(
-            f"heads: none of {', '.join(heads)} applies to features laid out {', '.join(kinds)}; try 'linear'"
-        )
-    return ExitNetwork(
-        parts, specs, made, heads, chosen, confidence or chosen.confidence, answer, answer_at, output
-    )
-
-
-def _make_heads(
+def make_heads(
     positions: Sequence[str],
     specs: Sequence[FeatureSpec | None],
-    names: Sequence[str],
+    kinds: Mapping[Exit, str],
     outputs: int,
     seed: int,
-) -> dict[tuple[int, int], nn.Module]:
-    """Fresh heads on the CPU in float32, by (position, head index); the global random state is left alone.
+) -> Iterator[tuple[Exit, nn.Module]]:
+    """Fresh heads on the CPU in float32; kinds that do not apply where they are asked for are left out.
 
-    Each has a seed of its own, so that it does not depend on which other heads and positions there are.
+    Each has a seed of its own, so that it does not depend on which other heads and positions there are. The
+    global random state is left alone.
     """
-    made: dict[tuple[int, int], nn.Module] = {}
-    with torch.random.fork_rng(devices=[]):
-        for p, (position, spec) in enumerate(zip(positions, specs, strict=True)):
-            for c, name in enumerate(names):
-                torch.default_generator.manual_seed(zlib.crc32(f"{seed}|{position}|{name}".encode()))
-                head = None if spec is None else head_factory(name)(spec, outputs)
-                if head is not None:
-                    made[p, c] = head
-    return made
-
-
-def _no_cut(parts: Partition) -> str:
-    reasons = "".join(f"\n  {cut.name}: {cut.reason}" for cut in parts.refused[:8])
-    return (
-        f"{type(parts.model).__name__}: found no place for an exit{reasons or ': it calls no sub-modules'}\n"
-        "  try: cuts='all', or build the model from blocks that pass one tensor on"
-    )
+    for (p, c), kind in kinds.items():
+        spec = specs[p]
+        assert spec is not None  # there is no kind where nothing is described
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(zlib.crc32(f"{seed}|{positions[p]}|{kind}".encode()))
+            head = head_factory(kind)(spec, outputs)
+        if head is not None:
+            yield (p, c), head

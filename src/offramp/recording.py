@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.confidence import get_confidence
 from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.network import ExitNetwork
@@ -32,16 +31,18 @@ def collect_records(
 ) -> ExitRecords:
     """Rows (N, exits) of every array, computed resumably, then turned to (P, C, N)."""
     exits = [(p, c) for p, c, _ in net.exits()]
-    confidence_of = get_confidence(net.confidence)
+    sure = {exit_: net.confidence_of(*exit_) for exit_ in exits}
+    finally_sure = net.confidence_of(len(net.positions))
 
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         answers, final = net.answers(values)
+        mask = net.mask(values)
         _check_finite(net, answers, final)
-        quality = _judge(net, labels, final, use_labels)
+        quality = _judge(net, labels, final, mask, use_labels)
         arrays = {
-            "confidence": torch.stack([confidence_of(answers[e]) for e in exits], 1),
+            "confidence": torch.stack([sure[e](answers[e], mask) for e in exits], 1),
             "quality": torch.stack([quality(answers[e]) for e in exits], 1),
-            "final_confidence": confidence_of(final),
+            "final_confidence": finally_sure(final, mask),
             "final_quality": quality(final),
         }
         if keep_logits:
@@ -57,15 +58,17 @@ def collect_records(
         return _assemble(net, exits, rows.arrays, use_labels)
 
 
-def _judge(net: ExitNetwork, labels: Tensor | None, final: Tensor, use_labels: bool) -> Judge:
-    """What gives the quality (B,) of outputs (B, K) for one batch."""
+def _judge(
+    net: ExitNetwork, labels: Tensor | None, final: Tensor, mask: Tensor | None, use_labels: bool
+) -> Judge:
+    """What gives the quality (B,) of outputs for one batch."""
     if not use_labels:
-        return lambda outputs: net.task.agreement(outputs, final)
+        return lambda outputs: net.task.agreement(outputs, final, mask)
     if labels is None:
         raise InputError(
             "expected labels, got none; pass quality='agreement' to compare with the full model instead"
         )
-    given = labels
+    given = net.task.real_labels(labels, mask)
     net.task.check_labels(given, final)
     return lambda outputs: net.task.quality(outputs, given)
 
@@ -78,7 +81,8 @@ def _fingerprint(net: ExitNetwork, *options: bool) -> str:
         net.positions,
         net.head_names,
         net.confidence,
-        net.task.name,
+        net.task.identity,
+        net.mask_input,
         net.output,
         options,
     ]
@@ -120,5 +124,6 @@ def _assemble(
             "quality": "labels" if use_labels else "agreement",
             "task": net.task.name,
             "confidence": net.confidence,
+            **({"task_options": net.task.options()} if net.task.options() else {}),
         },
     )

@@ -38,7 +38,7 @@ class ExitRecords:
         positions: P names; the first is "input".
         heads: C names.
         final_confidence: (N,) float32, of the backbone's own output.
-        logits: (P, C, N, K) outputs of the exits, if kept.
+        logits: (P, C, N, K) outputs of the exits, if kept; (P, C, N, L, K) for an answer per token.
         meta: plain JSON values (quality kind, task, source).
 
     Raises:
@@ -82,7 +82,7 @@ class ExitRecords:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"ExitRecords.{name}: expected shape {shape}, got {value.shape}")
-        if self.logits is not None and self.logits.shape[:-1] != (p, c, n):
+        if self.logits is not None and (self.logits.ndim < 4 or self.logits.shape[:3] != (p, c, n)):
             raise InputError(
                 f"ExitRecords.logits: expected shape ({p}, {c}, {n}, K), got {self.logits.shape}"
             )
