@@ -1,13 +1,27 @@
-"""Settings common to all tests: one thread, so that timings and sums do not depend on the machine."""
+"""Settings common to all tests: one thread, so that timings and sums do not depend on the machine.
+
+No test may ask a model hub. torchvision is made importable where it does not fit the torch beside it, here
+and, through the folder ``shim`` on PYTHONPATH, in the processes that tests start.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from shim import torchvision_operators
+
+SHIM = str(Path(__file__).parent / "shim")
+
 torch.set_num_threads(1)
+torchvision_operators.install()
+os.environ["HF_HUB_OFFLINE"] = "1"
+if SHIM not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SHIM, os.environ.get("PYTHONPATH", "")]))
 
 
 @pytest.fixture

@@ -11,6 +11,10 @@ import offramp
 from offramp.heads import FeatureSpec, register_head
 
 
+HEADS = ("linear", "mlp", "conv")
+"""Every kind these models were made for; "auto" takes fewer."""
+
+
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -145,7 +149,7 @@ def loader(kind=Picture, count=96, seed=1, labelled=True, size=32):
 
 
 def network(kind=Picture, seed=0, **options):
-    return offramp.attach_exits(model(kind, seed), few(inputs(kind)), **options)
+    return offramp.attach_exits(model(kind, seed), few(inputs(kind)), **{"heads": HEADS, **options})
 
 
 def few(x, count=2):

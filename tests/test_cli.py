@@ -277,7 +277,7 @@ def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "shop", "shop:data", "--out", "x"], "expected package.module:callable, got 'shop'"),
+        (["build", "shop", "shop:data", "--out", "x"], "or package.module:callable, got 'shop'"),
         (["build", "nothing:model", "shop:data", "--out", "x"], "no module 'nothing'"),
         (["build", "shop:modle", "shop:data", "--out", "x"], "shop has no callable 'modle'"),
         (
@@ -361,6 +361,100 @@ def test_errors_name_the_split(invoke, inside, project, tmp_path):
     code, _, err = invoke("build", "shop:model", "hollow:data", "--out", tmp_path / "a")
     assert code == 1
     assert "report split: the loader yields no samples" in err
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[(torch.rand(6, 1, 32), torch.full((6,), 4))]", "train split: labels: expected 0 to 3"),
+        ("[(torch.rand(6, 1, 32), torch.zeros(6))]", "train split: labels: expected integers"),
+    ],
+)
+def test_labels_are_looked_at_before_the_work(invoke, inside, project, tmp_path, data, message):
+    (project / "labels.py").write_text(
+        f"import torch\nfrom shop import data as good\ndef data():\n    return good() | {{'train': {data}}}\n"
+    )
+    sys.modules.pop("labels", None)
+    code, _, err = invoke("build", "shop:model", "labels:data", "--out", tmp_path / "a")
+    assert code == 1
+    assert message in err
+    assert not list(tmp_path.glob(".a.work/*"))
+
+
+def test_exits_at_the_input_and_a_task_by_name(invoke, inside, tmp_path):
+    arguments = ["shop:model", "shop:data", "--input-exit", "small=shop:model"]
+    build = ["build", *arguments, "--input-exit", "pooled=linear", "--task", "classification"]
+    code, out, err = invoke(*build, "--heads", "linear", "--epochs", "1", "--out", tmp_path / "a", "--json")
+    assert code == 0, err
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["network"]["heads"] == ["linear", "small", "pooled"]
+    code, out, err = invoke("run", tmp_path / "a", *arguments, "--max-cost", "1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["batches"] == 3
+    for options, message in (
+        (["--task", "clasification"], "did you mean 'classification'"),
+        (["--input-exit", "linear"], "--input-exit: expected NAME=MODEL or NAME=KIND"),
+        (["--input-exit", "x=lineer"], "did you mean 'linear'"),
+        (["--mask", "words"], "mask: expected the name of an input, one of 0; got 'words'"),
+        (["--device", "tpu7"], "--device tpu7"),
+    ):
+        code, _, err = invoke("build", "shop:model", "shop:data", "--out", tmp_path / "b", *options)
+        assert (code, message in err) == (1, True), err
+
+
+def test_a_model_and_images_by_name(invoke, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(15):
+            picture = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            image.fromarray(picture).save(tmp_path / "pets" / name / f"{i}.jpg")
+    names = ["timm:test_resnet,pretrained=false,classes=2,size=32", f"imagefolder:{tmp_path / 'pets'}"]
+    options = ["--out", tmp_path / "a", "--heads", "linear", "--epochs", "1"]
+    code, out, err = invoke("build", *names, *options)
+    assert code == 0, err
+    assert f"offramp run {tmp_path / 'a'} {names[0]} {names[1]}" in out.replace("\n", "")
+    code, out, err = invoke("run", tmp_path / "a", *names, "--json")
+    assert code == 0, err
+    assert json.loads(out)["relative_macs"] == 1
+    code, _, err = invoke("build", names[0].replace("classes=2", "classes=5"), names[1], *options)
+    assert code == 1
+    assert "expected 5 classes because the model has 5 outputs, got 2 (cat, dog)" in err
+
+
+def test_run_goes_through_the_data_once_and_keeps_no_batch(invoke, artifact, inside, project):
+    (project / "counting.py").write_text(
+        "import weakref\nfrom shop import data as good\n"
+        "passes, alive, most = [], [], []\n"
+        "class Counting:\n"
+        "    def __iter__(self):\n"
+        "        passes.append(1)\n"
+        "        for x, y in good()['report']:\n"
+        "            x = x.clone()\n"
+        "            alive.append(weakref.ref(x))\n"
+        "            most.append(sum(each() is not None for each in alive))\n"
+        "            yield x, y\n"
+        "def data():\n    return good() | {'report': Counting()}\n"
+    )
+    sys.modules.pop("counting", None)
+    code, out, err = invoke("run", artifact, "shop:model", "counting:data", "--json")
+    assert code == 0, err
+    assert json.loads(out)["batches"] == 3
+    counting = sys.modules["counting"]
+    assert len(counting.passes) == 1
+    assert max(counting.most) <= 2  # the one before may not have gone yet
+
+
+def test_a_folder_that_may_not_be_searched(invoke, monkeypatch):
+    def forbidden(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    for arguments in (["eval", "locked/artifact"], ["report", "locked/artifact"]):
+        code, out, err = invoke(*arguments)
+        assert (code, out) == (1, "")
+        assert err == "error: locked/artifact: you may not look into it or read it; choose another path\n"
 
 
 def test_damaged_artifact(invoke, artifact, tmp_path):

@@ -73,7 +73,7 @@ def setting():
     y = torch.randint(0, 3, (160,), generator=random)
     x = torch.randn(160, 1, 8, 8, generator=random) + (y - 1).view(-1, 1, 1, 1) * 0.5
     loader = DataLoader(TensorDataset(x, y), batch_size=40)
-    net = offramp.attach_exits(model, x[:2])
+    net = offramp.attach_exits(model, x[:2], heads=("linear", "mlp", "conv"))
     offramp.train_exits(net, loader, config=offramp.TrainConfig(epochs=4))
     records, costs = offramp.record_outputs(net, loader), offramp.measure_cost(net)
     return net, x, records, costs, several_configs(records)

@@ -12,13 +12,29 @@ from offramp.errors import InputError
 from offramp.heads import FeatureSpec, Head, head_factory, pool, register_head
 from toys import randn, seeded
 
-SHAPES = {"NC": (6,), "NCL": (6, 5), "NLC": (5, 6), "NCHW": (6, 9, 3), "NHWC": (9, 3, 6)}
-EXTENTS = {"NC": (), "NCL": (5,), "NLC": (5,), "NCHW": (9, 3), "NHWC": (9, 3)}
-BUILT_IN = ("linear", "mlp", "conv")
+SHAPES = {"NC": (6,), "NCL": (6, 5), "NLC": (5, 6), "NCHW": (6, 9, 4), "NHWC": (9, 4, 6)}
+EXTENTS = {"NC": (), "NCL": (5,), "NLC": (5,), "NCHW": (9, 4), "NHWC": (9, 4)}
+POOLED = (
+    "linear", "linear-max", "linear-meanmax", "linear-2x2", "linear-4x4",
+    "mlp", "mlp-mean", "mlp-max", "mlp-meanmax", "mlp-2x2",
+)  # fmt: skip
+TOKENS = ("tokens", "mlp-tokens")
+NETS = ("convnet", "convnet-large", "separable")
+BUILT_IN = (*POOLED, *TOKENS, "conv", *NETS, "attention", "local-global")
+APPLY = {
+    "NC": ("linear", "mlp", "mlp-mean"),
+    "NCL": tuple(set(BUILT_IN) - {*NETS}),
+    "NLC": tuple(set(BUILT_IN) - {*NETS}),
+    "NCHW": tuple(set(BUILT_IN) - {*TOKENS}),
+    "NHWC": tuple(set(BUILT_IN) - {*TOKENS}),
+}
 
 
 def make(name: str, layout: str, outputs: int = 4) -> nn.Module | None:
-    feature = FeatureSpec(SHAPES[layout], layout)
+    return made(name, FeatureSpec(SHAPES[layout], layout), outputs)
+
+
+def made(name: str, feature: FeatureSpec, outputs: int = 4) -> nn.Module | None:
     built: list[nn.Module | None] = []
 
     def build() -> nn.Module:
@@ -54,8 +70,8 @@ def test_feature_spec_knows_channels_and_extent(layout: str) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_head_on_every_layout(name: str, layout: str, batch: int, outputs: int) -> None:
     head = make(name, layout, outputs)
-    if name == "conv" and layout == "NC":
-        assert head is None
+    assert (head is not None) == (name in APPLY[layout])
+    if head is None:
         return
     assert isinstance(head, Head)
     x = randn(*SHAPES[layout])(batch)
@@ -64,14 +80,17 @@ def test_every_head_on_every_layout(name: str, layout: str, batch: int, outputs:
     assert out.shape == (batch, outputs)
     assert torch.equal(head.predict(head.reduce(x)), out)
     assert torch.equal(x, before)
+    # float32: a batch is multiplied in another order than one sample
+    torch.testing.assert_close(torch.cat([head(x[i : i + 1]) for i in range(batch)]), out)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize(("first", "last"), [("NCL", "NLC"), ("NCHW", "NHWC")])
 def test_the_same_feature_gives_the_same_answer_in_either_layout(name: str, first: str, last: str) -> None:
     one, other = make(name, first), make(name, last)
-    assert one is not None
-    assert other is not None
+    if one is None or other is None:
+        assert one is other
+        return
     other.load_state_dict(one.state_dict())
     x = randn(*SHAPES[first])(3)
     torch.testing.assert_close(other(x.movedim(1, -1)), one(x))  # sums in another order
@@ -107,8 +126,9 @@ def test_grids_larger_than_the_feature() -> None:
     assert small.eval()(torch.ones(2, 2, 2, 2)).shape == (2, 2)
 
 
-@pytest.mark.parametrize("layout", SHAPES)
-@pytest.mark.parametrize("name", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [(n, la) for la in SHAPES for n in (*POOLED, *TOKENS) if n in APPLY[la]]
+)
 def test_absorbing_equals_standardising_before(name: str, layout: str) -> None:
     head = make(name, layout)
     assert isinstance(head, Head)
@@ -123,7 +143,22 @@ def test_absorbing_equals_standardising_before(name: str, layout: str) -> None:
 
 
 def test_heads_that_share_what_training_caches_say_so() -> None:
-    assert [make(name, "NCHW").reduction for name in BUILT_IN] == ["grid1", "grid4", "grid8"]  # type: ignore[union-attr]
+    found: dict[str, set[str]] = {}
+    for layout, x in (("NCHW", randn(*SHAPES["NCHW"])(2)), ("NLC", randn(*SHAPES["NLC"])(2))):
+        kept: dict[str, Tensor] = {}
+        for name in APPLY[layout]:
+            head = make(name, layout)
+            assert isinstance(head, Head)
+            found.setdefault(head.reduction, set()).add(name)
+            z = head.reduce(x)
+            assert torch.equal(kept.setdefault(head.reduction, z), z)
+    assert found["grid1"] == {"linear", "mlp-mean"}
+    assert found["grid2"] == {"linear-2x2", "mlp-2x2"}
+    assert found["grid4"] == {"linear-4x4", "mlp"}
+    assert found["meanmax"] == {"linear-meanmax", "mlp-meanmax"}
+    assert found["grid14"] == set(NETS)
+    assert found["tokens"] == set(TOKENS)
+    assert found["tokens all"] == {"attention", "local-global"}
 
 
 def test_the_base_class_predicts_nothing() -> None:

@@ -204,7 +204,7 @@ def test_heads_on_inputs_that_are_no_features():
         offramp.attach_exits(small.model(small.Vector), x, heads=("linear",), input_exits={"raw": "conv"})
 
 
-def test_a_layout_for_the_input():
+def test_a_layout_for_the_input(tmp_path):
     class Odd(small.Picture):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.flatten(1).view(-1, 1, 8, 8))
@@ -216,6 +216,11 @@ def test_a_layout_for_the_input():
     net = offramp.attach_exits(Odd(), x, layouts={"input": "NHWC"}, **options)
     assert net.specs[0].layout == "NHWC"
     assert net.specs[0].inputs
+    costs = offramp.measure_cost(net)
+    records = offramp.record_outputs(net, [(x, torch.zeros(4, dtype=torch.int64))])
+    offramp.save(tmp_path / "a", net, offramp.search(records, costs), costs)
+    again, _, _ = offramp.load(tmp_path / "a", net.backbone)
+    assert again.specs == net.specs
 
 
 def test_heads_by_position():

@@ -14,9 +14,12 @@ from test_heads import registry  # noqa: F401 (a fixture)
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
 
+HEADS = ("linear", "mlp", "conv")
+
+
 def attach(name: str = "residual", **options: object) -> ExitNetwork:
     model, draw = TOYS[name]()
-    return attach_exits(model, draw(2), **options)  # type: ignore[arg-type]
+    return attach_exits(model, draw(2), **{"heads": HEADS, **options})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ CUTS = {
     "bfloat16": ["blocks.0", "blocks.1"],
     "float64": ["blocks.0", "blocks.1"],
     "autocast": [],
+    "tables": ["blocks.0", "blocks.1", "blocks.2"],
+    "wrapped": ["body.stem", "body.blocks.block_0", "body.blocks.block_1", "body.blocks"],
 }
 
 
@@ -169,6 +171,61 @@ def test_gradients_are_not_tracked_by_run() -> None:
     out = parts.run(draw(2))
     assert isinstance(out, Tensor)
     assert not out.requires_grad
+
+
+def test_tables_that_a_model_keeps_are_not_taken_for_constants() -> None:
+    model, draw = TOYS["tables"]()
+    model(draw(1))  # the tables are there
+    kept = [(block.tables, dict(block.tables)) for block in model.blocks]
+    parts = partition(model, draw(2))
+    assert all(block.tables is table for block, (table, _) in zip(model.blocks, kept, strict=True))
+    assert all(len(content) == 1 and table == content for table, content in kept)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.biases += randn(4)(1)[0]
+    model.train().eval()
+    assert identical(parts.run(draw(3)), answer(model, draw(3)))
+
+
+def test_tables_are_not_left_behind() -> None:
+    model, draw = TOYS["tables"]()
+    partition(model, draw(2)).run(draw(3))
+    assert all(block.tables == {} for block in model.blocks)
+
+
+class Remembering(nn.Module):
+    """Adds the first answer that it ever gave: no table, but a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+        self.memory: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.line(x)
+        return x + self.memory.setdefault("first", x.mean(0))
+
+
+def test_a_model_that_remembers_what_it_was_asked_is_refused() -> None:
+    with pytest.raises(PartitionError, match="depends on more than its inputs"):
+        partition(seeded(Remembering), randn(4)(8))
+
+
+class Leaning(nn.Module):
+    """A sample's answer leans a little on the others: too much for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.line(x)
+        return x + 0.1 * x.mean(0)
+
+
+def test_a_model_that_mixes_its_samples_a_little_is_refused() -> None:
+    with pytest.raises(PartitionError, match="depends on the others in the batch"):
+        partition(seeded(Leaning), randn(4)(2))
 
 
 def test_refusals_say_why() -> None:

@@ -22,7 +22,7 @@ import os, sys, time
 import torch
 torch.set_num_threads(1)
 import offramp, small
-from offramp import features, state, training
+from offramp import features, head_training, state
 
 work, artifact, log, stalled = sys.argv[1:]
 features._COMMIT_EVERY = state._SAVE_EVERY = 0.0
@@ -54,7 +54,7 @@ class Slow(list):
 
 counted(offramp.ExitNetwork, "features", b"f", 0)
 counted(offramp.ExitNetwork, "answers", b"a", 0)
-counted(training._Training, "_step", b"s", 0.01)
+counted(head_training.HeadTraining, "_step", b"s", 0.01)
 save = state.Checkpoint.save
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import offramp
 import small
-from offramp import TrainConfig, state, train_exits, training
+from offramp import TrainConfig, head_training, state, train_exits
 from offramp.errors import InputError, StorageError
 from offramp.state import model_digest
 
@@ -39,6 +39,12 @@ QUICK = TrainConfig(epochs=3, batch_size=20)
         ({"weight_decay": math.inf}, r"weight_decay: expected a number of at least 0, got inf"),
         ({"distillation": 1.01}, r"distillation: expected a number from 0 to 1, got 1.01"),
         ({"temperature": None}, r"temperature: expected a number above 0, got None"),
+        ({"survivors": 1.5}, r"survivors: expected a number from 0 to 1, got 1.5"),
+        ({"calibration": 1}, r"calibration: expected a number from 0 to below 1, got 1"),
+        ({"cache_dtype": "int8"}, r"cache_dtype: expected one of float32, float16, bfloat16, got 'int8'"),
+        ({"backbone": True}, r"backbone: expected one of frozen, finetune, got True"),
+        ({"backbone_epochs": 0}, r"backbone_epochs: expected an integer of at least 1, got 0"),
+        ({"backbone_rate": 0}, r"backbone_rate: expected a number above 0, got 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -48,22 +54,14 @@ def test_impossible_settings_are_refused(changes, message):
 
 def test_settings_become_plain_numbers():
     config = TrainConfig(epochs=np.int64(2), learning_rate=np.float32(0.5), weight_decay=0, distillation=1)
-    assert [type(value) for value in dataclasses.astuple(config)] == [
-        int,
-        int,
-        float,
-        float,
-        float,
-        float,
-        int,
-        int,
-    ]
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    assert {name: type(value).__name__ for name, value in dataclasses.asdict(config).items()} == kinds
 
 
 def test_training_learns():
     x = small.inputs(count=200)
     y = (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
-    net = small.network()
+    net = small.network(heads=("linear", "mlp", "conv"))
     report = train_exits(
         net, small.batches(x, y), config=TrainConfig(epochs=20, batch_size=50, distillation=0)
     )
@@ -199,19 +197,21 @@ def test_the_backbone_is_left_as_found(loader):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("mine")])
-@pytest.mark.parametrize("where", ["_loss", "_check_finite"])
-def test_an_interruption_leaves_the_network_unchanged(monkeypatch, error, where):
+@pytest.mark.parametrize(
+    ("owner", "where"), [(head_training.HeadTraining, "_loss"), (head_training, "check_finite")]
+)
+def test_an_interruption_leaves_the_network_unchanged(monkeypatch, error, owner, where):
     net = small.network(small.Vector)
     before, calls = small.weights(net), []
-    original = getattr(training._Training, where)
+    original = getattr(owner, where)
 
-    def interrupted(self, *arguments):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise error
-        return original(self, *arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(training._Training, where, interrupted)
+    monkeypatch.setattr(owner, where, interrupted)
     with pytest.raises(type(error)):
         train_exits(net, small.loader(small.Vector), config=QUICK)
     assert small.same(before, small.weights(net))
@@ -363,7 +363,7 @@ class Counting(list):
 def counted(monkeypatch):
     """Counts of (batches through the backbone, training steps)."""
     counts = {"features": 0, "steps": 0}
-    features, step = offramp.ExitNetwork.features, training._Training._step
+    features, step = offramp.ExitNetwork.features, head_training.HeadTraining._step
 
     def counting_features(self, values):
         counts["features"] += 1
@@ -374,7 +374,7 @@ def counted(monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(offramp.ExitNetwork, "features", counting_features)
-    monkeypatch.setattr(training._Training, "_step", counting_step)
+    monkeypatch.setattr(head_training.HeadTraining, "_step", counting_step)
     return counts
 
 
@@ -421,7 +421,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch, heads):
     monkeypatch.setattr(state, "_SAVE_EVERY", 0.0)
     counts = counted(monkeypatch)
     whole, _, _ = train_counted(counts, tmp_path / "whole", heads=heads)
-    step = training._Training._step
+    step = head_training.HeadTraining._step
 
     def stopping(self, *arguments):
         if counts["steps"] == 12:
@@ -429,7 +429,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch, heads):
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Training, "_step", stopping)
+        patch.setattr(head_training.HeadTraining, "_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_counted(counts, tmp_path / "cut", heads=heads)
     resumed, _, work = train_counted(counts, tmp_path / "cut", heads=heads)
@@ -544,7 +544,7 @@ def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
         net = offramp.attach_exits(model, small.inputs()[:2].cuda(), heads=("linear", "conv", "small-plain"))
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
         counts = []
-        step = training._Training._step
+        step = head_training.HeadTraining._step
 
         def stopping(self, *arguments, step=step, counts=counts, stop=stop):
             counts.append(1)
@@ -553,7 +553,7 @@ def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
             step(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training._Training, "_step", stopping)
+            patch.setattr(head_training.HeadTraining, "_step", stopping)
             with suppress(KeyboardInterrupt):
                 train_exits(net, loader, config=QUICK, work_dir=None if not found else tmp_path)
         assert torch.equal(before[0], torch.get_rng_state())

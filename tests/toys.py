@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -473,6 +474,86 @@ class DataclassOutput(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return Answer(self.head(x), x)
+
+
+@toy("tables", randn(4, 8))
+class Tables(nn.Module):
+    """Attention that keeps a table made of its weights from the first call in eval mode on, as in LeViT."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.biases = nn.Parameter(torch.randn(4))
+            self.register_buffer("index", torch.tensor([0, 1, 2, 3, 1, 0, 1, 2, 2, 1, 0, 1, 3, 2, 1, 0]))
+            self.line = nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+            self.tables: dict[str, Tensor] = {}
+
+        def train(self, mode: bool = True) -> Tables.Block:
+            if mode:
+                self.tables = {}
+            return super().train(mode)
+
+        def table(self, device: torch.device) -> Tensor:
+            made = self.biases[self.index].view(4, 4).softmax(1)
+            if self.training:
+                return made
+            return self.tables.setdefault(str(device), made)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table(x.device) @ self.line(self.norm(x)).relu()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+@toy("wrapped", randn(3, 8, 8))
+class Wrapped(nn.Module):
+    """Named blocks whose own parts are a list of units, inside a body that goes on after its last block."""
+
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1)
+            self.norm = nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x))
+
+    class Block(nn.Module):
+        def __init__(self, unit: type[nn.Module]) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(unit(), unit())
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x + self.layer(x))
+
+    class Body(nn.Module):
+        def __init__(self, block: Callable[[], nn.Module]) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU())
+            self.blocks = nn.Sequential(OrderedDict({f"block_{i}": block() for i in range(3)}))
+            self.pool = nn.AdaptiveAvgPool2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.blocks(self.stem(x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.Body(lambda: self.Block(self.Unit))
+        self.mix = nn.Conv2d(6, 12, 4)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.body(x)).flatten(1))
 
 
 TOYS["bfloat16"] = lambda: (seeded(ResidualNet).bfloat16(), randn(3, 8, 8, dtype=torch.bfloat16))

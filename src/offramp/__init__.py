@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.artifact import load, save
+    from offramp.attach import attach_exits
+    from offramp.calibration import CalibrationReport, calibrate
     from offramp.certify import certify
-    from offramp.confidence import register_confidence
+    from offramp.confidence import register_confidence, register_fitted
     from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
     from offramp.cost import CostTable, measure_cost
     from offramp.engine import Engine, EngineOutput
@@ -22,19 +24,24 @@ if TYPE_CHECKING:
     from offramp.evaluate import Outcome, evaluate
     from offramp.evidence import Certificate, Guarantee
     from offramp.heads import register_head
-    from offramp.attach import attach_exits
+    from offramp.multi_engine import MultiEngine
+    from offramp.multitask import attach_tasks, labels_of, with_answers
     from offramp.network import ExitNetwork
     from offramp.partition import Segment, partition
     from offramp.records import ExitRecords, record_outputs
     from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
     from offramp.search import search
+    from offramp.task import Task
+    from offramp.task_artifact import load_tasks, save_tasks
     from offramp.tasks import register_task
+    from offramp.together import JointOutcome, evaluate_together
     from offramp.training import TrainConfig, train_exits
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Answers": "risks",
+    "CalibrationReport": "calibration",
     "Certificate": "evidence",
     "CostTable": "cost",
     "Engine": "engine",
@@ -46,30 +53,42 @@ _HOME = {
     "Expected": "config",
     "Frontier": "config",
     "Guarantee": "evidence",
+    "JointOutcome": "together",
+    "MultiEngine": "multi_engine",
     "OfframpError": "errors",
     "Outcome": "evaluate",
     "Risk": "risks",
     "Segment": "partition",
+    "Task": "task",
     "TrainConfig": "training",
     "attach_exits": "attach",
+    "attach_tasks": "multitask",
+    "calibrate": "calibration",
     "certify": "certify",
     "early_leaver_error": "risks",
     "evaluate": "evaluate",
+    "evaluate_together": "together",
+    "labels_of": "multitask",
     "load": "artifact",
+    "load_tasks": "task_artifact",
     "measure_cost": "cost",
     "missed_detection": "risks",
     "partition": "partition",
     "record_outputs": "records",
     "register_confidence": "confidence",
+    "register_fitted": "confidence",
     "register_head": "heads",
     "register_task": "tasks",
     "save": "artifact",
+    "save_tasks": "task_artifact",
     "search": "search",
     "train_exits": "training",
+    "with_answers": "multitask",
 }
 
 __all__ = [
     "Answers",
+    "CalibrationReport",
     "Certificate",
     "CostTable",
     "Engine",
@@ -81,26 +100,37 @@ __all__ = [
     "Expected",
     "Frontier",
     "Guarantee",
+    "JointOutcome",
+    "MultiEngine",
     "OfframpError",
     "Outcome",
     "Risk",
     "Segment",
+    "Task",
     "TrainConfig",
     "attach_exits",
+    "attach_tasks",
+    "calibrate",
     "certify",
     "early_leaver_error",
     "evaluate",
+    "evaluate_together",
+    "labels_of",
     "load",
+    "load_tasks",
     "measure_cost",
     "missed_detection",
     "partition",
     "record_outputs",
     "register_confidence",
+    "register_fitted",
     "register_head",
     "register_task",
     "save",
+    "save_tasks",
     "search",
     "train_exits",
+    "with_answers",
 ]
 
 

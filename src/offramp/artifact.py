@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._files import parse_document, read_text, storage_errors, whole_folder
-from offramp.attach import Columns, attach_exits
+from offramp.attach import Columns, network_on
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
@@ -29,7 +29,7 @@ from offramp.manifest import load_frontier as load_frontier
 from offramp.manifest import load_records as load_records
 from offramp.manifest import read_manifest as read_manifest
 from offramp.network import ExitNetwork
-from offramp.partition import INPUT
+from offramp.partition import INPUT, Partition, partition
 from offramp.records import ExitRecords
 from offramp.state import model_digest, plain_state, save_tensors
 from offramp.tasks import make_task
@@ -85,6 +85,7 @@ def load(
     *,
     restore_backbone: bool = False,
     input_exits: Mapping[str, nn.Module] | None = None,
+    parts: Partition | None = None,
 ) -> tuple[ExitNetwork, Frontier, CostTable]:
     """Read an artifact and attach its heads to a model.
 
@@ -94,6 +95,8 @@ def load(
         restore_backbone: first load the weights stored in the artifact into ``model``.
         input_exits: the modules that were given as exits at the input, by name, with any weights: they get
             the stored ones. Heads that were trained on the raw input need not be given.
+        parts: the model cut already in the same places, for instance another network's ``partition``, to
+            share; None traces and cuts the model.
 
     Returns:
         (network, frontier, costs).
@@ -106,7 +109,7 @@ def load(
     if restore_backbone:
         _restore(folder, manifest, model)
     _check_backbone(folder, manifest, model)
-    net = _attach(folder, manifest, model, input_exits or {})
+    net = _attach(folder, manifest, model, input_exits or {}, parts)
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
     try:
         _check_fit(net.positions, net.head_names, frontier, costs)
@@ -209,6 +212,7 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
             "output": net.output,
             "kinds": [[p, c, net.kind(p, c)] for p, c, _ in net.exits()],
             "task_options": net.task.options(),
+            "input_layout": None if net.specs[0] is None else net.specs[0].layout,
             "mask": None if net.mask_input is None else spec.names[net.mask_input],
         },
         "inputs": {"names": list(spec.names), "keyword": spec.keyword},
@@ -244,9 +248,8 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module)
         )
 
 
-def _attach(
-    folder: Path, manifest: Mapping[str, Any], model: nn.Module, input_exits: Mapping[str, nn.Module]
-) -> ExitNetwork:
+def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partition:
+    """The model, traced with the stored example and cut where it was."""
     described, inputs = manifest["network"], manifest["inputs"]
     stored = load_tensors(folder, manifest, "example.safetensors")
     if set(stored) != set(inputs["names"]):
@@ -254,16 +257,30 @@ def _attach(
     state = (*model.parameters(), *model.buffers())
     device = state[0].device if state else torch.device("cpu")
     example: Any = {name: stored[name].to(device) for name in inputs["names"]}
+    called = example if inputs["keyword"] else tuple(example.values())
+    return partition(model, called, cuts=described["cuts"], layouts=described["layouts"])
+
+
+def _attach(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    model: nn.Module,
+    input_exits: Mapping[str, nn.Module],
+    parts: Partition | None,
+) -> ExitNetwork:
+    described = manifest["network"]
+    if parts is not None and {cut.name: cut.layout for cut in parts.cuts} != described["layouts"]:
+        raise ArtifactError(
+            f"{folder}: parts: the model is cut in other places than the artifact's; leave it out"
+        )
     try:
-        net = attach_exits(
-            model,
-            example if inputs["keyword"] else tuple(example.values()),
+        net = network_on(
+            _cut(folder, manifest, model) if parts is None else parts,
             heads=_heads(described),
-            cuts=described["cuts"],
             task=make_task(described["task"], **described.get("task_options", {})),
             confidence=described["confidence"],
             output=described["output"],
-            layouts=described["layouts"],
+            input_layout=described.get("input_layout"),
             input_exits=_input_exits(folder, described, input_exits),
             mask=described.get("mask"),
         )

@@ -77,8 +77,7 @@ def attach_exits(
             is not what the task wants, or an input exit that fails, or has other outputs than the model.
         PartitionError: the model cannot be exported or cut.
     """
-    _check_heads(heads)
-    _check_input_exits(input_exits or {})
+    check_exits(heads, input_exits)  # before the model is traced, which takes long
     chosen = as_task(task)
     if not is_fitted(confidence or chosen.confidence):
         get_confidence(confidence or chosen.confidence)
@@ -111,6 +110,9 @@ def network_on(
     seed: int = 0,
 ) -> ExitNetwork:
     """``attach_exits`` on a model that is cut already; several networks may share one partition."""
+    check_exits(heads, input_exits)
+    if not is_fitted(confidence or task.confidence):
+        get_confidence(confidence or task.confidence)
     answer = _find_answer(parts, task, output)
     mask_input = _mask_input(parts.spec, mask)
     if task.per_token and mask_input is not None and parts.spec.shapes[mask_input][0] != answer.shape[0]:
@@ -135,6 +137,16 @@ def network_on(
     _check_applied(net, kinds, input_exits or {})
     _check_given(net, parts, answer)
     return net
+
+
+def check_exits(heads: Heads, input_exits: InputExits | None) -> None:
+    """Refuse heads and exits at the input that cannot be meant, before anything is known of the model.
+
+    Raises:
+        InputError: a kind is unknown, a name twice or no name, or an exit at the input is no module.
+    """
+    _check_heads(heads)
+    _check_input_exits(input_exits or {})
 
 
 def _check_heads(heads: Heads) -> None:

@@ -12,15 +12,30 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
+from offramp.cli_options import (
+    Artifact,
+    Data,
+    Device,
+    InputExit,
+    Json,
+    MaxCost,
+    MaxDrop,
+    MinQuality,
+    Model,
+    Tradeoff,
+)
 from offramp.console import (
     calibration_records,
     check_writable,
+    heads_of,
+    modules,
     names,
     no_certificate,
     pick,
@@ -45,28 +60,6 @@ app = typer.Typer(
 )
 
 _state = {"debug": False, "interrupted": False}
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Artifact = Annotated[Path, typer.Argument(help="Folder written by `offramp build` or `offramp demo`.")]
-MaxCost = Annotated[
-    float | None, typer.Option(help="The best within this fraction of the full cost, e.g. 0.5.")
-]
-MaxDrop = Annotated[
-    float | None, typer.Option(help="The cheapest within this loss of quality: 0.005 is half a point.")
-]
-MinQuality = Annotated[float | None, typer.Option(help="The cheapest that reaches this mean quality.")]
-Tradeoff = Annotated[
-    float | None, typer.Option(help="The one found for this lambda, 0.5 (cheap) to 1 (best).")
-]
-Model = Annotated[
-    str, typer.Argument(help="Your trained model, as package.module:callable returning a torch module.")
-]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help='Your data, as package.module:callable returning {"train": ..., "search": ..., "report": ...}.'
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -112,6 +105,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "stopped; nothing half-written is left. A build goes on from here with the same command", 130
     if isinstance(error, BrokenPipeError):
         return "", 1
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"error: {error.filename}: you may not look into it or read it; choose another path", 1
     name = f"{type(error).__name__}: {error}"
     return f"unexpected error: {name}\nrun again with --debug and report the traceback", 70
 
@@ -139,14 +134,24 @@ def build(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the artifact; an older artifact there is replaced.")],
     heads: Annotated[
-        str, typer.Option(help="Kinds of exit to try, separated by commas.")
-    ] = "linear,mlp,conv",
+        str, typer.Option(help="'auto', or kinds of exit to try, separated by commas.")
+    ] = "auto",
     cuts: Annotated[
         str, typer.Option(help="'auto', 'all', or names of modules separated by commas.")
     ] = "auto",
     epochs: Annotated[int, typer.Option(help="Passes over the cached features.")] = 30,
     views: Annotated[int, typer.Option(help="Passes over the train loader (more pay if it augments).")] = 1,
-    confidence: Annotated[str | None, typer.Option(help="max-probability, margin or entropy.")] = None,
+    task: Annotated[
+        str, typer.Option(help="What an answer is: classification, multi-label, 'regression,scale=10' ...")
+    ] = "classification",
+    confidence: Annotated[
+        str | None, typer.Option(help="How sure an exit is: max-probability, margin, entropy ...")
+    ] = None,
+    input_exit: InputExit = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Name of the input that is 0 at padding; attention_mask is found."),
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="Key of the scores where the model returns a dict.")
     ] = None,
@@ -158,6 +163,7 @@ def build(
         bool, typer.Option("--store-backbone", help="Store the model's weights too.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = 0,
+    device: Device = None,
     json_: Json = False,
 ) -> None:
     """Attach exits to your model, train them, find the configurations, and write an artifact.
@@ -167,14 +173,15 @@ def build(
     from offramp.artifact import check_replaceable, save
     from offramp.pipeline import BuildConfig, summary
     from offramp.pipeline import build as run_build
-    from offramp.project import load_data, load_model
+    from offramp.project import load_project
     from offramp.training import TrainConfig
 
     config = BuildConfig(
-        heads=names(heads),
+        heads=heads_of(heads),
         cuts=cuts if cuts in ("auto", "all") else names(cuts),
         confidence=confidence,
         output=output,
+        mask=mask,
         quality="agreement" if agreement else "labels",
         max_exits=max_exits,
         train=TrainConfig(epochs=epochs, views=views, seed=seed),
@@ -182,7 +189,9 @@ def build(
     check_writable(out)
     check_replaceable(out)
     work = out.absolute().with_name(f".{out.absolute().name}.work")
-    built = run_build(load_model(model), load_data(data), config, work_dir=work)
+    project = load_project(model, data, task=task, output=output, input_exits=input_exit or (), device=device)
+    config = replace(config, task=project.task, input_exits=project.input_exits)
+    built = run_build(project.model, project.splits, config, work_dir=work)
     save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
     shutil.rmtree(work, ignore_errors=True)
     if json_:
@@ -192,6 +201,7 @@ def build(
     show(built.frontier, built.records[name], built.costs, name)
     print(
         f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005"
+        + "".join(f" --input-exit {each}" for each in input_exit or ())
     )
 
 
@@ -302,32 +312,35 @@ def run(
     min_quality: MinQuality = None,
     tradeoff: Tradeoff = None,
     split: Annotated[str, typer.Option(help="Which of the data's loaders to run over.")] = "report",
+    input_exit: InputExit = None,
+    device: Device = None,
     json_: Json = False,
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.artifact import load
     from offramp.config import ExitConfig
     from offramp.engine import Engine
-    from offramp.project import load_data, load_model
-    from offramp.stream import read_batches, run_stream, time_model
+    from offramp.project import load_input_exits, load_source_model, load_splits
+    from offramp.stream import measure_stream
     from offramp.tables import shares
 
-    net, frontier, _ = load(artifact, load_model(model))
+    source = load_source_model(model, device)
+    exits = load_input_exits(input_exit or (), source, device)
+    net, frontier, _ = load(artifact, source.model, input_exits=modules(exits))
+    splits = load_splits(data, source, net.task, net.output)
     config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
-    loader = getattr(load_data(data), split, None) if split in ("train", "search", "report") else None
+    loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
-    engine = Engine(net, config)
-    stream = read_batches(net.partition.spec, loader)
-    (result,) = run_stream(engine, stream, [config])
-    plain = time_model(engine, stream)
+    measured = measure_stream(Engine(net, config), loader)
+    result, plain = measured.result, measured.plain_milliseconds
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
         print_json(
             {
                 "quality": result.quality,
                 "relative_macs": result.relative_macs,
-                "batches": len(stream),
+                "batches": measured.batches,
                 "milliseconds_per_batch": result.milliseconds,
                 "plain_milliseconds_per_batch": plain,
                 "exit_shares": by_position,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,16 @@ def no_certificate(samples: int, max_drop: float, delta: float, needed: int | No
 def names(text: str) -> tuple[str, ...]:
     """The names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def heads_of(text: str) -> str | tuple[str, ...]:
+    """What ``--heads`` asks for: "auto", or the names in a list."""
+    return text if text == "auto" else names(text)
+
+
+def modules(input_exits: Mapping[str, Any]) -> dict[str, Any]:
+    """The exits at the input that are models; the kinds of heads are in the artifact."""
+    return {name: each for name, each in input_exits.items() if not isinstance(each, str)}
 
 
 def price_of(text: str) -> str | float | None:

@@ -103,7 +103,7 @@ class Engine:
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
         self._spec = net.partition.spec
-        self._costs = _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
+        self._costs = macs_of(net)
         self._spans: dict[tuple[int, int], Span] = {}
         self._plans: dict[ExitConfig, _Plan] = {}
         self._building = threading.Lock()
@@ -188,7 +188,7 @@ class Engine:
             left.append((step.position, gone, outputs[out], confidence[out]))
             rows = stay if rows is None else rows[stay]
             here -= going
-            handed = _keep(handed, stay, step.per_sample)
+            handed = keep(handed, stay, step.per_sample)
             mask = None if mask is None else mask.index_select(0, stay)
         self._count(left, macs)
         outputs, position, confidence = _assemble(left, batch)
@@ -253,7 +253,12 @@ class Engine:
         return self._spans[start, stop]
 
 
-def _keep(handed: tuple[Any, ...], stay: Tensor, per_sample: tuple[bool, ...]) -> tuple[Any, ...]:
+def macs_of(net: ExitNetwork) -> CostTable:
+    """What a network costs; counted the first time."""
+    return _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
+
+
+def keep(handed: tuple[Any, ...], stay: Tensor, per_sample: tuple[bool, ...]) -> tuple[Any, ...]:
     """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
     carried = zip(handed[1:], per_sample, strict=True)
     return (

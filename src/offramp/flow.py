@@ -22,6 +22,7 @@ from torch.fx import Node
 from torch.utils import _pytree
 
 from offramp.errors import PartitionError
+from offramp.packed import layer_of
 from offramp.tracing import Trace
 
 _MAY_RETURN_ITS_ARGUMENT = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"}
@@ -43,7 +44,8 @@ class Flow:
         self._last_write = {self._group.find(node): i for node, i in writes}
         self._refuse_changed_parameters()
         self._on_input = self._dependent_on(trace.inputs)
-        self._on_parameter = self._dependent_on(trace.parameters)
+        packed = (node for node in self.nodes if layer_of(node) is not None)
+        self._on_parameter = self._dependent_on((*trace.parameters, *packed))
 
     @cached_property
     def last_use(self) -> dict[Node, int]:

@@ -86,21 +86,26 @@ class Temperature(FittedConfidence):
 
 
 def _golden(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one number is least, to 1e-4; the best of 25 points decides between valleys.
+    """Where a function of one number is least, to 1e-3; the best of 13 points decides between valleys.
 
-    >>> round(_golden(lambda x: (x - 1) ** 2, -6, 6), 3)
-    1.0
+    >>> round(_golden(lambda x: (x - 1.3) ** 2, -6, 6), 2)
+    1.3
     """
-    points = [low + (high - low) * i / 24 for i in range(25)]
-    best = min(points, key=function)
-    low, high = max(low, best - (high - low) / 24), min(high, best + (high - low) / 24)
+    between = (high - low) / 12
+    best = min((low + between * i for i in range(13)), key=function)
+    low, high = max(low, best - between), min(high, best + between)
     ratio = (5**0.5 - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if function(left) <= function(right):
-            high = right
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > 1e-3:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = function(left)
         else:
-            low = left
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = function(right)
     return (low + high) / 2
 
 

@@ -1,58 +1,31 @@
 """Exit networks. A head sees one feature tensor and says what the model would.
 
     reduce    feature -> what the head needs of it (pooling; no parameters, so training caches its result)
-    predict   reduced feature -> outputs (B, K), or (B, L, K) where every token has an answer
+    predict   reduced feature -> outputs (B, K), or (B, L, K) for one answer per token
+
+    pooled_heads   linear, mlp and their kin: a pooled feature, one or two linear maps
+    conv_heads     conv, convnet, separable: convolutions on a grid
+    token_heads    attention, local-global: every token; and what answers for every token
 
 A new head is a class or function ``(feature: FeatureSpec, outputs: int) -> nn.Module`` under
-``register_head``; a module without ``reduce`` and ``predict`` is given the whole feature. It must not
-change its input in place. One whose attribute ``uses_mask`` is true is given the mask of real tokens as well,
-None where there is none.
+``register_head``; a module without ``reduce`` and ``predict`` is given the whole feature, and the mask as a
+second argument if it has ``uses_mask = True``. It must not change its input in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offramp.conv_heads import conv_head, conv_net_head
+from offramp.feature import FeatureSpec as FeatureSpec
+from offramp.feature import pool as pool
+from offramp.macs import count_macs, count_module
+from offramp.pooled_heads import Head as Head
+from offramp.pooled_heads import HeadFactory as HeadFactory
+from offramp.pooled_heads import pooled
 from offramp.registry import Registry
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """What a head will be given.
-
-    Args:
-        shape: of one sample, without the batch; in the layout's order.
-        layout: "NC", "NCL", "NLC", "NCHW" or "NHWC".
-        mask: whether a mask (B, L) of real tokens, True where one is, comes with a feature (B, L, C).
-        per_token: whether an answer for every token is wanted, (B, L, K) instead of (B, K).
-        inputs: whether it is the model's own input.
-    """
-
-    shape: tuple[int, ...]
-    layout: str
-    mask: bool = False
-    per_token: bool = False
-    inputs: bool = False
-
-    @property
-    def channels(self) -> int:
-        """Number of channels C."""
-        return self.shape[self.layout.index("C") - 1]
-
-    @property
-    def extent(self) -> tuple[int, ...]:
-        """Sizes of the other dimensions: (), (L,) or (H, W)."""
-        channel = self.layout.index("C") - 1
-        return tuple(size for i, size in enumerate(self.shape) if i != channel)
-
-
-HeadFactory = Callable[[FeatureSpec, int], nn.Module | None]
-"""Makes a head for a feature and K outputs; None where this kind of head does not apply."""
+from offramp.token_heads import attention_head, local_global_head, per_token_head
 
 _HEADS: Registry[HeadFactory] = Registry("head")
 register_head = _HEADS.register
@@ -81,133 +54,108 @@ def reduced(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     return z
 
 
-def pool(x: Tensor, layout: str, grid: int) -> Tensor:
-    """Average a feature down to a coarse grid, channels first.
-
-    Args:
-        x: (B, ...).
-        layout: how ``x`` is laid out.
-        grid: cells along each side; a side that is smaller stays as it is.
-
-    Returns:
-        (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for images.
-    """
-    if layout == "NC":
-        return x
-    x = x.movedim(-1, 1) if layout in ("NLC", "NHWC") else x
-    if grid == 1:
-        return x.flatten(2).mean(2)
-    sides = tuple(min(grid, size) for size in x.shape[2:])
-    if sides == tuple(x.shape[2:]):
-        return x
-    if len(sides) == 1:
-        return F.adaptive_avg_pool1d(x, sides[0])
-    return F.adaptive_avg_pool2d(x, (sides[0], sides[1]))
-
-
-class Head(nn.Module):
-    """Base of the built-in heads: pool to a grid, then predict.
-
-    Args:
-        feature: what it will be given.
-        grid: cells along each side of the pooled feature.
-    """
-
-    def __init__(self, feature: FeatureSpec, grid: int) -> None:
-        super().__init__()
-        self.layout, self.grid = feature.layout, grid
-        self.cells = [min(grid, size) for size in feature.extent]
-
-    @property
-    def reduction(self) -> str:
-        """Heads of one position with equal ``reduction`` share what training caches."""
-        return f"grid{self.grid}"
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Feature (B, ...) to (B, C), (B, C, l) or (B, C, h, w). No parameters."""
-        return pool(x, self.layout, self.grid)
-
-    def predict(self, z: Tensor) -> Tensor:
-        """Reduced feature to outputs (B, K)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Feature (B, ...) to outputs (B, K)."""
-        return self.predict(self.reduce(x))
-
-
 @register_head("linear")
-class LinearHead(Head):
-    """Global average pool, one linear map: the cheapest exit there is."""
-
-    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
-        super().__init__(feature, grid=1)
-        self.out = nn.Linear(feature.channels, outputs)
-
-    def predict(self, z: Tensor) -> Tensor:
-        """(B, C) to (B, K)."""
-        out: Tensor = self.out(z)
-        return out
-
-    @torch.no_grad()
-    def absorb_(self, mean: Tensor, std: Tensor) -> None:
-        """Fold ``(z - mean) / std`` into the first linear map, so that running it costs nothing."""
-        _absorb(self.out, mean, std)
+def linear(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """One linear map of the mean, or of every token: the cheapest exit there is."""
+    return per_token_head(feature, outputs) if feature.per_token else pooled("mean", False)(feature, outputs)
 
 
 @register_head("mlp")
-class MLPHead(Head):
-    """Average pool to a 4x4 grid, two linear maps: position matters, and costs little at that size."""
-
-    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
-        super().__init__(feature, grid=4)
-        width = feature.channels
-        for cells in self.cells:
-            width *= cells
-        hidden = max(32, min(256, width // 8))
-        self.hidden = nn.Linear(width, hidden)
-        self.out = nn.Linear(hidden, outputs)
-
-    def predict(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, K)."""
-        out: Tensor = self.out(F.relu(self.hidden(z.flatten(1))))
-        return out
-
-    @torch.no_grad()
-    def absorb_(self, mean: Tensor, std: Tensor) -> None:
-        """Fold ``(z - mean) / std`` into the first linear map, so that running it costs nothing."""
-        _absorb(self.hidden, mean, std)
+def mlp(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """Two linear maps of a 4x4 grid, or of every token: position matters, and costs little at that size."""
+    if feature.per_token:
+        return per_token_head(feature, outputs, hidden=True)
+    return pooled("4x4" if feature.extent else "mean", True)(feature, outputs)
 
 
 @register_head("conv")
-def conv_head(feature: FeatureSpec, outputs: int) -> nn.Module | None:
-    """Depthwise-separable convolution on an 8x8 grid; only for features with an extent of at least 2."""
-    if not feature.extent or min(feature.extent) < 2:
-        return None
-    return ConvHead(feature, outputs)
+def conv(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """One depthwise-separable convolution on an 8x8 grid, or over neighbouring tokens."""
+    if feature.per_token:
+        return per_token_head(feature, outputs, local=True, hidden=True)
+    return conv_head(feature, outputs)
 
 
-class ConvHead(Head):
-    """Average pool to an 8x8 grid, depthwise 3x3 and pointwise convolution, global pool, linear map."""
-
-    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
-        super().__init__(feature, grid=8)
-        convolution = nn.Conv1d if len(self.cells) == 1 else nn.Conv2d
-        norm = nn.BatchNorm1d if len(self.cells) == 1 else nn.BatchNorm2d
-        channels, width = feature.channels, max(32, min(128, feature.channels))
-        self.local = convolution(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.mix = convolution(channels, width, 1, bias=False)
-        self.norm = norm(width)
-        self.out = nn.Linear(width, outputs)
-
-    def predict(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, K)."""
-        z = F.relu(self.norm(self.mix(self.local(z))))
-        out: Tensor = self.out(z.flatten(2).mean(2))
-        return out
+@register_head("convnet")
+def convnet(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """A small network of dense convolutions: for where much of the backbone remains, the input included."""
+    return conv_net_head(feature, outputs)
 
 
-def _absorb(first: nn.Linear, mean: Tensor, std: Tensor) -> None:
-    scaled = first.weight / std
-    first.bias.sub_(scaled @ mean)
-    first.weight.copy_(scaled)
+@register_head("convnet-large")
+def convnet_large(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """The same with one more convolution: twice the cost, for the input and the first blocks."""
+    return conv_net_head(feature, outputs, deep=True)
+
+
+@register_head("separable")
+def separable(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """As large, of depthwise-separable convolutions: fewer operations, more memory traffic."""
+    return conv_net_head(feature, outputs, separable=True, deep=True)
+
+
+register_head("attention")(attention_head)
+register_head("local-global")(local_global_head)
+register_head("tokens")(pooled("tokens", hidden=False))
+for _pooling in ("max", "meanmax", "2x2", "4x4"):
+    register_head(f"linear-{_pooling}")(pooled(_pooling, hidden=False))
+for _pooling in ("mean", "max", "meanmax", "2x2", "tokens"):
+    register_head(f"mlp-{_pooling}")(pooled(_pooling, hidden=True))
+
+
+SHARE = 0.05
+"""Of the MACs behind a position, what a head there may cost: far less than leaving there saves."""
+NETWORK_SHARE = 0.022
+"""The same for heads that are small networks, which also take longest to train: the first blocks' share."""
+KEPT = 2**14
+"""Values of one sample that training may keep for a head; beyond it, heads that pool to less are taken."""
+
+_IMAGE = (("linear-meanmax",), ("mlp", "mlp-2x2"), ("convnet", "conv"))
+_SEQUENCE = (("tokens",), ("mlp-tokens",), ("local-global", "attention"))
+_LINE = (("linear-meanmax",), ("mlp", "mlp-meanmax"), ("conv",))
+_PER_TOKEN = (("linear",), ("conv", "mlp"))
+_NETWORKS = ("convnet", "local-global")
+
+
+def choose(spec: FeatureSpec, outputs: int, remaining: int) -> tuple[str, ...]:
+    """The kinds of head to try at a position: ``heads="auto"``.
+
+    A cheap one always, a richer pooled one, and one that convolves or attends: of each the best that costs at
+    most ``SHARE`` of the MACs which leaving here saves (``NETWORK_SHARE``, for the small networks), and whose
+    reduced feature has at most ``KEPT`` values. The order of preference comes from ``bench/heads.py``.
+
+    Args:
+        spec: of the feature there.
+        outputs: K.
+        remaining: MACs of the backbone behind it.
+
+    Returns:
+        One to three names, the cheapest first.
+    """
+    cheap, *richer = _candidates(spec)
+    found = (
+        next((name for name in kinds if _fits(name, spec, outputs, remaining)), None) for kinds in richer
+    )
+    return (cheap[0], *(name for name in found if name is not None))
+
+
+def _candidates(spec: FeatureSpec) -> tuple[tuple[str, ...], ...]:
+    if not spec.extent:
+        return (("linear",), ("mlp",))
+    if spec.per_token:
+        return _PER_TOKEN
+    return {"NLC": _SEQUENCE, "NCL": _LINE}.get(spec.layout, _IMAGE)
+
+
+def _fits(name: str, spec: FeatureSpec, outputs: int, remaining: int) -> bool:
+    """Whether a kind applies and is cheap enough, in MACs and, for an answer per sample, in memory."""
+    with torch.device("meta"):  # shapes only; the random state is left alone
+        head = head_factory(name)(spec, outputs)
+        x = torch.empty(1, *spec.shape)
+        values = (x, torch.empty(1, *spec.extent, dtype=torch.bool)) if spec.mask else (x,)
+    if head is None:
+        return False
+    macs, _ = count_macs(lambda: count_module(head, *values))
+    kept = reduced(head, *values).numel()
+    share = NETWORK_SHARE if name in _NETWORKS else SHARE
+    return macs <= share * remaining and (kept <= KEPT or spec.per_token)

@@ -69,7 +69,7 @@ _STRONG = {
     **dict.fromkeys(("layer_norm", "rms_norm", "embedding"), _LAST),
 }
 _WEAK = {
-    "linear": _LAST,
+    **dict.fromkeys(("linear", "packed_linear"), _LAST),
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _SECOND),
     **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), _SECOND),
     **dict.fromkeys(("upsample_bilinear2d", "upsample_nearest2d", "pixel_shuffle"), _SECOND),

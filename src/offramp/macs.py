@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.packed import FLOPS
+
 T = TypeVar("T")
 
 
 def count_macs(call: Callable[[], T]) -> tuple[int, T]:
     """Run ``call`` on meta tensors; returns (MACs, its result)."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
     with torch.no_grad(), counter:
         result = call()
     return counter.get_total_flops() // 2, result

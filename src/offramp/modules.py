@@ -7,13 +7,14 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import nn
 
 from offramp.flow import Flow
+from offramp.packed import is_packed
 
 
 @dataclass
@@ -26,6 +27,7 @@ class ModuleCall:
         module: what was called.
         first: index of its first operation.
         last: index of its last operation.
+        listed: whether it is a numbered element ("3", "layer_3") of a list of blocks.
     """
 
     name: str
@@ -33,11 +35,12 @@ class ModuleCall:
     module: nn.Module
     first: int
     last: int
+    listed: bool
 
     @property
     def composite(self) -> bool:
-        """Whether the module has parts."""
-        return any(True for _ in self.module.children())
+        """Whether the module has parts that are called."""
+        return _has_parts(self.module)
 
     def holds(self, other: ModuleCall) -> bool:
         """Whether ``other`` was called inside this call."""
@@ -60,17 +63,26 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
             if key not in calls:
                 times[path] = times.get(path, 0) + 1
                 name = path if times[path] == 1 else f"{path}@{times[path]}"
-                calls[key] = ModuleCall(name, path, modules[path], i, i)
+                calls[key] = ModuleCall(name, path, modules[path], i, i, _is_listed_block(path, modules))
             calls[key].last = i
     return list(calls.values())
 
 
-def block_ends(calls: Sequence[ModuleCall]) -> list[str]:
-    """Names of the calls whose ends are cut automatically, in order."""
-    blocks = [call for call in calls if call.composite and not _lists_blocks(call, calls)]
-    outer = [
-        call for call in calls if call.composite and not any(b.holds(call) for b in blocks if b is not call)
+def block_ends(calls: Sequence[ModuleCall], cuttable: Set[str]) -> list[str]:
+    """Names of the calls whose ends are cut automatically, in order.
+
+    Args:
+        calls: of the model.
+        cuttable: names of those where a cut is legal right at their end. Parts inside a block where none is
+            (the inside of a residual block) are no blocks of their own.
+    """
+    listed = [call for call in calls if call.listed]
+    listed = [
+        call for call in listed if call.name in cuttable or not any(other.holds(call) for other in listed)
     ]
+    composite = [call for call in calls if call.composite]
+    blocks = [call for call in composite if not any(call.holds(other) for other in listed)]
+    outer = [call for call in composite if not any(b.holds(call) for b in blocks if b is not call)]
     return [call.name for call in outer]
 
 
@@ -80,14 +92,18 @@ def leaf_ends(calls: Sequence[ModuleCall]) -> list[str]:
     return [before.name for before, after in pairwise(leaves) if _has_weights(after.module)]
 
 
-def _lists_blocks(call: ModuleCall, calls: Sequence[ModuleCall]) -> bool:
-    return any(call.holds(other) and _is_listed_block(other, calls) for other in calls)
+def _is_listed_block(path: str, modules: dict[str, nn.Module]) -> bool:
+    """A numbered element of a list whose parts are mostly blocks: more than sequences of leaves."""
+    owner = modules[path.rpartition(".")[0]]
+    if not (path[-1].isdigit() and isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict))):
+        return False
+    elements = [element for element in owner.children() if _has_parts(element)]
+    blocks = [element for element in elements if not isinstance(element, nn.Sequential)]
+    return modules[path] in blocks and 2 * len(blocks) >= len(elements)
 
 
-def _is_listed_block(call: ModuleCall, calls: Sequence[ModuleCall]) -> bool:
-    """An element of a list or sequence that has parts and is more than a sequence of leaves."""
-    last = call.path.rpartition(".")[2]
-    return last.isdigit() and call.composite and not isinstance(call.module, nn.Sequential)
+def _has_parts(module: nn.Module) -> bool:
+    return not is_packed(module) and any(True for _ in module.children())
 
 
 def _has_weights(module: nn.Module) -> bool:

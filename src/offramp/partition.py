@@ -29,7 +29,7 @@ from offramp.layout import LAYOUTS, find_layout
 from offramp.macs import count_macs
 from offramp.modules import ModuleCall, block_ends, leaf_ends, module_calls
 from offramp.spans import Border, Span, build_span
-from offramp.tracing import evaluating, trace
+from offramp.tracing import caches_kept, evaluating, trace
 
 INPUT = "input"
 OUTPUT = "output"
@@ -170,7 +170,8 @@ def partition(
     legal, refused = _sort_out(flow, calls, dict(layouts or {}))
     chosen = _choose(flow, calls, legal, refused, cuts)
     result = Partition(flow, legal, refused, chosen)
-    _verify(result)
+    with caches_kept(model):
+        _verify(result)
     return result
 
 
@@ -264,7 +265,7 @@ def _choose(
     if cuts == "auto":
         return _automatic(flow, calls, legal)
     if cuts == "all":
-        blocks = set(block_ends(calls))
+        blocks = set(_block_ends(calls, legal))
         return _distinct(
             sorted(legal, key=lambda cut: (cut.border.after, cut.name not in blocks, -len(cut.name)))
         )
@@ -293,12 +294,18 @@ def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
 def _automatic(flow: Flow, calls: Sequence[ModuleCall], legal: Sequence[Cut]) -> list[Cut]:
     by_name = {cut.name: cut for cut in legal}
     found: list[Cut] = []
-    for ends in (block_ends(calls), leaf_ends(calls)):
-        spaced = _spaced(flow, _distinct([by_name[name] for name in ends if name in by_name]))
+    for ends in (_block_ends(calls, legal), leaf_ends(calls)):
+        at_ends = sorted((by_name[n] for n in ends if n in by_name), key=lambda cut: cut.border.after)
+        spaced = _spaced(flow, _distinct(at_ends))
         found = max(found, spaced, key=len)
         if len(found) > 1:  # with fewer than two blocks to stop after, it is no model of blocks
             break
     return found
+
+
+def _block_ends(calls: Sequence[ModuleCall], legal: Sequence[Cut]) -> list[str]:
+    ends = {call.name: call.last for call in calls}
+    return block_ends(calls, {cut.name for cut in legal if cut.border.after == ends[cut.name]})
 
 
 def _spaced(flow: Flow, cuts: Sequence[Cut]) -> list[Cut]:
@@ -343,20 +350,21 @@ def _verify(result: Partition) -> None:
                 "depends on more than its inputs. Make forward deterministic, then try again"
             )
         answers.append(wanted)
-    if any(map(_mixed, *answers)):
+    coarse = 0.25 if result.flow.trace.packed else 0.01  # int8 scales are those of the whole batch
+    if any(_mixed(together, alone, coarse) for together, alone in zip(*answers, strict=True)):
         raise PartitionError(
             f"{name}: its answer to a sample depends on the others in the batch (attention without "
             "batch_first, or a norm that uses batch statistics?), so samples cannot leave one by one"
         )
 
 
-def _mixed(together: object, alone: object) -> bool:
+def _mixed(together: object, alone: object, share: float) -> bool:
     """Whether the first sample's answer among others is far from its answer alone, by more than rounding."""
     if not (isinstance(together, Tensor) and isinstance(alone, Tensor) and alone.dtype.is_floating_point):
         return False
     if together.shape[1:] != alone.shape[1:] or alone.ndim == 0:
         return False
-    tolerance = 0.01 if alone.dtype.itemsize >= 4 else 0.25
+    tolerance = share if alone.dtype.itemsize >= 4 else 0.25
     return bool((together[:1] - alone).abs().max() > tolerance * alone.abs().max())
 
 

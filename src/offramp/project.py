@@ -1,54 +1,163 @@
-"""A user's own model and data, named on the command line as ``package.module:callable``.
+"""A user's model and data, as they are named on the command line.
 
-MODEL   () -> torch.nn.Module, trained
-DATA    () -> mapping with loaders "train", "search" and, to report on, "report"; disjoint samples
-        a loader yields (inputs, labels), or inputs alone; optional "example_inputs" where those are ambiguous
+MODEL   timm:NAME, torchvision:NAME, hf:NAME_OR_DIR, or package.module:callable: () -> torch.nn.Module
+DATA    imagefolder:DIR, npz:FILE, csv:FILE, or package.module:callable: () -> mapping with loaders "train",
+        "search" and, to report on, "report"; disjoint samples. A loader yields (inputs, labels), or inputs
+        alone; optional "example_inputs" where those are ambiguous
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from offramp.data_specs import DATA_SCHEMES, beside, load_samples
 from offramp.errors import InputError
 from offramp.inputs import LABEL_KEYS
+from offramp.model_specs import MODEL_SCHEMES, SourceModel, load_source, of_callable
+from offramp.preprocessing import Adapted
+from offramp.specs import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
+from offramp.splits import Check, Guarded, Splits
+from offramp.tasks import Task, make_task
+
+__all__ = [
+    "Project",
+    "Splits",
+    "load_data",
+    "load_input_exits",
+    "load_model",
+    "load_project",
+    "load_source_model",
+    "load_splits",
+    "parse_task",
+]
 
 
 @dataclass(frozen=True)
-class Splits:
-    """Loaders of three disjoint sets of samples, and example inputs for tracing."""
+class Project:
+    """All that a build needs.
 
-    train: Iterable[Any]
-    search: Iterable[Any]
-    report: Iterable[Any] | None
-    example: Any
+    Args:
+        model: trained.
+        splits: samples, as the model takes them.
+        task: what an answer is.
+        input_exits: exits at the input, by name: modules or kinds of heads.
+    """
+
+    model: nn.Module
+    splits: Splits
+    task: Task
+    input_exits: Mapping[str, nn.Module | str] = field(default_factory=dict)
+
+
+def load_project(
+    model: str,
+    data: str,
+    *,
+    task: str = "classification",
+    output: str | int | None = None,
+    input_exits: Sequence[str] = (),
+    device: str | None = None,
+) -> Project:
+    """A model, the data for it, and exits at its input.
+
+    Args:
+        model: MODEL.
+        data: DATA.
+        task: as ``parse_task`` takes it.
+        output: key of the answer in what the model returns.
+        input_exits: each "NAME=MODEL" or "NAME=KIND", KIND of a head.
+        device: where to, such as "cuda"; None leaves models where they are.
+
+    Raises:
+        InputError: something is not there, or does not fit.
+        MissingExtraError: a library is not installed.
+    """
+    source = load_source_model(model, device)
+    wanted = parse_task(task)  # after the user's module is imported: it may register one
+    splits = load_splits(data, source, wanted, output)
+    return Project(source.model, splits, wanted, load_input_exits(input_exits, source, device))
+
+
+def parse_task(text: str) -> Task:
+    """A task on the command line: ``name`` or ``name,option=number,...``, several numbers with "/" between.
+
+    Raises:
+        InputError: an unknown name, or options that are no numbers or not the task's.
+    """
+    name, options = split_options(text)
+    numbers: dict[str, float | list[float]] = {}
+    for option, value in options.items():
+        found = numbers_in(value)
+        if found is None:
+            raise InputError(
+                f"--task {text}: {option}: expected a number, or several with '/' between, got {value!r}"
+            )
+        numbers[option] = list(found) if len(found) > 1 else found[0]
+    return make_task(name, **numbers)
+
+
+def load_splits(data: str, source: SourceModel, task: Task, output: str | int | None = None) -> Splits:
+    """The data for a model.
+
+    Raises:
+        InputError: something is not there, or does not fit the model.
+    """
+    spec = parse_spec("DATA", data, DATA_SCHEMES)
+    if spec.scheme:
+        return load_samples(spec, source, task, output, _transform(spec))
+    splits = load_data(data, source.check)
+    return replace(splits, example=beside(source.model, splits.example))
+
+
+def load_input_exits(
+    texts: Sequence[str], source: SourceModel, device: str | None = None
+) -> dict[str, nn.Module | str]:
+    """Exits at the input of a model, by name.
+
+    Args:
+        texts: each "NAME=MODEL" or "NAME=KIND", KIND of a head.
+        source: the model.
+        device: of the models.
+
+    Raises:
+        InputError: another form, a name given twice, or a model that cannot take the same inputs.
+    """
+    found = [_input_exit(text, source, device) for text in texts]
+    twice = [name for i, (name, _) in enumerate(found) if name in dict(found[:i])]
+    if twice:
+        raise InputError(f"--input-exit: {twice[0]!r} is given twice; choose another name")
+    return dict(found)
 
 
 def load_model(spec: str) -> nn.Module:
-    """Call the user's model function.
+    """The model alone.
 
     Raises:
-        InputError: it cannot be found, fails, or returns something else than a module.
+        InputError: it cannot be found, fails, or is something else than a module.
+        MissingExtraError: a library is not installed.
     """
-    model = _call(spec, "MODEL")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"MODEL {spec}: expected it to return a torch.nn.Module, got {type(model).__name__}")
-    return model
+    return load_source_model(spec).model
 
 
-def load_data(spec: str) -> Splits:
+def load_data(spec: str, check: Check | None = None) -> Splits:
     """Call the user's data function.
+
+    Args:
+        spec: ``package.module:callable``.
+        check: looks at every batch.
 
     Raises:
         InputError: it cannot be found, fails, or returns something else than the loaders.
     """
-    found = _call(spec, "DATA")
+    found = _called(parse_spec("DATA", spec, DATA_SCHEMES), DATA_SCHEMES)
     if not isinstance(found, Mapping) or not {"train", "search"} <= set(found):
         got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
         raise InputError(
@@ -63,38 +172,100 @@ def load_data(spec: str) -> Splits:
                 f"DATA {spec}: expected {split!r} to be a loader that can be gone through more than once, "
                 f"got a {type(loader).__name__}; a list of batches or a DataLoader will do"
             )
-    train, search = _Guarded(spec, "train", found["train"]), _Guarded(spec, "search", found["search"])
+    train, search = (Guarded(f"DATA {spec}: {name}", found[name], check) for name in ("train", "search"))
     report = found.get("report")
+    if report is not None:
+        report = Guarded(f"DATA {spec}: report", report, check)
     example = found.get("example_inputs")
     if example is None:
         example = _example(spec, train)
-    return Splits(train, search, None if report is None else _Guarded(spec, "report", report), example)
+    return Splits(train, search, report, example, _class_count(found["train"]))
 
 
-class _Guarded:
-    """A user's loader whose own failures come out as a message that names the split and the batch."""
+def load_source_model(text: str, device: str | None = None, what: str = "MODEL") -> SourceModel:
+    """A model with what is known about its inputs.
 
-    def __init__(self, spec: str, split: str, loader: Iterable[Any]) -> None:
-        self._where, self._loader = f"DATA {spec}: {split}", loader
+    Args:
+        text: MODEL.
+        device: where to, such as "cuda"; None leaves it where it is.
+        what: for messages.
 
-    def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        i = 0
+    Raises:
+        InputError: it cannot be found, fails, or is something else than a module.
+        MissingExtraError: a library is not installed.
+    """
+    spec = parse_spec(what, text, MODEL_SCHEMES)
+    if spec.scheme:
+        source = load_source(spec)
+    else:
+        model = _called(spec, MODEL_SCHEMES)
+        if not isinstance(model, nn.Module):
+            raise spec.error(f"expected it to return a torch.nn.Module, got {type(model).__name__}")
+        source = of_callable(model)
+    if device is not None:
         try:
-            for batch in self._loader:
-                yield batch
-                i += 1
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self._where}: reading batch {i} fails: {what}") from error
+            source.model.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            raise InputError(f"--device {device}: {str(error).splitlines()[0]}; try cpu") from error
+    return source
 
 
-def _call(spec: str, what: str) -> Any:
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise InputError(f"{what}: expected package.module:callable, got {spec!r}")
+def _transform(spec: Spec) -> Any:
+    text = spec.options.get("transform")
+    return None if text is None else _found(parse_spec(f"DATA {spec.text}: transform", text, ()), ())
+
+
+def _input_exit(text: str, source: SourceModel, device: str | None) -> tuple[str, nn.Module | str]:
+    """NAME=MODEL or NAME=KIND; a model that takes images otherwise is adapted."""
+    name, equals, what = text.partition("=")
+    if not equals or not name or not what:
+        raise InputError(
+            f"--input-exit: expected NAME=MODEL or NAME=KIND, such as small=timm:resnet18 or pooled=linear; "
+            f"got {text!r}"
+        )
+    if ":" not in what:
+        return name, what
+    other = load_source_model(what, device, f"--input-exit {name}")
+    given, wanted = source.images, other.images
+    if _vocabulary(source) != (_vocabulary(other) or _vocabulary(source)):
+        raise InputError(
+            f"--input-exit {text}: its tokenizer is not the model's, and both are given the same tokens; "
+            "take a model that was trained with the model's tokenizer"
+        )
+    if given is None or wanted is None or not given.mean or not wanted.mean:
+        return name, other.model
+    if given.size[0] != wanted.size[0]:
+        raise InputError(
+            f"--input-exit {text}: it takes {wanted.size[0]} channels, the model {given.size[0]}"
+        )
+    same = (given.mean, given.std, given.size, given.key) == (
+        wanted.mean,
+        wanted.std,
+        wanted.size,
+        wanted.key,
+    )
+    if same:
+        return name, other.model
+    parameter = next(source.model.parameters(), torch.empty(0))
+    return name, Adapted(other.model, given, wanted).to(parameter.device)
+
+
+def _vocabulary(source: SourceModel) -> Any:
+    return None if source.text is None else source.text.tokenizer.get_vocab()
+
+
+def _called(spec: Spec, schemes: Sequence[Scheme]) -> Any:
+    """What the user's function returns."""
+    function = _found(spec, schemes)
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise spec.error(f"calling it fails: {type(error).__name__}: {error}") from error
+
+
+def _found(spec: Spec, schemes: Sequence[Scheme]) -> Any:
+    """The user's function."""
+    module_name, _, name = spec.name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -102,19 +273,24 @@ def _call(spec: str, what: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(
-                f"{what} {spec}: no module {error.name!r}; run from its folder or install it"
-            ) from error
-        raise InputError(f"{what} {spec}: importing it fails: {error}") from error
+            hint = scheme_hint(spec.text, schemes)
+            raise spec.error(f"no module {error.name!r}; run from its folder or install it{hint}") from error
+        raise spec.error(f"importing it fails: {error}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} {spec}: importing it fails: {type(error).__name__}: {error}") from error
+        raise spec.error(f"importing it fails: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(f"{what} {spec}: {module_name} has no callable {name!r}")
-    try:
-        return function()
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{what} {spec}: calling it fails: {type(error).__name__}: {error}") from error
+        raise spec.error(f"{module_name} has no callable {name!r}")
+    return function
+
+
+def _class_count(loader: Any) -> int | None:
+    """How many classes a loader's data set says it has, as those of torchvision do."""
+    data = getattr(loader, "dataset", None)
+    while data is not None and not hasattr(data, "classes"):
+        data = getattr(data, "dataset", None)  # a Subset
+    classes = getattr(data, "classes", None)
+    return len(classes) if isinstance(classes, (list, tuple)) else None
 
 
 def _example(spec: str, loader: Iterable[Any]) -> Any:

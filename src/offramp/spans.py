@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from offramp.flow import Flow, is_check, is_size, operation_name
+from offramp.packed import layer_of
 from offramp.tracing import Slot
 
 
@@ -123,10 +124,19 @@ class _Builder:
         if self.device is not None and is_size(node) and operation_name(node) == "item":
             self.values[node] = 1  # nothing is computed, so there is nothing to read
             return
+        if self.device is None and (layer := layer_of(node)) is not None:
+            self.values[node] = self._packed(layer, node)
+            return
         copy = self.graph.node_copy(node, self._value)
         if self.device is not None:
             self._redirect(copy)
         self.values[node] = copy
+
+    def _packed(self, layer: int, node: Node) -> Node:
+        """A call of the model's own layer."""
+        name = f"packed_{layer}"
+        self.root.add_module(name, self.flow.trace.packed[layer])
+        return self.graph.call_module(name, (self._value(node.all_input_nodes[0]),))
 
     def _subgraph(self, module: GraphModule) -> GraphModule:
         """A copy on the span's device, without run-time checks: autocast fails them on the meta device."""

@@ -1,4 +1,8 @@
-"""Run an engine over a stream of batches and say what came out: quality, MACs, time, where samples left."""
+"""Run an engine over a stream of batches and say what came out: quality, MACs, time, where samples left.
+
+``run_stream`` switches between configurations on batches in memory; ``measure_stream`` goes through a loader
+once, batch by batch, however large it is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp._progress import progress_bar
 from offramp.config import ExitConfig
 from offramp.engine import Engine
 from offramp.errors import InputError
@@ -48,6 +53,58 @@ def read_batches(spec: InputSpec, loader: Iterable[Any]) -> list[Batch]:
     return [(_as_inputs(spec, values), labels) for values, labels in checked_batches(spec, loader)]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One configuration and the plain model over a loader.
+
+    Args:
+        result: of the engine.
+        plain_milliseconds: median time of one batch through the user's own model.
+        batches: how many there were.
+    """
+
+    result: StreamResult
+    plain_milliseconds: float
+    batches: int
+
+
+def measure_stream(
+    engine: Engine, loader: Iterable[Any], rounds: int = 3, progress: bool | None = None
+) -> Measured:
+    """Go through a loader once; each batch is answered by the engine and by the plain model in turns.
+
+    Args:
+        engine: under the configuration to measure.
+        loader: batches of inputs with or without labels.
+        rounds: how often each batch is answered; times are medians over batches and rounds.
+        progress: None shows a bar when standard error is a terminal.
+
+    Raises:
+        InputError: the loader yields nothing, a batch does not fit the model, or an answer is not finite.
+    """
+    spec, times, plain = engine.net.partition.spec, list[float](), list[float]()
+    qualities: list[tuple[float, int] | None] = []
+    engine.reset_stats()
+    with progress_bar("Running the engine", _length(loader), progress) as advance:
+        for values, labels in checked_batches(spec, loader):
+            batch = (_as_inputs(spec, values), labels)
+            for turn in range(rounds):
+                quality = _timed(engine, batch, times)
+                if turn == 0:
+                    qualities.append(quality)
+                plain.append(_time_plain(engine, batch[0]))
+            advance(len(qualities))
+    result = _result(engine, qualities, times)
+    return Measured(result, 1e3 * statistics.median(plain), len(qualities))
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def run_stream(
     engine: Engine, batches: Sequence[Batch], configs: Sequence[ExitConfig], rounds: int = 3
 ) -> list[StreamResult]:
@@ -75,30 +132,45 @@ def run_stream(
 
 def time_model(engine: Engine, batches: Sequence[Batch], rounds: int = 3) -> float:
     """Median milliseconds of one batch through the user's own model, without Offramp."""
-    times: list[float] = []
-    model, spec = engine.net.backbone, engine.net.partition.spec
-    with evaluating(model), torch.inference_mode():
-        for _ in range(rounds):
-            for inputs, _labels in batches:
-                args, kwargs = spec.call(spec.flatten(inputs))
-                start = time.perf_counter()
-                model(*args, **kwargs)
-                times.append(time.perf_counter() - start)
+    times = [_time_plain(engine, inputs) for _ in range(rounds) for inputs, _labels in batches]
     return 1e3 * statistics.median(times)
+
+
+def _time_plain(engine: Engine, inputs: Any) -> float:
+    """Seconds that the user's own model takes for one batch."""
+    model, spec = engine.net.backbone, engine.net.partition.spec
+    args, kwargs = spec.call(spec.flatten(inputs))
+    with evaluating(model), torch.inference_mode():
+        start = time.perf_counter()
+        model(*args, **kwargs)
+        _wait(spec.device)
+        return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given: an accelerator answers before it has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _timed(engine: Engine, batch: Batch, times: list[float]) -> tuple[float, int] | None:
     """Answer one batch; returns (sum of qualities, samples) where there are labels."""
     inputs, labels = batch
+    net = engine.net
     start = time.perf_counter()
     outputs = engine(inputs).outputs
+    _wait(net.partition.spec.device)
     times.append(time.perf_counter() - start)
     if not bool(torch.isfinite(outputs).all()):
         raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
     if labels is None:
         return None
-    engine.net.task.check_labels(labels, outputs)
-    return float(engine.net.task.quality(outputs, labels).sum()), len(outputs)
+    answers, mask = net.task.from_model(outputs), net.mask(net.partition.spec.flatten(inputs))
+    real = net.task.real_labels(labels, mask)
+    net.task.check_labels(real, answers)
+    return float(net.task.quality(answers, real).sum()), len(outputs)
 
 
 def _result(

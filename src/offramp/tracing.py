@@ -4,7 +4,7 @@ The graph keeps, for every operation, the module call it came from; parameters a
 own and are looked up at each call, so weights that are replaced or updated in place are seen. Nothing of
 the model is changed: it is traced in eval mode and every training flag is put back, also after an error.
 Tracing comes before any real call, so that a model that changes its own buffers is refused before it has
-done so.
+done so. Tables that modules make at their first call and keep (in a dictionary) are made anew in the graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from torch.fx import Node
 
 from offramp.errors import InputError, PartitionError
 from offramp.inputs import InputSpec
+from offramp.packed import packed_layers, stand_ins
 
+_OWN_DICTIONARIES = frozenset(vars(nn.Module()))
 Slot = tuple[dict[str, Any], str]
 """Where a tensor lives: the dictionary of its owner and its name there."""
 
@@ -35,6 +37,8 @@ _ADVICE = (
      "forward branches on the values of a tensor; use torch.where, or move the branch out of the model"),
     (("onstraint", "specializ", "Specializ"),
      "forward fixes the batch size; use x.shape[0] instead of len(x) or a number, and -1 in view/reshape"),
+    (("__obj_flatten__", "quantized::"),
+     "of quantised layers only those of quantize_dynamic(model, {torch.nn.Linear}) can be traced"),
     (("is not a known type",),
      "return a tensor, or a tuple or dict of tensors, or pass the class to torch.export.register_dataclass"),
 )  # fmt: skip
@@ -57,6 +61,7 @@ class Trace:
         outputs: the flat outputs (nodes or constants).
         program: the exported program, owner of constants and of sub-graphs.
         example: the example batch, flat, of batch size 2 or more.
+        packed: layers whose weights the tracer cannot see, in the order their operations count them.
     """
 
     model: nn.Module
@@ -68,6 +73,48 @@ class Trace:
     outputs: tuple[Any, ...]
     program: ExportedProgram
     example: tuple[Tensor, ...]
+    packed: tuple[nn.Module, ...] = ()
+
+
+@contextmanager
+def caches_kept(model: nn.Module) -> Iterator[None]:
+    """Dictionaries that modules keep beside their parameters hold afterwards what they hold now."""
+    kept = _caches(model)
+    try:
+        yield
+    finally:
+        _put_back(kept)
+
+
+def _caches(model: nn.Module) -> list[tuple[dict[str, Any], str, dict[Any, Any], dict[Any, Any]]]:
+    """(attributes of a module, name, a dictionary it keeps, a copy of that) for each."""
+    return [
+        (vars(module), name, value, dict(value))
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is dict and name not in _OWN_DICTIONARIES
+    ]
+
+
+def _put_back(kept: list[tuple[dict[str, Any], str, dict[Any, Any], dict[Any, Any]]]) -> None:
+    for attributes, name, value, content in kept:
+        value.clear()
+        value.update(content)
+        attributes[name] = value
+
+
+@contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Calls inside find no tables of earlier calls, which the tracer takes for constants, and leave none."""
+    with caches_kept(model):
+        model.train()  # modules that keep tables in eval mode drop them here
+        model.eval()
+        empty = _caches(model)
+        hook = model.register_forward_hook(lambda *_: _put_back(empty), always_call=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 @contextmanager
@@ -106,7 +153,7 @@ def trace(model: nn.Module, example: object) -> Trace:
     values = [value.detach().clone() for value in spec.flatten(example)]  # the model may write to its inputs
     if len(values[0]) == 1:  # sizes 0 and 1 are special to the tracer
         values = [torch.cat([value, value]) for value in values]
-    with evaluating(model):
+    with evaluating(model), _without_caches(model):
         program = _export(model, spec, values)
     return _read(model, spec, program, tuple(values))
 
@@ -117,7 +164,7 @@ def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Exported
     dims = [{0: batch} for _ in spec.names]
     shapes: Any = dict(zip(spec.names, dims, strict=True)) if spec.keyword else tuple(dims)
     try:
-        with _quiet():
+        with _quiet(), stand_ins(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         _refuse_failing_model(model, spec, values)
@@ -219,6 +266,7 @@ def _read(model: nn.Module, spec: InputSpec, program: ExportedProgram, example: 
         tuple(output.args[0]),
         program,
         example,
+        tuple(packed_layers(model)),
     )
 
 

@@ -1,0 +1,53 @@
+"""Accuracy on the report split over the share of MACs spent: one panel per data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from offramp.plots import PALETTE
+
+OURS, COMMON, STATIC = "#0b4f8a", "#e69f00", "#5b6472"
+TITLES = {"spam": "SpamAssassin e-mails, 2 classes", "sentences": "rated sentences, 3 classes"}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """All data sets side by side, 1200 pixels wide."""
+    with mpl.rc_context(PALETTE):
+        figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), dpi=100, squeeze=False)
+        for axis, (kind, result) in zip(axes[0], results.items(), strict=True):
+            _panel(axis, result)
+            axis.set_title(TITLES[kind], fontsize=11)
+        axes[0, 0].legend(loc="lower right", frameon=False, fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _panel(axis: Axes, result: dict[str, Any]) -> None:
+    full = result["accuracy"]["report"]
+    axis.axhline(100 * (full - 0.005), color="#d9dde3", linewidth=1, zorder=0)
+    for i, found in enumerate(result["seeds"]):
+        for name, colour, label in (
+            ("same_threshold", COMMON, "one common threshold"),
+            ("frontier", OURS, "Offramp, three seeds"),
+        ):
+            share, accuracy = zip(*sorted(found[name]), strict=True)
+            percent = [100 * each for each in share], [100 * each for each in accuracy]
+            axis.plot(*percent, "-", color=colour, linewidth=1.3, alpha=0.8, label=None if i else label)
+    static = [*((member["macs"], member["accuracy"]) for member in result["family"]), (1.0, full)]
+    share, accuracy = zip(*static, strict=True)
+    percent = [100 * each for each in share], [100 * each for each in accuracy]
+    axis.plot(*percent, "s--", color=STATIC, markersize=6, linewidth=1, label="fewer layers, fine-tuned")
+    axis.set_ylim(100 * (min(full, *accuracy) - 0.03), 100 * (full + 0.01))
+    axis.set_xlim(0, 103)
+    axis.set_xlabel("MACs, % of the full model")
+    axis.set_ylabel("accuracy on the report split, %")
+    axis.grid(color="#eceef1", linewidth=0.7)

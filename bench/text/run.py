@@ -1,0 +1,249 @@
+"""Exits at every layer of a fine-tuned MiniLM against the same encoder with fewer layers.
+
+Heads are trained on the split that the backbone was fine-tuned on, configurations are searched and chosen on
+a second, and every figure is of a third. All seeds of the heads' initial weights are columns of one network,
+so the backbone runs once. Writes JSON and a picture:
+
+    OUT/text.json, OUT/text.png
+
+    python bench/text/run.py --data DIR --backbones DIR --out bench/results [--kind spam] [--seeds 0 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from encoder import DEPTH, Encoded, accuracy, backbone_folder, load_classifier, load_data
+from picture import draw
+from torch import Tensor, nn
+
+import offramp
+from offramp.config import ExitConfig, Frontier
+from offramp.cost import CostTable
+from offramp.heads import head_factory, register_head
+from offramp.network import ExitNetwork
+from offramp.records import ExitRecords
+
+CUTS = ("bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(DEPTH - 1)))
+DROPS = (0.0, 0.0025, 0.005, 0.01)  # in accuracy, allowed on the search split
+CHECKED = 64  # report samples that the engine answers as well
+
+
+def batches(data: Encoded, size: int = 32) -> list[dict[str, Tensor]]:
+    """In fixed order, as the model takes them and with labels."""
+    rows = [data.rows(slice(i, i + size)) for i in range(0, len(data), size)]
+    return [{**part.inputs, "labels": part.labels} for part in rows]
+
+
+@cache
+def seeded(kind: str, seed: int) -> str:
+    """A kind of head under a name of its own, "kind-seed"."""
+    register_head(f"{kind}-{seed}")(head_factory(kind))
+    return f"{kind}-{seed}"
+
+
+def attach(
+    model: nn.Module,
+    example: dict[str, Tensor],
+    heads: str | Sequence[str],
+    seeds: Sequence[int],
+    cuts: str | Sequence[str] = CUTS,
+) -> ExitNetwork:
+    """A network with every head once per seed, as "kind-seed"; each has initial weights of its own."""
+    net = offramp.attach_exits(model, example, heads=heads, cuts=cuts)
+    wanted: dict[str, list[str]] = {}
+    for p, c, _ in net.exits():
+        wanted.setdefault(net.positions[p], []).extend(seeded(net.head_names[c], seed) for seed in seeds)
+    return offramp.attach_exits(model, example, heads=wanted, cuts=cuts)
+
+
+def of_seed(records: ExitRecords, costs: CostTable, seed: int) -> tuple[ExitRecords, CostTable]:
+    """The columns of one seed."""
+    columns = [c for c, name in enumerate(records.heads) if name.endswith(f"-{seed}")]
+    picked = replace(
+        records,
+        confidence=records.confidence[:, columns],
+        quality=records.quality[:, columns],
+        exists=records.exists[:, columns],
+        heads=tuple(records.heads[c] for c in columns),
+    )
+    return picked, replace(costs, heads=costs.heads[:, columns])
+
+
+def per_sample(records: ExitRecords, costs: CostTable, config: ExitConfig) -> npt.NDArray[np.float64]:
+    """(N,) quality of the answer that each sample leaves with."""
+    position = offramp.evaluate(records, costs, config).position
+    quality = records.final_quality.astype(np.float64)
+    for choice in config.choices:
+        p, c = records.positions.index(choice.position), records.heads.index(choice.head)
+        here = position == p
+        quality[here] = records.quality[p, c, here]
+    return quality
+
+
+def row(records: ExitRecords, costs: CostTable, config: ExitConfig) -> dict[str, Any]:
+    """What a configuration gives: accuracy, drop with half its 95 % interval, share of the MACs."""
+    outcome = offramp.evaluate(records, costs, config)
+    lost = records.final_quality - per_sample(records, costs, config)
+    return {
+        "accuracy": outcome.quality,
+        "drop": float(lost.mean()),
+        "interval": float(1.96 * lost.std(ddof=1) / np.sqrt(len(lost))),
+        "macs": outcome.relative_cost,
+        "exit_shares": outcome.exit_shares.round(4).tolist(),
+        "exits": [f"{choice.position} {choice.head} > {choice.threshold:.4f}" for choice in config.choices],
+    }
+
+
+def points(records: ExitRecords, costs: CostTable, frontier: Frontier) -> list[tuple[float, float]]:
+    """(share of the MACs, accuracy) of every configuration."""
+    outcomes = offramp.evaluate(records, costs, frontier)
+    return [(outcome.relative_cost, outcome.quality) for outcome in outcomes]
+
+
+def one_seed(parts: dict[str, ExitRecords], costs: CostTable, seed: int) -> tuple[dict[str, Any], Frontier]:
+    """Search on one split, report on the other."""
+    search, own = of_seed(parts["search"], costs, seed)
+    report, _ = of_seed(parts["report"], costs, seed)
+    frontier = offramp.search(search, own)
+    common = offramp.search(search, own, method="same-threshold")
+    chosen = {f"{drop:g}": row(report, own, frontier.at(max_drop=drop)) for drop in DROPS}
+    found = {
+        "seed": seed,
+        "chosen": chosen,
+        "frontier": points(report, own, frontier),
+        "same_threshold": points(report, own, common),
+        "alone": alone(report, own),
+    }
+    return found, frontier
+
+
+def alone(records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
+    """Accuracy of every exit if all samples left there, and its share of the MACs."""
+    return [
+        {
+            "exit": f"{records.positions[p]} {records.heads[c]}",
+            "accuracy": float(records.quality[p, c].mean()),
+            "macs": float((costs.backbone[p] + costs.heads[p, c]) / costs.full),
+        }
+        for p, c in zip(*np.nonzero(records.exists), strict=True)
+    ]
+
+
+def family(folder: Path, kind: str, data: Encoded, costs: CostTable) -> list[dict[str, float]]:
+    """The same encoder with fewer layers (each costs the same), fine-tuned likewise: those that there are."""
+    layer = (costs.backbone[2] - costs.backbone[1]) / costs.full
+    return [
+        {
+            "depth": depth,
+            "macs": 1 - (DEPTH - depth) * layer,
+            "accuracy": accuracy(load_classifier(folder, kind, depth), data),
+        }
+        for depth in range(1, DEPTH)
+        if backbone_folder(folder, kind, depth).exists()
+    ]
+
+
+def engine_agrees(
+    net: ExitNetwork, config: ExitConfig, data: Encoded, records: ExitRecords, costs: CostTable
+) -> int:
+    """How many of the first report samples the engine stops elsewhere than the records say; batches of 16."""
+    engine = offramp.Engine(net, config)
+    part = data.rows(slice(CHECKED))
+    stopped = torch.cat([engine(batch).position for batch in batches(part, 16)]).numpy()
+    wanted = offramp.evaluate(records.subset(np.arange(len(part))), costs, config).position
+    return int((stopped != wanted).sum())
+
+
+def experiment(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One data set, all seeds."""
+    start = time.perf_counter()
+    data = load_data(arguments.data, kind)
+    data = {name: part.rows(slice(arguments.limit)) for name, part in data.items()}
+    model = load_classifier(arguments.backbones, kind)
+    net = attach(model, data["train"].rows(slice(2)).inputs, arguments.heads, arguments.seeds)
+    config = offramp.TrainConfig(epochs=arguments.epochs)
+    work = arguments.work and arguments.work / kind
+    training = offramp.train_exits(net, batches(data["train"]), config=config, work_dir=work)
+    parts = {
+        name: offramp.record_outputs(net, batches(data[name]), work_dir=work) for name in ("search", "report")
+    }
+    costs = offramp.measure_cost(net)
+    seeds, engine = [], -1
+    for seed in arguments.seeds:
+        found, frontier = one_seed(parts, costs, seed)
+        seeds.append(found)
+        if engine < 0:
+            engine = engine_agrees(net, frontier.at(max_drop=0.005), data["report"], parts["report"], costs)
+    return {
+        "samples": {name: len(part) for name, part in data.items()},
+        "accuracy": {
+            "train": training.full_quality,
+            **{name: float(part.final_quality.mean()) for name, part in parts.items()},
+        },
+        "macs": costs.full,
+        "training": asdict(config),
+        "heads": sorted({name.rsplit("-", 1)[0] for name in net.head_names}),
+        "seeds": seeds,
+        "family": family(arguments.backbones, kind, data["report"], costs),
+        "engine_disagrees": engine,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def show(kind: str, result: dict[str, Any]) -> None:
+    """The table."""
+    full, seeds = result["accuracy"]["report"], result["seeds"]
+    count, macs = result["samples"]["report"], result["macs"]
+    print(f"\n{kind}: full model {full:.4f} on {count} report samples, {macs:.4g} MACs")
+    print("  allowed on search   MACs saved   drop on report, points (each seed)")
+    for drop in seeds[0]["chosen"]:
+        rows = [found["chosen"][drop] for found in seeds]
+        saved = ", ".join(f"{1 - each['macs']:.1%}" for each in rows)
+        lost = ", ".join(f"{100 * each['drop']:+.2f} ± {100 * each['interval']:.2f}" for each in rows)
+        mean = np.mean([1 - each["macs"] for each in rows]), 100 * np.mean([each["drop"] for each in rows])
+        print(f"  {100 * float(drop):.2f} points         {mean[0]:.1%} ({saved})   {mean[1]:+.2f} ({lost})")
+    for member in result["family"]:
+        lost = 100 * (full - member["accuracy"])
+        print(f"  {member['depth']} layers            {1 - member['macs']:.1%}   {lost:+.2f}")
+    print(f"  engine and records disagree on {result['engine_disagrees']} of {CHECKED} samples")
+    print(f"  {result['seconds']:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--backbones", type=Path, required=True, help="folder that train_backbones.py wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kind", nargs="+", choices=("spam", "sentences"), default=["spam", "sentences"])
+    parser.add_argument("--heads", nargs="+", help="kinds of heads; those of 'auto' without it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--limit", type=int, help="so many samples of each split: a smoke test")
+    parser.add_argument("--work", type=Path, help="folder from which a killed run goes on")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.heads = arguments.heads or "auto"
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "text.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for kind in arguments.kind:
+        results[kind] = experiment(kind, arguments)
+        show(kind, results[kind])
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, arguments.out / "text.png")
+
+
+if __name__ == "__main__":
+    main()

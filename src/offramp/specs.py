@@ -1,0 +1,217 @@
+"""What stands on the command line for a model or for data: ``scheme:name,option=value,...``.
+
+timm:resnet50                                   a model of a library, with its pretrained weights
+timm:resnet50,classes=10,weights=mine.pth       ... with weights of one's own
+csv:reviews.csv,text=body,label=stars           a table
+shop:model                                      a callable of one's own: package.module:callable
+
+Options follow commas, because "?" and "&" mean something to shells. A comma that no ``option=`` follows
+belongs to the value before it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from offramp.errors import InputError, MissingExtraError
+
+_OPTION = re.compile(r",(?=[a-z_]+=)")
+_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_UNREACHABLE = (
+    "LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout",
+    "ReadTimeout", "URLError", "gaierror", "TimeoutError", "MaxRetryError",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to name a model or data.
+
+    Args:
+        name: what stands before the colon.
+        argument: what stands after it, for messages.
+        options: names understood.
+    """
+
+    name: str
+    argument: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed specification.
+
+    Args:
+        what: "MODEL" or "DATA", for messages.
+        text: as it was written.
+        scheme: its name; empty for ``package.module:callable``.
+        name: what follows the scheme; the whole text for a callable.
+        options: by name.
+    """
+
+    what: str
+    text: str
+    scheme: str
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def error(self, message: str) -> InputError:
+        """An error that names this specification."""
+        return InputError(f"{self.what} {self.text}: {message}")
+
+    def flag(self, name: str, default: bool) -> bool:
+        """An option that is true or false.
+
+        Raises:
+            InputError: it is something else.
+        """
+        value = self.options.get(name)
+        if value is None:
+            return default
+        if value.lower() not in ("true", "false"):
+            raise self.error(f"{name}: expected true or false, got {value!r}")
+        return value.lower() == "true"
+
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int | None:
+        """An option that is a whole number.
+
+        Raises:
+            InputError: it is something else, or too small.
+        """
+        value = self.options.get(name)
+        if value is None:
+            return default
+        if not value.isascii() or not value.isdigit() or int(value) < least:
+            raise self.error(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        return int(value)
+
+    def number_of(self, name: str, default: int, least: int = 1) -> int:
+        """``integer`` with a default."""
+        found = self.integer(name, default, least)
+        assert found is not None
+        return found
+
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """An option that is one number or several, separated by "/".
+
+        Raises:
+            InputError: it is something else.
+        """
+        value = self.options.get(name)
+        if value is None:
+            return None
+        found = numbers_in(value)
+        if found is None:
+            raise self.error(f"{name}: expected a number, or several with '/' between, got {value!r}")
+        return found
+
+
+def parse_spec(what: str, text: str, schemes: Sequence[Scheme]) -> Spec:
+    """Read a specification.
+
+    Args:
+        what: "MODEL" or "DATA".
+        text: as on the command line.
+        schemes: those that may be used, besides ``package.module:callable``.
+
+    Raises:
+        InputError: neither a known scheme nor a callable, or an option that the scheme has not.
+    """
+    name, colon, rest = text.partition(":")
+    scheme = next((scheme for scheme in schemes if scheme.name == name), None)
+    if scheme is None or not colon:
+        if _CALLABLE.fullmatch(text):
+            return Spec(what, text, "", text)
+        raise InputError(f"{what}: expected {expected(schemes)}, got {text!r}{scheme_hint(text, schemes)}")
+    argument, options = split_options(rest)
+    spec = Spec(what, text, name, argument, options)
+    if not argument:
+        raise spec.error(f"expected {name}:{scheme.argument}, got nothing after the colon")
+    for option in spec.options:
+        if option not in scheme.options:
+            known = ", ".join(scheme.options) or "none"
+            raise spec.error(f"no option {option!r}{near(option, scheme.options)}; {name}: knows {known}")
+    return spec
+
+
+def numbers_in(text: str) -> tuple[float, ...] | None:
+    """Finite numbers with "/" between; None for anything else."""
+    try:
+        found = tuple(float(part) for part in text.split("/"))
+    except ValueError:
+        return None
+    return found if all(map(math.isfinite, found)) else None
+
+
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """``argument,option=value,...`` to (argument, options)."""
+    argument, *parts = _OPTION.split(text)
+    pairs = (part.partition("=") for part in parts)
+    return argument, {name: value for name, _, value in pairs}
+
+
+def expected(schemes: Sequence[Scheme]) -> str:
+    """The ways there are, for a message."""
+    ways = [f"{scheme.name}:{scheme.argument}" for scheme in schemes]
+    return f"{', '.join(ways)} or package.module:callable"
+
+
+def scheme_hint(text: str, schemes: Sequence[Scheme]) -> str:
+    """What was probably meant, where what stands before the colon resembles a scheme."""
+    name, colon, rest = text.partition(":")
+    close = difflib.get_close_matches(name.lower(), [scheme.name for scheme in schemes], n=1)
+    return f" (did you mean {close[0]}:{rest}?)" if close and colon else ""
+
+
+def near(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Names like this one, as part of a message; empty where there is none."""
+    close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Import a library that is an extra.
+
+    Args:
+        module: its name.
+        extra: the extra of this package that installs it.
+        purpose: what needs it.
+
+    Raises:
+        MissingExtraError: it is not installed, or does not fit the torch beside it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{purpose} needs {module}, which cannot be imported ({error}); pip install "offramp[{extra}]"'
+        ) from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        raise MissingExtraError(
+            f"{purpose} needs torchvision, and the one installed does not fit the torch beside it ({error}); "
+            "install the two as built for each other: pip install --upgrade torch torchvision"
+        ) from error
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error comes from a hub that cannot be asked."""
+    return any(
+        kind.__name__ in _UNREACHABLE for cause in chain(error) for kind in type(cause).__mro__
+    ) or any("couldn't connect to" in str(cause) for cause in chain(error))

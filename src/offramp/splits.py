@@ -1,0 +1,203 @@
+"""Three disjoint sets of samples: as loaders, and how one set becomes three.
+
+train    heads learn from it
+search   configurations are found on it
+report   nothing is chosen on it; figures are of it
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import InputError
+
+NAMES = ("train", "search", "report")
+ALIASES = {"val": "search", "valid": "search", "validation": "search", "dev": "search", "test": "report"}
+SHARES = (0.6, 0.2, 0.2)
+
+Check = Callable[[int, object], None]
+"""(index of the batch, batch); raises ``InputError`` where it does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Loaders of three disjoint sets of samples, and example inputs for tracing.
+
+    Args:
+        train: what heads learn from; goes through the same batches each time.
+        search: what configurations are found on.
+        report: what nothing is chosen on, or None.
+        example: inputs as the model takes them.
+        classes: how many there are, where the data say so.
+    """
+
+    train: Iterable[Any]
+    search: Iterable[Any]
+    report: Iterable[Any] | None
+    example: Any
+    classes: int | None = None
+
+
+class Guarded:
+    """A loader whose failures come out as a message that names the split and the batch.
+
+    Args:
+        where: for messages.
+        loader: to go through.
+        check: looks at every batch.
+    """
+
+    def __init__(self, where: str, loader: Iterable[Any], check: Check | None = None) -> None:
+        self._where, self._loader, self._check = where, loader, check
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        i = 0
+        try:
+            for batch in self._loader:
+                if self._check is not None:
+                    self._check(i, batch)
+                yield batch
+                i += 1
+        except InputError as error:
+            # a worker process of a DataLoader puts its traceback before the message
+            message = str(error).rsplit("InputError: ", 1)[-1].strip()
+            raise InputError(f"{self._where}: batch {i}: {message}") from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self._where}: reading batch {i} fails: {what}") from error
+
+
+def divided(
+    groups: Mapping[str, Sequence[Any]], names: Sequence[str], shares: Sequence[float], seed: int
+) -> dict[str, list[Any]]:
+    """Divide every group among splits, at random by a seed, disjointly.
+
+    A group's division depends on the seed, its name and its members alone: another group changes nothing.
+    Samples of one group with the same content, such as a mail that was sent twice, stay together.
+
+    Args:
+        groups: name of a class -> its samples (content, label), in a fixed order.
+        names: of the splits.
+        shares: of each, adding up to 1.
+        seed: of the division.
+
+    Returns:
+        Members by split, each split in a random order fixed by the seed.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for group, members in groups.items():
+        random = np.random.default_rng((seed, zlib.crc32(group.encode())))
+        alike: dict[Any, list[Any]] = {}
+        for member in members:
+            alike.setdefault(member[0], []).append(member)
+        units = list(alike.values())
+        order = random.permutation(len(units))
+        # rounding at random keeps the shares where groups are small
+        bounds = np.floor(np.cumsum(shares[:-1]) * len(units) + random.random()).astype(int)
+        for name, part in zip(names, np.split(order, bounds.clip(0, len(units))), strict=True):
+            found[name].extend(member for i in sorted(part) for member in units[i])
+    return {name: shuffled(members, seed) for name, members in found.items()}
+
+
+def three_sets(
+    found: Mapping[str, Mapping[str, Sequence[Any]]], seed: int, where: str
+) -> dict[str, list[Any]]:
+    """The sets of samples that data come in, as train, search and report.
+
+    ======================  ==============================================================================
+    one set                 divided 60 : 20 : 20, class by class
+    train, search, report   as they are; "val" is search and "test" is report
+    train, search           as they are; nothing to report on
+    train, val              val is halved, class by class: the model has seen neither half in training
+    train, report           a fifth of train becomes search
+    ======================  ==============================================================================
+
+    Args:
+        found: name of a set ("" for the only one) -> class -> samples.
+        seed: of the division.
+        where: for messages.
+
+    Raises:
+        InputError: no set called train, two of one meaning, or a split without samples.
+    """
+    named: dict[str, str] = {}
+    for name in found:
+        split = ALIASES.get(name, name or "train")
+        if split in named:
+            raise InputError(
+                f"{where}: both {named[split]!r} and {name!r} would be the {split} split; keep one"
+            )
+        named[split] = name
+    if "train" not in named:
+        raise InputError(f"{where}: expected a set 'train', got {', '.join(sorted(found))}")
+    sets = {split: found[name] for split, name in named.items()}
+    if set(sets) == {"train"}:
+        splits = divided(sets["train"], NAMES, SHARES, seed)
+    elif set(sets) == {"train", "search"} and named["search"] != "search":
+        halves = divided(sets["search"], ("search", "report"), (0.5, 0.5), seed)
+        splits = {"train": _all_of(sets["train"], seed), **halves}
+    elif set(sets) == {"train", "report"}:
+        parts = divided(sets["train"], ("train", "search"), (0.8, 0.2), seed)
+        splits = {**parts, "report": _all_of(sets["report"], seed)}
+    else:
+        splits = {split: _all_of(members, seed) for split, members in sets.items()}
+    for split, members in splits.items():
+        if not members:
+            raise InputError(f"{where}: no samples for the {split} split; give more")
+    return splits
+
+
+def _all_of(groups: Mapping[str, Sequence[Any]], seed: int) -> list[Any]:
+    return shuffled([member for members in groups.values() for member in members], seed)
+
+
+def shuffled(members: Sequence[Any], seed: int) -> list[Any]:
+    """In a random order fixed by the seed: a stream as it would come, not class by class."""
+    return [members[i] for i in np.random.default_rng((seed, len(members))).permutation(len(members))]
+
+
+def limited(members: Sequence[Any], group_of: Callable[[Any], object], most: int) -> list[Any]:
+    """At most so many, as evenly from all groups as there are, in the order they came in."""
+    seen: dict[object, int] = {}
+    ranks = []
+    for i, member in enumerate(members):
+        rank = seen[group_of(member)] = seen.get(group_of(member), -1) + 1
+        ranks.append((rank, i))
+    return [members[i] for i in sorted(i for _, i in sorted(ranks)[:most])]
+
+
+def class_numbers(names: Iterable[str], known: Mapping[str, int], outputs: int, where: str) -> dict[str, int]:
+    """Name of a class -> index of the model's output.
+
+    The model's own names count where it knows all that are here. Else the names are numbered in alphabetical
+    order, as the ImageFolder layout has it, which makes sense only where there are as many as outputs.
+
+    Args:
+        names: of the classes in the data.
+        known: the model's names.
+        outputs: K.
+        where: for messages.
+
+    Raises:
+        InputError: the number of classes differs from the number of outputs, and the names do not help.
+    """
+    found = sorted(set(names))
+    if all(name in known for name in found):
+        return {name: known[name] for name in found}
+    if len(found) != outputs:
+        strange = next(name for name in found if name not in known)
+        why = f"; the model has no class called {strange!r}" if known else ""
+        few = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
+        raise InputError(
+            f"{where}: expected {outputs} classes because the model has {outputs} outputs, "
+            f"got {len(found)} ({few}){why}; use the model trained for these classes"
+        )
+    return {name: i for i, name in enumerate(found)}

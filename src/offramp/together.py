@@ -1,0 +1,117 @@
+"""Several tasks over one backbone, asked in one call: what it costs. Arrays in, data out; no model.
+
+A sample runs as deep as the task that needs it deepest; segments are paid once, and every task pays the heads
+that its own configuration passes. Each task's answers are those it would give alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.config import ExitConfig
+from offramp.cost import CostTable
+from offramp.errors import InputError
+from offramp.evaluate import Outcome, evaluate, resolve
+from offramp.records import ExitRecords
+
+
+@dataclass(frozen=True, eq=False)
+class JointOutcome:
+    """What one configuration per task does on N samples when all are asked in one call; means over samples.
+
+    Args:
+        tasks: what each task's configuration does, as if it were asked alone.
+        cost: of one call for all tasks, in the cost tables' unit.
+        separate_cost: of one call per task, one after the other: the sum of the tasks' own costs.
+        relative_cost: ``cost`` over the full model's, run once.
+        position: (N,) int64, how deep each sample runs; P for the backbone's output.
+    """
+
+    tasks: Mapping[str, Outcome]
+    cost: float
+    separate_cost: float
+    relative_cost: float
+    position: npt.NDArray[np.int64]
+
+    @property
+    def share(self) -> float:
+        """``cost`` over ``separate_cost``: what asking together costs, of what asking separately does."""
+        return self.cost / self.separate_cost if self.separate_cost else 1.0
+
+
+def evaluate_together(
+    records: Mapping[str, ExitRecords], costs: Mapping[str, CostTable], configs: Mapping[str, ExitConfig]
+) -> JointOutcome:
+    """Simulate one call that answers several tasks, on records.
+
+    Args:
+        records: by task, of the same N samples in the same order, from networks over one backbone.
+        costs: by task.
+        configs: by task; the tasks named here are those asked for.
+
+    Raises:
+        InputError: no task, one without records or costs, records of other samples or another backbone, or
+            what ``evaluate`` refuses.
+    """
+    _check_tasks(records, costs, configs)
+    outcomes = {name: evaluate(records[name], costs[name], config) for name, config in configs.items()}
+    backbone = next(costs[name].backbone for name in configs)
+    position = np.max([outcome.position for outcome in outcomes.values()], axis=0)
+    cost = float(backbone[position].mean())
+    for name, config in configs.items():
+        passed = _heads_passed(records[name], costs[name], config)
+        cost += float(outcomes[name].exit_shares @ passed)
+    separate = sum(outcome.cost for outcome in outcomes.values())
+    return JointOutcome(
+        MappingProxyType(outcomes), cost, separate, cost / float(backbone[-1]), position.astype(np.int64)
+    )
+
+
+def _heads_passed(records: ExitRecords, costs: CostTable, config: ExitConfig) -> npt.NDArray[np.float64]:
+    """(P+1,) cost of all heads that a sample has asked when it leaves at each position."""
+    passed = np.zeros(len(records.positions) + 1)
+    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
+        passed[at:] += costs.heads[at, head]
+    return passed
+
+
+def _check_tasks(
+    records: Mapping[str, ExitRecords], costs: Mapping[str, CostTable], configs: Mapping[str, ExitConfig]
+) -> None:
+    if not configs:
+        raise InputError("evaluate_together: expected a configuration for at least one task, got none")
+    for kind, given in (("records", records), ("costs", costs)):
+        missing = [name for name in configs if name not in given]
+        if missing:
+            raise InputError(
+                f"evaluate_together: task {missing[0]!r} has a configuration but no {kind}; "
+                f"there are {kind} of {names_of(given)}"
+            )
+    first, *others = configs
+    for name in others:
+        if records[name].positions != records[first].positions or not _one_backbone(
+            costs[name], costs[first]
+        ):
+            raise InputError(
+                f"evaluate_together: {name!r} and {first!r} have other positions or backbone costs; "
+                "attach both with attach_tasks"
+            )
+        if records[name].samples != records[first].samples:
+            raise InputError(
+                f"evaluate_together: expected records of the same samples, got {records[first].samples} of "
+                f"{first!r} and {records[name].samples} of {name!r}"
+            )
+
+
+def _one_backbone(a: CostTable, b: CostTable) -> bool:
+    return a.unit == b.unit and np.array_equal(a.backbone, b.backbone)
+
+
+def names_of(tasks: Iterable[str]) -> str:
+    """Tasks as an error lists them."""
+    return ", ".join(map(repr, tasks)) or "none"
