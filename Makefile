@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# tests of one file stay in one process: they share what is slow to make
+PARALLEL := -n auto --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: demo test check bench format clean
@@ -10,13 +12,13 @@ demo: $(READY)
 	$(BIN)/offramp demo --out offramp-demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term
 
 bench: $(READY)
 	$(BIN)/python bench/engine_overhead.py

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree
 
 import offramp
 import small
+import toys
 from offramp import TrainConfig, finetune, head_training, train_exits
 from offramp.errors import InputError
 from offramp.state import graph_digest
@@ -38,8 +40,6 @@ def test_it_equals_a_plain_loop():
     x, y = small.inputs(small.Vector, 64), small.labels(64)
     held = np.zeros(64, bool)
     held[np.random.default_rng((0, 1)).permutation(64)[:16]] = True
-    twin = small.network(small.Vector, heads=("linear",))
-    train_exits(twin, small.batches(x[~held], y[~held]), config=TrainConfig(epochs=3, batch_size=20))
     twin = small.network(small.Vector, heads=("linear",))
     heads = frozen_heads(twin, x, y, config)
     model, before = twin.backbone, small.model(small.Vector)
@@ -240,3 +240,44 @@ def test_what_cannot_be_fine_tuned_is_refused():
         train_exits(net, learnable(), config=dataclasses.replace(QUICK, backbone_rate=1e38))
     assert small.same(before, values(net.backbone))
     assert math.isfinite(sum(float(value.sum()) for value in before.values()))
+
+
+def test_a_model_that_cannot_be_trained_is_said_to_be_one():
+    model, draw = toys.TOYS["in-place"]()
+    net = offramp.attach_exits(model, draw(2), heads=("linear",))
+    before = values(model)
+    with pytest.raises(InputError, match=r"InPlace writes over what its gradient needs, so it cannot"):
+        train_exits(net, [draw(8)], config=QUICK)
+    assert small.same(before, values(model))
+
+
+GRADED = ("residual", "shared", "sequence", "encoder", "windows", "branches", "filled", "autocast")
+
+
+@pytest.mark.parametrize("name", GRADED)
+def test_gradients_flow_through_the_chain_as_through_the_model(name):
+    """In-place operations, views, shared and parametrised weights."""
+    model, draw, parts = toys.cut(name)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def gradients(outputs):
+        flat = [out for out in _pytree.tree_leaves(outputs) if isinstance(out, torch.Tensor)]
+        total = sum(out.float().square().sum() for out in flat if out.is_floating_point())
+        return torch.autograd.grad(total, parameters, allow_unused=True)
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        inputs = toys.clone(draw(3))
+        wanted = gradients(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    handed = tuple(parts.spec.flatten(draw(3)))
+    for segment in parts.segments:
+        handed = segment(*handed)
+    assert any(each is not None for each in wanted)
+    for got, want in zip(gradients(handed), wanted, strict=True):
+        if got is None or want is None:  # a branch that the answer does not depend on
+            assert got is want or not (want if got is None else got).any()
+        else:
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -81,6 +81,15 @@ def test_as_many_operations_as_before(quantised: nn.Module) -> None:
     assert macs(quantised) == macs(seeded(Mlp)) == 6 * 8 + 4 * 8 * 8
 
 
+def test_a_packed_layer_is_no_block(quantised: nn.Module) -> None:
+    found, wanted = (partition(model, randn(6)(2)).cuts for model in (quantised, seeded(Mlp)))
+    assert [cut.name for cut in found] == [cut.name for cut in wanted] == ["blocks.0", "blocks.1"]
+
+
+def test_packed_layers_tell_the_layout(quantised: nn.Module) -> None:
+    assert {cut.layout for cut in partition(quantised, randn(5, 6)(2)).cuts} == {"NLC"}
+
+
 def test_linear_layers_with_weights_are_not_packed() -> None:
     assert not is_packed(nn.Linear(3, 3))
 

@@ -203,6 +203,15 @@ def test_of_seed_takes_its_own_columns(bench):
     np.testing.assert_array_equal(priced.heads, costs.heads[:, :1])
 
 
+def test_without_a_position_its_exits_and_their_costs_are_gone_and_nothing_else(bench):
+    records, costs = records_of()
+    fewer, priced = bench.run.without(records, costs, "first")
+    np.testing.assert_array_equal(fewer.exists, [[False] * 2, [False] * 2, [True] * 2])
+    np.testing.assert_array_equal(priced.heads, [[0, 0], [0, 0], [1, 2]])
+    assert records.exists[1].all()
+    assert costs.heads[1].all()
+
+
 def test_row_counts_the_answers_that_samples_leave_with(bench):
     records, costs = records_of()
     config = ExitConfig((ExitChoice("first", "linear-1", 0.5), ExitChoice("second", "linear-0", 0.7)))

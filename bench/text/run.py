@@ -111,21 +111,35 @@ def points(records: ExitRecords, costs: CostTable, frontier: Frontier) -> list[t
     return [(outcome.relative_cost, outcome.quality) for outcome in outcomes]
 
 
+def without(records: ExitRecords, costs: CostTable, position: str) -> tuple[ExitRecords, CostTable]:
+    """No exits at a position."""
+    p = records.positions.index(position)
+    exists, heads = records.exists.copy(), costs.heads.copy()
+    exists[p], heads[p] = False, 0
+    return replace(records, exists=exists), replace(costs, heads=heads)
+
+
 def one_seed(parts: dict[str, ExitRecords], costs: CostTable, seed: int) -> tuple[dict[str, Any], Frontier]:
-    """Search on one split, report on the other."""
+    """Search on one split, report on the other: with all exits, and with those after layers only."""
     search, own = of_seed(parts["search"], costs, seed)
     report, _ = of_seed(parts["report"], costs, seed)
-    frontier = offramp.search(search, own)
-    common = offramp.search(search, own, method="same-threshold")
-    chosen = {f"{drop:g}": row(report, own, frontier.at(max_drop=drop)) for drop in DROPS}
-    found = {
-        "seed": seed,
-        "chosen": chosen,
-        "frontier": points(report, own, frontier),
-        "same_threshold": points(report, own, common),
-        "alone": alone(report, own),
-    }
+    frontier, found = offramp.search(search, own), {"seed": seed, "alone": alone(report, own)}
+    found["all"] = {**dial(report, own, frontier), "same_threshold": common(search, report, own)}
+    search, fewer = without(search, own, CUTS[0])
+    report, _ = without(report, own, CUTS[0])
+    found["layers"] = dial(report, fewer, offramp.search(search, fewer))
     return found, frontier
+
+
+def dial(report: ExitRecords, costs: CostTable, frontier: Frontier) -> dict[str, Any]:
+    """What a frontier gives on the report split, and the configurations chosen by their figures on search."""
+    chosen = {f"{drop:g}": row(report, costs, frontier.at(max_drop=drop)) for drop in DROPS}
+    return {"chosen": chosen, "frontier": points(report, costs, frontier)}
+
+
+def common(search: ExitRecords, report: ExitRecords, costs: CostTable) -> list[tuple[float, float]]:
+    """The rival with one threshold for all exits."""
+    return points(report, costs, offramp.search(search, costs, method="same-threshold"))
 
 
 def alone(records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
@@ -206,16 +220,20 @@ def show(kind: str, result: dict[str, Any]) -> None:
     full, seeds = result["accuracy"]["report"], result["seeds"]
     count, macs = result["samples"]["report"], result["macs"]
     print(f"\n{kind}: full model {full:.4f} on {count} report samples, {macs:.4g} MACs")
-    print("  allowed on search   MACs saved   drop on report, points (each seed)")
-    for drop in seeds[0]["chosen"]:
-        rows = [found["chosen"][drop] for found in seeds]
-        saved = ", ".join(f"{1 - each['macs']:.1%}" for each in rows)
-        lost = ", ".join(f"{100 * each['drop']:+.2f} ± {100 * each['interval']:.2f}" for each in rows)
-        mean = np.mean([1 - each["macs"] for each in rows]), 100 * np.mean([each["drop"] for each in rows])
-        print(f"  {100 * float(drop):.2f} points         {mean[0]:.1%} ({saved})   {mean[1]:+.2f} ({lost})")
+    for exits, told in (("all", "exits from the embeddings on"), ("layers", "exits after layers only")):
+        print(f"  {told}: allowed on search, MACs saved, drop on report in points (each seed)")
+        for drop in seeds[0][exits]["chosen"]:
+            rows = [found[exits]["chosen"][drop] for found in seeds]
+            saved = ", ".join(f"{1 - each['macs']:.1%}" for each in rows)
+            lost = ", ".join(f"{100 * each['drop']:+.2f} ± {100 * each['interval']:.2f}" for each in rows)
+            mean = (
+                np.mean([1 - each["macs"] for each in rows]),
+                100 * np.mean([each["drop"] for each in rows]),
+            )
+            print(f"    {100 * float(drop):.2f}   {mean[0]:.1%} ({saved})   {mean[1]:+.2f} ({lost})")
     for member in result["family"]:
         lost = 100 * (full - member["accuracy"])
-        print(f"  {member['depth']} layers            {1 - member['macs']:.1%}   {lost:+.2f}")
+        print(f"  the first {member['depth']} layers, fine-tuned: {1 - member['macs']:.1%}   {lost:+.2f}")
     print(f"  engine and records disagree on {result['engine_disagrees']} of {CHECKED} samples")
     print(f"  {result['seconds']:.0f} s")
 

@@ -161,7 +161,16 @@ class _Mixed:
             group["lr"] = peak * rate
         teacher = self._said_before(values)
         self._optimiser.zero_grad(set_to_none=True)
-        self._loss(values, labels, teacher).backward()  # type: ignore[no-untyped-call]
+        loss = self._loss(values, labels, teacher)
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise InputError(
+                f"backbone='finetune': {type(self._net.backbone).__name__} writes over what its gradient "
+                "needs, so it cannot be trained as it is; replace the in-place operation, or keep 'frozen'"
+            ) from error
         self._optimiser.step()
 
     @torch.no_grad()
