@@ -156,6 +156,8 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
     tradeoffs = result["tradeoffs"]
     samples = ", ".join(f"{count:,} to {what} on" for what, count in result["samples"].items())
     for part, usual in (("J", USUAL), ("chain", "temperature")):
+        if len(result[part][usual]) < 2:
+            continue  # no error to tell yet
         title = (
             f"{name}: {samples}; {len(result[part][usual])} seeds. J on the report part, over that of {usual}"
         )
@@ -187,7 +189,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
         figure, axes = plt.subplots(2, len(results), figsize=(4 * len(results), 6), dpi=100, squeeze=False)
         for column, (name, result) in enumerate(results.items()):
             for row, (part, usual) in enumerate((("J", USUAL), ("chain", "temperature"))):
-                axis, base = axes[row, column], np.mean(result[part][usual], 0)
+                axis = axes[row, column]
+                if not result[part][usual]:
+                    axis.set_visible(False)
+                    continue
+                base = np.mean(result[part][usual], 0)
                 for kind, rows in result[part].items():
                     bold = kind in (usual, "learned")
                     axis.plot(

@@ -16,11 +16,11 @@ import offramp
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tasks"
 SMALLER: dict[str, dict[str, int]] = {
-    "multi_label": {"train": 2400, "held_out": 800, "epochs": 6, "head_epochs": 8},
-    "regression": {"times": 2, "epochs": 6, "head_epochs": 15},
-    "token_classification": {"train": 800, "held_out": 600, "epochs": 5, "head_epochs": 5},
+    "multi_label": {"train": 2400, "held_out": 600, "epochs": 6, "head_epochs": 6},
+    "regression": {"times": 2, "epochs": 5, "head_epochs": 8},
+    "token_classification": {"train": 800, "held_out": 500, "epochs": 5, "head_epochs": 8},
 }
-DROP = {"multi_label": 0.01, "regression": 0.02, "token_classification": 0.02}
+DROP = {"multi_label": 0.01, "regression": 0.02, "token_classification": 0.03}
 BORDER = 1e-5  # a confidence so close to a threshold may fall on either side
 
 
@@ -105,10 +105,13 @@ def test_one_by_one_is_like_a_batch(example: tuple[str, Any]) -> None:
 
 
 def test_sure_answers_are_better(example: tuple[str, Any]) -> None:
-    """Of every exit: the surer half of the samples has the higher quality."""
+    """Of the exits in use: the surer half of the samples has the higher quality."""
     _, result = example
     records = result.records
-    for p, c in zip(*np.nonzero(records.exists), strict=True):
+    used = {(choice.position, choice.head) for config in result.frontier for choice in config.choices}
+    assert used
+    for position, head in used:
+        p, c = records.positions.index(position), records.heads.index(head)
         order = np.argsort(records.confidence[p, c])
         unsure, sure = np.array_split(records.quality[p, c][order], 2)
         assert sure.mean() > unsure.mean()

@@ -108,7 +108,7 @@ def row(records: ExitRecords, costs: CostTable, config: ExitConfig) -> dict[str,
 def points(records: ExitRecords, costs: CostTable, frontier: Frontier) -> list[tuple[float, float]]:
     """(share of the MACs, accuracy) of every configuration."""
     outcomes = offramp.evaluate(records, costs, frontier)
-    return [(outcome.relative_cost, outcome.quality) for outcome in outcomes]
+    return [(round(outcome.relative_cost, 5), round(outcome.quality, 5)) for outcome in outcomes]
 
 
 def without(records: ExitRecords, costs: CostTable, position: str) -> tuple[ExitRecords, CostTable]:
