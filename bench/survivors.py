@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def main() -> None:
             console.print(f"seed {seed}")
             document = {"tradeoffs": TRADEOFFS, "epochs": options.epochs, "seeds": rows}
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(document, indent=1) + "\n")
+            text = re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), json.dumps(document, indent=1))
+            options.out.write_text(text + "\n")
     show(json.loads(options.out.read_text()), console)
 
 

@@ -10,7 +10,6 @@ from torch import nn
 import offramp
 from offramp.heads import FeatureSpec, register_head
 
-
 HEADS = ("linear", "mlp", "conv")
 """Every kind these models were made for; "auto" takes fewer."""
 

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 import offramp
 from offramp import ExitRecords, cli
+from offramp.artifact import load_frontier, read_manifest
+from offramp.config import config_to_dict
 
 OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
 
@@ -93,10 +95,10 @@ def test_eval_as_table_and_as_json(invoke, artifact):
 
 
 def test_eval_of_one_choice(invoke, artifact):
-    *_, last = json.loads(invoke("eval", artifact, "--json")[1])["configurations"]
-    code, out, _ = invoke("eval", artifact, "--max-cost", "1", "--json")
+    wanted = load_frontier(artifact, read_manifest(artifact)).at(max_cost=0.6)
+    code, out, _ = invoke("eval", artifact, "--max-cost", "0.6", "--json")
     (row,) = json.loads(out)["configurations"]
-    assert (code, row["choices"]) == (0, last["choices"])
+    assert (code, row["choices"]) == (0, config_to_dict(wanted)["choices"])
 
 
 def test_choice_out_of_range_says_the_range(invoke, artifact):

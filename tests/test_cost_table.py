@@ -102,9 +102,7 @@ def test_damaged_json_is_refused_by_name(text, message):
         CostTable.from_json(text)
 
 
-@pytest.mark.parametrize(
-    "meta", [{"a": object()}, {"a": float("nan")}, {"a": np.int64(1)}, {"a": {1}}], ids=str
-)
+@pytest.mark.parametrize("meta", [{"a": ...}, {"a": float("nan")}, {"a": np.int64(1)}, {"a": {1}}], ids=str)
 def test_meta_that_is_not_json_is_refused(meta):
     with pytest.raises(InputError, match=r"meta: expected plain JSON values, got one that is not"):
         table(meta=meta).to_json()

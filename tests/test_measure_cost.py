@@ -18,7 +18,7 @@ def test_macs_equal_a_count_by_hand():
     assert costs.unit == "macs"
     assert costs.backbone.tolist() == [0, stem, stem + block, stem + 3 * block, stem + 3 * block + top]
     linear, mlp = 6 * 3, 6 * 16 * 32 + 32 * 3
-    conv = 64 * 6 * 9 + 64 * 6 * 32 + 32 * 3
+    conv = 64 * 6 * 9 + 64 * 6 * 32 + 32 * 16 * 3
     np.testing.assert_array_equal(costs.heads, [[0, 0, 0], *[[linear, mlp, conv]] * 3])
     assert costs.meta == {"batch_size": 1, "device": "meta"}
 

@@ -13,7 +13,6 @@ from offramp.macs import count_macs, count_module
 from test_heads import registry  # noqa: F401 (a fixture)
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
-
 HEADS = ("linear", "mlp", "conv")
 
 

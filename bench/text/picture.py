@@ -22,8 +22,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """All data sets side by side, 1200 pixels wide."""
     with mpl.rc_context(PALETTE):
         figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), dpi=100, squeeze=False)
-        for axis, (kind, result) in zip(axes[0], results.items(), strict=True):
-            _panel(axis, result)
+        for axis, kind in zip(axes[0], sorted(results, key=list(TITLES).index), strict=True):
+            _panel(axis, results[kind])
             axis.set_title(TITLES[kind], fontsize=11)
         axes[0, 0].legend(loc="lower right", frameon=False, fontsize=9)
         figure.tight_layout()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from offramp.network import ExitNetwork
     from offramp.partition import Segment, partition
     from offramp.records import ExitRecords, record_outputs
+    from offramp.regression import Regression
     from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
     from offramp.search import search
     from offramp.task import Task
@@ -57,6 +58,7 @@ _HOME = {
     "MultiEngine": "multi_engine",
     "OfframpError": "errors",
     "Outcome": "evaluate",
+    "Regression": "regression",
     "Risk": "risks",
     "Segment": "partition",
     "Task": "task",
@@ -104,6 +106,7 @@ __all__ = [
     "MultiEngine",
     "OfframpError",
     "Outcome",
+    "Regression",
     "Risk",
     "Segment",
     "Task",
