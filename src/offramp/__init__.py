@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError
     from offramp.evaluate import Outcome, evaluate
     from offramp.evidence import Certificate, Guarantee
+    from offramp.gauges import FittedConfidence
     from offramp.heads import register_head
     from offramp.multi_engine import MultiEngine
     from offramp.multitask import attach_tasks, labels_of, with_answers
@@ -52,6 +53,7 @@ _HOME = {
     "ExitNetwork": "network",
     "ExitRecords": "records",
     "Expected": "config",
+    "FittedConfidence": "gauges",
     "Frontier": "config",
     "Guarantee": "evidence",
     "JointOutcome": "together",
@@ -100,6 +102,7 @@ __all__ = [
     "ExitNetwork",
     "ExitRecords",
     "Expected",
+    "FittedConfidence",
     "Frontier",
     "Guarantee",
     "JointOutcome",

@@ -23,7 +23,7 @@ from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.network import Exit, ExitNetwork, Judge
 from offramp.ranking import auroc
-from offramp.recording import _check_finite
+from offramp.recording import check_finite
 from offramp.state import graph_digest, model_digest, scratch
 from offramp.tasks import token_mean
 
@@ -171,7 +171,7 @@ def _outputs(
 
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         answers, final = net.answers(values)
-        _check_finite(net, answers, final)
+        check_finite(net, answers, final)
         arrays = {f"{p}|{c}": answers[p, c].float() for p, c in exits} | {"final": final.float()}
         mask = net.mask(values)
         if mask is not None and net.task.per_token:

@@ -37,7 +37,7 @@ def collect_records(
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         answers, final = net.answers(values)
         mask = net.mask(values)
-        _check_finite(net, answers, final)
+        check_finite(net, answers, final)
         quality = _judge(net, labels, final, mask, use_labels)
         arrays = {
             "confidence": torch.stack([sure[e](answers[e], mask) for e in exits], 1),
@@ -89,7 +89,8 @@ def _fingerprint(net: ExitNetwork, *options: bool) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
+def check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
+    """Refuse NaN and infinities, naming where they come from."""
     if not bool(torch.isfinite(final).all()):
         raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")
     for (p, c), out in answers.items():
