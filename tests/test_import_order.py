@@ -23,7 +23,7 @@ TIERS = (
     ("train_config", "caching", "calibration", "survivors", "finetune", "head_training", "training"),
     ("problem", "common", "lines", "pool", "methods", "refine", "parsimony", "solving", "regularise", "dial"),
     ("bounds", "search", "pvalues", "risks", "certify", "stepwise", "baselines"),
-    ("engine", "manifest", "artifact", "multi_engine", "multitask", "task_artifact", "questions"),
+    ("plans", "engine", "manifest", "artifact", "multi_engine", "multitask", "task_artifact", "questions"),
     ("splits", "readings", "preprocessing", "specs", "model_specs", "data_specs", "project"),
     ("pipeline", "stream"),
     ("plots", "tables", "page", "report", "export", "serve"),

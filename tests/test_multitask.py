@@ -397,7 +397,7 @@ def test_switching_one_task_keeps_the_others(setting):
 
 
 def test_plans_do_not_pile_up(setting, monkeypatch):
-    monkeypatch.setattr("offramp.multi_engine._MOST_PLANS", 4)
+    monkeypatch.setattr("offramp.plans._MOST", 4)
     several = MultiEngine(setting.networks)
     for i in range(12):
         several.use({"what": ExitConfig([ExitChoice("blocks.0", "mlp", i / 20)])})

@@ -158,19 +158,22 @@ def check_replaceable(path: Path) -> None:
 
 def _objection(folder: Path) -> str:
     """Why a path must not be replaced; empty where nothing is there, or an artifact and nothing else."""
-    if not folder.exists():
-        return ""
-    if not folder.is_dir():
-        return "is a file"
-    names = {entry.name for entry in folder.iterdir()}
+    names = names_in(folder)
     if not names:
-        return ""
+        return "" if names is not None else "is a file"
     try:
         document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
         strange = sorted(names - {MANIFEST, *document["files"]})
     except (ArtifactError, KeyError, TypeError):
         return "exists and is not an artifact"
     return f"holds more than an artifact: {', '.join(strange)}" if strange else ""
+
+
+def names_in(folder: Path) -> set[str] | None:
+    """What a folder holds, nothing where there is none yet; None where it is a file."""
+    if not folder.exists():
+        return set()
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
 
 
 def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:

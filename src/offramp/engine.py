@@ -25,9 +25,8 @@ from offramp.cost import CostTable, measure_cost
 from offramp.errors import InputError
 from offramp.evaluate import resolve
 from offramp.network import Ask, ExitNetwork, Judge
+from offramp.plans import Plans
 from offramp.spans import Span
-
-_MOST_PLANS = 4096  # a controller that makes up thresholds must not fill the memory
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 """MACs of each network, counted once."""
@@ -105,8 +104,7 @@ class Engine:
         self._spec = net.partition.spec
         self._costs = macs_of(net)
         self._spans: dict[tuple[int, int], Span] = {}
-        self._plans: dict[ExitConfig, _Plan] = {}
-        self._building = threading.Lock()
+        self._plans = Plans[ExitConfig, _Plan]()
         self._counting = threading.Lock()
         self.reset_stats()
         net.eval()
@@ -212,17 +210,7 @@ class Engine:
         if not isinstance(config, ExitConfig):
             what = type(config).__name__
             raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
-        plan = self._plans.get(config)
-        if plan is not None:  # without the lock: a switch must not wait for another thread's building
-            return plan
-        with self._building:
-            if config in self._plans:  # another thread was first
-                return self._plans[config]
-            plan = self._build(config)
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.pop(next(iter(self._plans)))  # the oldest; it can be prepared again
-            self._plans[config] = plan
-            return plan
+        return self._plans.get(config, lambda: self._build(config))
 
     def _build(self, config: ExitConfig) -> _Plan:
         net, steps, at = self.net, list[_Step](), 0

@@ -23,11 +23,10 @@ from offramp.engine import EngineOutput, macs_of
 from offramp.errors import InputError
 from offramp.evaluate import resolve
 from offramp.network import ExitNetwork
+from offramp.plans import Plans
 from offramp.questions import Call, Question, Stop
 from offramp.spans import Span
 from offramp.together import names_of
-
-_MOST_PLANS = 4096  # a controller that makes up thresholds must not fill the memory
 
 Wanted = Sequence[str] | Tensor
 """Names of tasks, for the whole batch; or (B, T) bool, a column per task in the order of ``engine.tasks``."""
@@ -87,8 +86,8 @@ class MultiEngine:
         self._parts = self._nets[0].partition
         self._costs = [macs_of(net) for net in self._nets]
         self._spans: dict[tuple[int, int], Span] = {}
-        self._plans: dict[tuple[ExitConfig, ...], _Plan] = {}
-        self._building, self._switching, self._counting = (threading.Lock() for _ in range(3))
+        self._plans = Plans[tuple[ExitConfig, ...], _Plan]()
+        self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         for net in self._nets:
             net.eval()
@@ -228,18 +227,7 @@ class MultiEngine:
         return {**self._plan.configs, **configs}
 
     def _prepared(self, configs: Mapping[str, ExitConfig]) -> _Plan:
-        key = tuple(configs.values())
-        plan = self._plans.get(key)
-        if plan is not None:  # without the lock: a switch must not wait for another thread's building
-            return plan
-        with self._building:
-            if key in self._plans:  # another thread was first
-                return self._plans[key]
-            plan = self._build(configs)
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.pop(next(iter(self._plans)))  # the oldest; it can be prepared again
-            self._plans[key] = plan
-            return plan
+        return self._plans.get(tuple(configs.values()), lambda: self._build(configs))
 
     def _build(self, configs: Mapping[str, ExitConfig]) -> _Plan:
         last = len(self._parts.cuts) + 1

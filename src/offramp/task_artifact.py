@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from offramp._files import dump_document, file_digest, parse_document, read_text, storage_errors, whole_folder
-from offramp.artifact import check_replaceable, load, save
+from offramp.artifact import check_replaceable, load, names_in, save
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, StorageError
@@ -149,13 +149,9 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _objection(folder: Path) -> str:
     """Why a path must not be replaced; empty where nothing is there, or tasks and nothing else."""
-    if not folder.exists():
-        return ""
-    if not folder.is_dir():
-        return "is a file"
-    names = {entry.name for entry in folder.iterdir()}
+    names = names_in(folder)
     if not names:
-        return ""
+        return "" if names is not None else "is a file"
     try:
         tasks = _read_tasks(folder)
     except ArtifactError:
