@@ -398,10 +398,13 @@ def test_a_manifest_with_a_wrong_field_is_refused(copy, path, value):
         (lambda d: d["files"]["costs.json"].update(sha256=3), r"costs.json: does not match its checksum"),
         (lambda d: d["files"].pop("heads.safetensors"), r"'heads.safetensors' is missing from the manifest"),
         (lambda d: d["files"].pop("frontier.json"), r"'frontier.json' is missing from the manifest; build"),
-        (lambda d: d["network"].update(heads=["linear", "unknown"]), r"do not fit this model: unknown head"),
+        (
+            lambda d: d["network"].update(heads=["linear", "mlp", "unknown"]),
+            r"do not fit this model: unknown head",
+        ),
         (
             lambda d: d["network"].update(heads=["linear"]),
-            r"do not fit this model: .*no position 1 with a head number 1",
+            r"do not belong together: costs: expected 3 positions and 1 heads",
         ),
         (
             lambda d: d["network"].update(kinds=[[1, 0, "mlp"]]),
@@ -409,13 +412,14 @@ def test_a_manifest_with_a_wrong_field_is_refused(copy, path, value):
         ),
         (lambda d: d["network"].update(kinds=[[9, 0, "mlp"]]), r"no position 9 with a head number 0"),
         (lambda d: d["network"].update(kinds=[[1, 0, "unknown"]]), r"do not fit this model: unknown head"),
+        (lambda d: d["network"].pop("kinds"), r"made by a version whose heads were others; build it again"),
         (lambda d: d["network"].update(kinds=[1]), r"do not fit this model"),
         (lambda d: d["network"].update(kinds=[[1, 0, ["mlp"]]]), r"do not fit this model"),
         (lambda d: d["network"].update(mask="0"), r"do not fit this model: mask"),
         (lambda d: d["network"].update(task_options={"scale": 1}), r"do not fit this model: task"),
         (lambda d: d["network"].update(task_options=[]), r"do not fit this model"),
         (
-            lambda d: d["network"].update(cuts=["blocks.7"]),
+            lambda d: d["network"].update(cuts=["blocks.0", "blocks.7"]),
             r"do not fit this model: .*no module call 'blocks.7'",
         ),
         (lambda d: d["network"].update(task="poetry"), r"do not fit this model: unknown task 'poetry'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import ArtifactError, InputError
 from offramp.macs import count_macs, count_module
+from offramp.manifest import write_manifest
 from offramp.network import InputExit
 
 
@@ -243,3 +247,74 @@ def test_an_operation_that_cannot_be_counted():
     net = attach(small.Picture, heads=("linear",), input_exits={"x": Picky()})
     with pytest.raises(InputError, match=r"operations of head 'x' at 'input'.*CostTable of your own"):
         offramp.measure_cost(net)
+
+
+class Forgetful(Little):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(super().forward(x), training=self.training)
+
+
+def test_a_given_module_keeps_its_modes_and_answers_in_eval_mode():
+    given, inputs = Forgetful().train(), small.inputs(small.Picture)
+    net = attach(small.Picture, heads=("linear",), input_exits={"odd": given})
+    engine = Engine(net, ExitConfig([ExitChoice("input", "odd", -1.0)]))
+    assert all(part.training for part in given.modules())
+    first, again = engine(inputs).outputs, engine(inputs).outputs
+    assert torch.equal(first, again)
+    assert torch.equal(first, net.forward_all(inputs)[0][0, 1])
+    assert all(part.training for part in given.modules())
+    with torch.no_grad():
+        assert torch.equal(first, given.eval()(inputs))
+
+
+def test_answers_have_one_type_wherever_a_sample_leaves():
+    model, inputs = small.model(small.Picture).bfloat16(), small.inputs(small.Picture).bfloat16()
+
+    class Wide(Little):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    net = offramp.attach_exits(model, inputs[:2], heads=("linear",), input_exits={"wide": Wide()})
+    for threshold in (-1.0, 2.0):
+        out = Engine(net, ExitConfig([ExitChoice("input", "wide", threshold)]))(inputs)
+        assert out.outputs.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["half", "pop", "training", "forward"])
+def test_names_that_modules_have_already(name):
+    with pytest.raises(InputError, match=f"input_exits: '{name}' cannot be a name; try '{name}1'"):
+        attach(small.Picture, heads=("linear",), input_exits={name: little()})
+
+
+def test_a_load_that_fails_leaves_a_given_module_alone(made, tmp_path):
+    model, _, _, net, loader, _, _ = made
+    records, costs = offramp.record_outputs(net, loader), offramp.measure_cost(net)
+    offramp.save(tmp_path / "a", net, offramp.search(records, costs), costs)
+    fewer = offramp.CostTable(costs.backbone[:-1], costs.heads[:-1], "macs")
+    (tmp_path / "a" / "costs.json").write_text(fewer.to_json())
+    document = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    described = {key: document[key] for key in ("backbone", "network", "inputs")}
+    (tmp_path / "a" / "manifest.json").unlink()
+    write_manifest(tmp_path / "a", described)
+    others = {"little": little(9), "again": little(8)}
+    before = state(others["little"])
+    with pytest.raises(ArtifactError, match="its parts do not belong together"):
+        offramp.load(tmp_path / "a", model, input_exits=others)
+    assert same(state(others["little"]), before)
+
+
+def test_a_quantised_exit_is_run_with_costs_given_and_cannot_be_stored(tmp_path):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in favour of another package
+        quantised = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear})
+    inputs = small.inputs(small.Picture)
+    net = attach(small.Picture, heads=("linear",), input_exits={"int8": quantised})
+    with pytest.raises(InputError, match=r"CostTable of your own for search and Engine\(costs=...\)"):
+        Engine(net)
+    costs = offramp.CostTable([0, 1, 2, 3], [[0, 1], [1, 0], [1, 0]], "macs")
+    out = Engine(net, ExitConfig([ExitChoice("input", "int8", -1.0)]), costs=costs)(inputs)
+    assert out.position.tolist() == [0] * len(inputs)
+    records = offramp.record_outputs(net, [(inputs, torch.zeros(len(inputs), dtype=torch.int64))])
+    with pytest.raises(InputError, match=r"cannot store a head or an exit at the input: .* is not a plain"):
+        offramp.save(tmp_path / "a", net, offramp.search(records, costs), costs)

@@ -663,3 +663,10 @@ def test_the_model_stays_as_it_was(setting):
     finally:
         model.eval()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_input_that_is_called_like_labels_stays():
+    batch = {"x": torch.zeros(2), "target": torch.ones(2), "labels": {"a": torch.tensor([0, 1])}}
+    (found,) = labels_of([batch], "a")
+    assert set(found) == {"x", "target", "labels"}
+    assert found["labels"].tolist() == [0, 1]

@@ -7,7 +7,7 @@ import offramp
 import small
 from offramp.engine import Engine
 from offramp.errors import InputError
-from offramp.stream import measure_stream, read_batches, run_stream
+from offramp.stream import measure_stream, read_batches, run_stream, time_model
 from offramp.tasks import TokenClassification
 
 
@@ -100,3 +100,16 @@ def test_padding_does_not_count_where_every_token_has_an_answer():
     labels = torch.where(mask == 1, right, (right + 1) % 3)  # wrong at every padded token
     net = offramp.attach_exits(model, inputs, heads=["linear"], cuts=["one"], task=TokenClassification())
     assert measure_stream(Engine(net), [(inputs, labels)]).result.quality == 1
+
+
+def test_a_model_that_writes_to_its_input_leaves_the_stream_as_it_is():
+    class Writing(small.Picture):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.add_(1.0))
+
+    x = small.inputs(small.Picture)
+    net = offramp.attach_exits(small.model(Writing), x[:2], heads=("linear",))
+    before, engine = x.clone(), Engine(net)
+    time_model(engine, read_batches(net.partition.spec, [x]))
+    measure_stream(engine, [x], rounds=2)
+    assert torch.equal(x, before)

@@ -12,9 +12,9 @@ from torch import nn
 
 import offramp
 import small
-from offramp._files import file_digest
+from offramp.artifact import replace_frontier
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.manifest import read_manifest, write_manifest
+from offramp.manifest import pinned, read_manifest, write_manifest
 from offramp.multi_engine import MultiEngine
 from offramp.multitask import attach_tasks
 from offramp.task_artifact import load_tasks, save_tasks
@@ -116,7 +116,7 @@ def test_folders_that_are_not_whole(made, tmp_path):
 def rewrite_digest(folder):
     """As if the task had been saved with the others."""
     document = json.loads((folder / "tasks.json").read_text())
-    document["tasks"]["where"] = file_digest(folder / "where" / "manifest.json")
+    document["tasks"]["where"] = pinned(folder / "where")
     (folder / "tasks.json").write_text(json.dumps(document))
 
 
@@ -143,6 +143,16 @@ def test_a_frontier_of_another_network(made, tmp_path):
     rewrite_digest(tmp_path / "t")
     with pytest.raises(ArtifactError, match="where: its parts do not belong together: frontier: the network"):
         load_tasks(tmp_path / "t", model, input_exits={"what": {"guess": Guess()}})
+
+
+def test_a_tasks_frontier_may_be_replaced(made, tmp_path):
+    model, _, nets, frontiers, costs, _ = made
+    save_tasks(tmp_path / "t", nets, frontiers, costs)
+    one = offramp.Frontier([frontiers["where"][0]])
+    replace_frontier(tmp_path / "t" / "where", one)
+    _, again, _ = load_tasks(tmp_path / "t", model, input_exits={"what": {"guess": Guess()}})
+    assert again["where"] == one
+    save_tasks(tmp_path / "t", nets, frontiers, costs)
 
 
 def test_what_cannot_be_saved(made, tmp_path):

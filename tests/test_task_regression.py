@@ -192,3 +192,13 @@ def test_what_is_registered_must_be_a_task() -> None:
 
     with pytest.raises(InputError, match="task 'not-a-task': expected a subclass of Task registered there"):
         make_task("not-a-task")
+
+
+def test_labels_keep_their_digits_in_half_precision():
+    task = Regression(scale=4.0)
+    outputs = task.from_model(torch.full((3, 1), 1000.0, dtype=torch.bfloat16))
+    quality = task.quality(outputs, torch.full((3,), 1001.9))
+    torch.testing.assert_close(quality.float(), torch.full((3,), 1 - 1.9 / 4))
+    assert bool(
+        (task.loss(outputs, torch.full((3,), 1001.9)) > task.loss(outputs, torch.full((3,), 1001.0))).all()
+    )

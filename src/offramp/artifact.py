@@ -68,7 +68,7 @@ def save(
             )
     _check_fit(net.positions, net.head_names, frontier, costs)
     with _replacing(Path(path)) as folder:
-        save_tensors(folder / "heads.safetensors", net.state_dict())
+        save_tensors(folder / "heads.safetensors", plain_state(net, "a head or an exit at the input", ""))
         save_tensors(folder / "example.safetensors", _example(net))
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         (folder / "costs.json").write_text(costs.to_json(), encoding="utf-8")
@@ -109,13 +109,13 @@ def load(
     if restore_backbone:
         _restore(folder, manifest, model)
     _check_backbone(folder, manifest, model)
-    net = _attach(folder, manifest, model, input_exits or {}, parts)
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
-    try:
-        _check_fit(net.positions, net.head_names, frontier, costs)
+    described = manifest["network"]
+    try:  # before any weight of a given module is touched
+        _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, costs)
     except InputError as error:
         raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
-    return net, frontier, costs
+    return _attach(folder, manifest, model, input_exits or {}, parts), frontier, costs
 
 
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
@@ -272,6 +272,8 @@ def _attach(
     parts: Partition | None,
 ) -> ExitNetwork:
     described = manifest["network"]
+    if "kinds" not in described:
+        raise ArtifactError(f"{folder}: made by a version whose heads were others; build it again")
     if parts is not None and {cut.name: cut.layout for cut in parts.cuts} != described["layouts"]:
         raise ArtifactError(
             f"{folder}: parts: the model is cut in other places than the artifact's; leave it out"
@@ -301,9 +303,7 @@ def _attach(
 
 
 def _heads(described: Mapping[str, Any]) -> Any:
-    """Which kinds sit where; older artifacts have the same kinds everywhere."""
-    if "kinds" not in described:
-        return described["heads"]
+    """Which kinds sit where."""
     at_input = {c for p, c, _ in described["kinds"] if p == 0}
     names = tuple(name for c, name in enumerate(described["heads"]) if c not in at_input)
     return Columns(names, {(p, c): kind for p, c, kind in described["kinds"] if p})

@@ -38,6 +38,7 @@ InputExits = Mapping[str, nn.Module | str]
 """Name -> a trained module, or a kind of head to train on the raw input."""
 
 _MASK = "attention_mask"
+_EMPTY = nn.ModuleDict()
 
 
 def attach_exits(
@@ -169,6 +170,8 @@ def _check_input_exits(input_exits: InputExits) -> None:
     for name, module in input_exits.items():
         if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
             raise InputError(f"input_exits: expected names of letters, digits, '_' and '-'; got {name!r}")
+        if hasattr(_EMPTY, name):
+            raise InputError(f"input_exits: {name!r} cannot be a name; try {name + '1'!r}")
         if isinstance(module, str):
             head_factory(module)
         elif not isinstance(module, nn.Module):

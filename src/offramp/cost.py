@@ -128,6 +128,7 @@ def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTab
         except (NotImplementedError, RuntimeError) as error:
             raise InputError(
                 f"measure_cost: cannot count the operations of head {net.head_names[c]!r} at "
-                f"{net.positions[p]!r}: {error}; build a CostTable of your own"
+                f"{net.positions[p]!r}: {error}; build a CostTable of your own "
+                "for search and Engine(costs=...)"
             ) from error
     return CostTable(backbone, heads, unit, {"batch_size": 1, "device": "meta"})

@@ -90,19 +90,25 @@ class Engine:
         net: with trained heads; its backbone is called on the device it is on, always in eval mode.
         config: to start with; without choices it is the full model.
         prepare: further configurations to make ready, for instance a whole frontier.
+        costs: what ``stats`` counts by; None counts MACs, which not every module given as an exit allows.
 
     Raises:
         InputError: a configuration names a position or head that the network lacks.
     """
 
     def __init__(
-        self, net: ExitNetwork, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
+        self,
+        net: ExitNetwork,
+        config: ExitConfig | None = None,
+        *,
+        prepare: Iterable[ExitConfig] = (),
+        costs: CostTable | None = None,
     ) -> None:
         if not isinstance(net, ExitNetwork):
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
         self._spec = net.partition.spec
-        self._costs = macs_of(net)
+        self._costs = macs_of(net) if costs is None else costs
         self._spans: dict[tuple[int, int], Span] = {}
         self._plans = Plans[ExitConfig, _Plan]()
         self._counting = threading.Lock()

@@ -56,6 +56,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
+def pinned(folder: Path) -> str:
+    """SHA-256 of what an artifact keeps when its frontier is replaced: backbone, network, inputs, heads.
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+    """
+    with _about(folder / MANIFEST):
+        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
+    kept = {key: document.get(key) for key in ("backbone", "network", "inputs")}
+    files = document.get("files")
+    kept["heads"] = files.get("heads.safetensors") if isinstance(files, dict) else None
+    return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
     """The artifact's configurations."""
     path = _path(folder, manifest, "frontier.json")

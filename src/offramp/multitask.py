@@ -201,7 +201,8 @@ class _Labels(Iterable[Any]):
         if isinstance(batch, Mapping):
             key = next((key for key in LABEL_KEYS if isinstance(batch.get(key), Mapping)), None)
             labels = self._pick(batch if key is None else batch[key])
-            rest = {name: value for name, value in batch.items() if name not in LABEL_KEYS}
+            taken = self._task if key is None else key
+            rest = {name: value for name, value in batch.items() if name != taken}
             return {**rest, "labels": labels}
         if not isinstance(batch, (tuple, list)) or len(batch) <= self._inputs:
             kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__

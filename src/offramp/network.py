@@ -20,6 +20,7 @@ from offramp.heads import FeatureSpec, head_factory
 from offramp.inputs import InputSpec
 from offramp.partition import INPUT, Partition
 from offramp.tasks import Task, select_output, token_mean
+from offramp.tracing import evaluating
 
 Exit = tuple[int, int]
 """(position, head index)."""
@@ -61,11 +62,21 @@ class InputExit(nn.Module):
     def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
         super().__init__()
         self.module, self._spec, self._key, self._per_token = module, spec, key, per_token
+        self._parts = tuple(module.modules())
+
+    def train(self, mode: bool = True) -> InputExit:
+        """Sets its own flag only: the module is the user's, and so are its modes."""
+        self.training = mode
+        return self
 
     def forward(self, *values: Tensor) -> Tensor:
-        """The backbone's inputs, flat, to the answer (B, K) or (B, L, K)."""
+        """The backbone's inputs, flat, to the answer (B, K) or (B, L, K), in eval mode."""
         args, kwargs = self._spec.call(values)
-        output = self.module(*args, **kwargs)
+        if any(part.training for part in self._parts):
+            with evaluating(self.module):
+                output = self.module(*args, **kwargs)
+        else:
+            output = self.module(*args, **kwargs)
         key = None if isinstance(output, Tensor) else self._key
         return select_output(output, key, per_token=self._per_token)
 
@@ -198,7 +209,8 @@ class ExitNetwork(nn.Module):
         """How to ask an exit: a function of what is handed over at its position, and of the mask."""
         head, task, spec = self.head(position, self.head_names[column]), self.task, self.specs[position]
         if isinstance(head, InputExit):
-            return lambda handed, mask: task.from_model(head(*handed))
+            dtype = self._answer.dtype  # the answer's type must not depend on where a sample leaves
+            return lambda handed, mask: task.from_model(head(*handed).to(dtype))
         if spec is not None and spec.mask and getattr(head, "uses_mask", False):
             return lambda handed, mask: task.from_head(head(handed[0], mask))
         return lambda handed, mask: task.from_head(head(handed[0]))

@@ -151,14 +151,16 @@ class Regression(Task):
         return self._closeness(outputs, self.answer(teacher))
 
     def _values(self, labels: Tensor, outputs: Tensor) -> Tensor:
-        return labels.view(len(outputs), outputs.shape[1] // 2).to(outputs.dtype)
+        return labels.view(len(outputs), outputs.shape[1] // 2).to(_wide(outputs))
 
     def _surprise(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        outputs = outputs.to(_wide(outputs))
         scale, _, _ = self._on(outputs)
         values, errors = outputs.chunk(2, 1)
         return ((values - wanted).abs() / scale * (-errors).exp() + errors).mean(1)
 
     def _closeness(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        outputs = outputs.to(_wide(outputs))
         scale, _, _ = self._on(outputs)
         return (1 - (self.answer(outputs) - wanted).abs() / scale).clamp(0, 1).mean(1)
 
@@ -171,8 +173,15 @@ class Regression(Task):
                     torch.tensor(numbers, dtype=like.dtype, device=like.device)
                     for numbers in (self._scale, self._center, self._spread)
                 )
+            if type(scale) is not Tensor:  # a tracer's stand-in must not outlive the tracing
+                return scale, center, spread
             self._tensors[key] = scale, center, spread
         return self._tensors[key]
+
+
+def _wide(outputs: Tensor) -> torch.dtype:
+    """Labels keep their digits where a model runs in half precision."""
+    return torch.promote_types(outputs.dtype, torch.float32)
 
 
 @register_confidence("expected-quality")

@@ -105,8 +105,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(copies, temporary)
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
+def plain_state(
+    model: nn.Module, what: str = "the backbone", advice: str = "; save with include_backbone=False"
+) -> dict[str, Tensor]:
     """A model's state, if a safetensors file can hold it.
+
+    Args:
+        model: whose.
+        what: it is called in an error.
+        advice: how the error ends.
 
     Raises:
         InputError: something in it is not a plain tensor.
@@ -114,10 +121,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     strange = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
     if strange:
-        raise InputError(
-            f"cannot store the backbone: {strange[0]!r} is not a plain tensor; "
-            "save with include_backbone=False"
-        )
+        raise InputError(f"cannot store {what}: {strange[0]!r} is not a plain tensor{advice}")
     return state
 
 

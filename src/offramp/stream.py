@@ -139,7 +139,7 @@ def time_model(engine: Engine, batches: Sequence[Batch], rounds: int = 3) -> flo
 def _time_plain(engine: Engine, inputs: Any) -> float:
     """Seconds that the user's own model takes for one batch."""
     model, spec = engine.net.backbone, engine.net.partition.spec
-    args, kwargs = spec.call(spec.flatten(inputs))
+    args, kwargs = spec.call([value.clone() for value in spec.flatten(inputs)])  # it may write to them
     with evaluating(model), torch.inference_mode():
         start = time.perf_counter()
         model(*args, **kwargs)

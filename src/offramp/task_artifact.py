@@ -1,6 +1,6 @@
 """Save and load several tasks: a folder of artifacts, one per task, over one backbone.
 
-tasks.json     format, version, the SHA-256 of each task's manifest, in the order of the tasks
+tasks.json     format, version, a digest of what each task's artifact holds, in the order of the tasks
 what/          an artifact as ``save`` writes it: ``load`` and the command line take it as it is
 where/         likewise; only the first holds the backbone, if asked for
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import nn
 
-from offramp._files import dump_document, file_digest, parse_document, read_text, storage_errors, whole_folder
+from offramp._files import dump_document, parse_document, read_text, storage_errors, whole_folder
 from offramp.artifact import check_replaceable, load, names_in, save
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.manifest import MANIFEST
+from offramp.manifest import pinned
 from offramp.multitask import check_names
 from offramp.network import ExitNetwork
 from offramp.records import ExitRecords
@@ -71,7 +71,7 @@ def save_tasks(
             save(
                 folder / name, net, frontiers[name], costs[name], records=own, include_backbone=with_backbone
             )
-            digests[name] = file_digest(folder / name / MANIFEST)
+            digests[name] = pinned(folder / name)
         document = {"format": TASKS_FORMAT, "version": VERSION, "tasks": digests}
         (folder / TASKS).write_text(dump_document(document), encoding="utf-8")
 
@@ -130,7 +130,7 @@ def _read_tasks(folder: Path) -> list[str]:
     except InputError as error:
         raise ArtifactError(f"{folder / TASKS}: {error}; save the tasks again") from None
     for name, digest in tasks.items():  # type: ignore[union-attr]
-        if file_digest(folder / name / MANIFEST) != digest:
+        if pinned(folder / name) != digest:
             raise ArtifactError(
                 f"{folder / name}: is not what was saved with the other tasks; copy the whole folder again"
             )
