@@ -14,7 +14,7 @@ from offramp.heads import FeatureSpec, choose, head_factory
 from offramp.inputs import InputSpec
 from offramp.layout import find_layout
 from offramp.network import Answer, Exit, ExitNetwork, InputExit, heads_evaluating
-from offramp.partition import INPUT, Partition, partition, span_macs
+from offramp.partition import INPUT, Partition, partition
 from offramp.tasks import Task, as_task, select_output
 
 
@@ -274,8 +274,7 @@ def _columns(
 
 def _remaining(parts: Partition) -> list[int]:
     """MACs of the backbone behind each cut."""
-    macs = span_macs(parts.flow, [parts.border(i) for i in range(len(parts.cuts) + 2)])
-    return [sum(macs[i:]) for i in range(1, len(macs))]
+    return [sum(parts.macs[i:]) for i in range(1, len(parts.macs))]
 
 
 def _check_applied(net: ExitNetwork, kinds: Mapping[Exit, str], input_exits: InputExits) -> None:

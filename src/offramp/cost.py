@@ -115,11 +115,8 @@ def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTab
             f"measure_cost: expected unit='macs', got {unit!r}; build a CostTable for other units"
         )
     from offramp.macs import count_macs, count_module
-    from offramp.partition import span_macs
 
-    parts = net.partition
-    borders = [parts.border(i) for i in range(len(parts.cuts) + 2)]
-    backbone = np.cumsum([0, *span_macs(parts.flow, borders)])
+    backbone = np.cumsum([0, *net.partition.macs])
     heads = np.zeros((len(net.positions), len(net.head_names)))
     for p, c, head in net.exits():
         fed = net.fed(p, c)

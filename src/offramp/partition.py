@@ -118,6 +118,11 @@ class Partition:
         count = len(self.cuts) + 1
         return tuple(Segment(names[i + 1], names[i], self.span(i, i + 1)) for i in range(count))
 
+    @cached_property
+    def macs(self) -> tuple[int, ...]:
+        """Multiply-accumulates per sample of each segment; counted once, however many networks ask."""
+        return tuple(span_macs(self.flow, [self.border(i) for i in range(len(self.cuts) + 2)]))
+
     def span(self, start: int, stop: int, device: str | None = None) -> Span:
         """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
         return build_span(self.flow, self.border(start), self.border(stop), device)
