@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offramp.confidence import get_confidence, is_fitted
+from offramp.confidence import check_confidence
 from offramp.errors import InputError, PartitionError
 from offramp.heads import FeatureSpec, choose, head_factory
 from offramp.inputs import InputSpec
@@ -80,8 +80,7 @@ def attach_exits(
     """
     check_exits(heads, input_exits)  # before the model is traced, which takes long
     chosen = as_task(task)
-    if not is_fitted(confidence or chosen.confidence):
-        get_confidence(confidence or chosen.confidence)
+    check_confidence(confidence or chosen.confidence)
     parts = partition(model, example_inputs, cuts=cuts, layouts=_without_input(layouts))
     if not parts.cuts:
         raise PartitionError(_no_cut(parts))
@@ -112,8 +111,7 @@ def network_on(
 ) -> ExitNetwork:
     """``attach_exits`` on a model that is cut already; several networks may share one partition."""
     check_exits(heads, input_exits)
-    if not is_fitted(confidence or task.confidence):
-        get_confidence(confidence or task.confidence)
+    check_confidence(confidence or task.confidence)
     answer = _find_answer(parts, task, output)
     mask_input = _mask_input(parts.spec, mask)
     if task.per_token and mask_input is not None and parts.spec.shapes[mask_input][0] != answer.shape[0]:

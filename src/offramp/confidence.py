@@ -45,6 +45,16 @@ def get_fitted(name: str) -> Callable[[int], FittedConfidence]:
     return _FITTED[name]
 
 
+def check_confidence(name: str) -> None:
+    """Refuse a name that neither kind of confidence has.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if not is_fitted(name):
+        get_confidence(name)
+
+
 def get_confidence(name: str) -> Confidence:
     """The confidence registered under ``name``.
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from offramp.attach import check_exits, network_on
-from offramp.confidence import get_confidence, is_fitted
+from offramp.confidence import check_confidence
 from offramp.errors import InputError, PartitionError
 from offramp.inputs import LABEL_KEYS
 from offramp.network import ExitNetwork
@@ -102,8 +102,7 @@ def _check_options(name: str, options: object) -> None:
     try:  # before the model is traced, which may take a while
         check_exits(options.get("heads", "auto"), options.get("input_exits"))
         confidence = options.get("confidence") or as_task(options.get("task", "classification")).confidence
-        if not is_fitted(confidence):
-            get_confidence(confidence)
+        check_confidence(confidence)
     except InputError as error:
         raise InputError(f"tasks[{name!r}]: {error}") from error
 
