@@ -183,3 +183,17 @@ def test_what_is_not_replaced(made, tmp_path):
     (tmp_path / "t" / "what" / "mine").write_text("mine")
     with pytest.raises(StorageError, match="holds more than an artifact: mine"):
         save_tasks(tmp_path / "t", nets, frontiers, costs)
+
+
+@pytest.mark.parametrize("part", ["backbone", "network", "inputs", "files"])
+def test_what_stays_when_a_frontier_is_replaced_is_pinned(made, tmp_path, part):
+    _, _, nets, frontiers, costs, _ = made
+    save_tasks(tmp_path / "t", nets, frontiers, costs)
+    path = tmp_path / "t" / "where" / "manifest.json"
+    before, document = pinned(path.parent), json.loads(path.read_text())
+    document["files"]["frontier.json"]["bytes"] += 1
+    path.write_text(json.dumps(document))
+    assert pinned(path.parent) == before
+    (document["files"]["heads.safetensors"] if part == "files" else document[part])["more"] = 1
+    path.write_text(json.dumps(document))
+    assert pinned(path.parent) != before
