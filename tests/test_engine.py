@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
+from offramp.steps import Planner
 
 ONE = offramp.Expected(1, 1, 1, 1, 1)
 BORDER = 1e-5  # batch size moves the last bits of a confidence
@@ -316,14 +317,14 @@ def test_what_is_no_configuration_or_network_is_refused(setting):
 def test_a_configuration_prepared_by_two_threads_is_built_once(setting, monkeypatch):
     net, _, _, _, configs = setting
     engine, built = Engine(net), []
-    build = engine._build
+    plan = Planner.plan
 
-    def slowly(config):
+    def slowly(self, config):
         built.append(config)
         threading.Event().wait(0.05)
-        return build(config)
+        return plan(self, config)
 
-    monkeypatch.setattr(engine, "_build", slowly)
+    monkeypatch.setattr(Planner, "plan", slowly)
     threads = [threading.Thread(target=engine.prepare, args=(configs[5],)) for _ in range(3)]
     for thread in threads:
         thread.start()

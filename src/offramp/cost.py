@@ -1,7 +1,7 @@
 """Cost: what each segment and each head costs, in one unit. Search and evaluation only ever see this table.
 
 CostTable      cumulative backbone cost per position, cost per head
-measure_cost   counts MACs on the meta device (nothing is computed)
+measure_cost   counts MACs on the meta device (nothing is computed), or measures seconds or joules
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp._files import dump_document, parse_document
+from offramp.batching import BatchCosts
 from offramp.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
+    from offramp.execution import Execution
     from offramp.network import ExitNetwork
 
 COSTS_FORMAT = "offramp.costs"
@@ -32,6 +34,8 @@ class CostTable:
         heads: (P, C) cost of head c at position p; 0 where there is no head.
         unit: "macs", "seconds", "joules" or any other name.
         meta: plain JSON values (device, batch size, how it was measured).
+        by_batch: where batches shrink on the way and cost does not shrink with them, the cost of a call by
+            batch size. ``evaluate`` goes by it; ``search`` by the costs per sample at the full batch.
 
     Raises:
         InputError: shapes disagree, a value is negative or not finite, or ``backbone`` falls.
@@ -41,6 +45,7 @@ class CostTable:
     heads: npt.NDArray[np.float64]
     unit: str
     meta: Mapping[str, Any] | None = None
+    by_batch: BatchCosts | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
@@ -60,6 +65,17 @@ class CostTable:
                 raise InputError(f"CostTable.{name}: expected finite values of at least 0, got {values}")
         if self.backbone[0] != 0 or (np.diff(self.backbone) < 0).any() or self.backbone[-1] <= 0:
             raise InputError(f"CostTable.backbone: expected 0 first, then rising costs, got {self.backbone}")
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        table = self.by_batch
+        if table is None:
+            return
+        if table.backbone.shape[1:] != self.backbone.shape or table.heads.shape[1:] != self.heads.shape:
+            raise InputError(
+                f"CostTable.by_batch: expected rows of shapes {self.backbone.shape} and {self.heads.shape}, "
+                f"got {table.backbone.shape[1:]} and {table.heads.shape[1:]}"
+            )
 
     @property
     def full(self) -> float:
@@ -80,6 +96,8 @@ class CostTable:
             "unit": self.unit,
             "meta": self.meta and dict(self.meta),
         }
+        if self.by_batch is not None:
+            document["by_batch"] = self.by_batch.to_plain()
         return dump_document(document)
 
     @classmethod
@@ -94,26 +112,60 @@ class CostTable:
             unit, meta = str(document["unit"]), document["meta"]
             if not (meta is None or isinstance(meta, dict)):
                 raise TypeError(f"meta is {meta!r}")
-            return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta)
-        except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
+            batches = document.get("by_batch")
+            table = None if batches is None else BatchCosts(**{k: np.array(v) for k, v in batches.items()})
+            return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta, table)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
 
 
-def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTable:
+def measure_cost(
+    net: ExitNetwork,
+    *,
+    unit: Literal["macs", "seconds", "joules"] = "macs",
+    batch_size: int = 1,
+    threads: int | None = None,
+    inputs: object = None,
+    execution: Execution | None = None,
+    rounds: int | None = None,
+    progress: bool | None = None,
+) -> CostTable:
     """Cost of every segment and head, per sample.
 
     Args:
         net: from ``attach_exits``.
         unit: "macs": multiply-accumulates of matrix products and convolutions, counted on the meta device at
-            batch size 1. Costs measured elsewhere come in as a ``CostTable`` of your own.
+            batch size 1. "seconds": measured on the network's device; "joules": likewise, by the energy
+            counters of the processor (RAPL) or the accelerator (NVML). What follows is for these two.
+        batch_size: of the calls that the engine will get; smaller ones are measured too, since a batch
+            shrinks on the way.
+        threads: of PyTorch, while measuring; None: as now.
+        inputs: a batch of real inputs; None: the example's, repeated.
+        execution: how spans are computed; None is eager PyTorch.
+        rounds: passes over the network at each batch size, medians of which count; None: as many as give
+            steady figures.
+        progress: None shows a bar when standard error is a terminal.
+
+    Returns:
+        The table; of seconds and joules with ``by_batch``, and in ``meta`` how it was measured.
 
     Raises:
-        InputError: another unit.
+        InputError: another unit, a batch size or number of threads below 1, inputs that do not fit, a head
+            whose operations cannot be counted, or no energy counter that can be read.
     """
+    if unit in ("seconds", "joules"):
+        from offramp.clock import measure
+
+        return measure(net, unit, batch_size, threads, inputs, execution, rounds, progress)
     if unit != "macs":
         raise InputError(
-            f"measure_cost: expected unit='macs', got {unit!r}; build a CostTable for other units"
+            f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
+            "other units"
         )
+    return _count(net)
+
+
+def _count(net: ExitNetwork) -> CostTable:
     from offramp.macs import count_macs, count_module
 
     backbone = np.cumsum([0, *net.partition.macs])
@@ -128,4 +180,4 @@ def measure_cost(net: ExitNetwork, *, unit: Literal["macs"] = "macs") -> CostTab
                 f"{net.positions[p]!r}: {error}; build a CostTable of your own "
                 "for search and Engine(costs=...)"
             ) from error
-    return CostTable(backbone, heads, unit, {"batch_size": 1, "device": "meta"})
+    return CostTable(backbone, heads, "macs", {"batch_size": 1, "device": "meta"})

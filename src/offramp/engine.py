@@ -14,19 +14,20 @@ import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from offramp.config import ExitConfig
 from offramp.cost import CostTable, measure_cost
 from offramp.errors import InputError
-from offramp.evaluate import resolve
-from offramp.network import Ask, ExitNetwork, Judge
+from offramp.execution import Execution
+from offramp.network import ExitNetwork
 from offramp.plans import Plans
-from offramp.spans import Span
+from offramp.runner import Runner
+from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 """MACs of each network, counted once."""
@@ -64,23 +65,8 @@ class EngineStats:
     full_macs: int
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Run ``span``; then, unless it is the last step, ask an exit who leaves at ``position``."""
-
-    span: Span | None
-    macs: int
-    position: int
-    sure: Judge
-    ask: Ask | None = None
-    threshold: float = math.inf
-    per_sample: tuple[bool, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    config: ExitConfig
-    steps: tuple[_Step, ...]
+Left = tuple[int, Rows | None, Tensor, Tensor]
+"""Who left at one exit: position, rows of the batch (None: all), outputs, confidences."""
 
 
 class Engine:
@@ -90,10 +76,14 @@ class Engine:
         net: with trained heads; its backbone is called on the device it is on, always in eval mode.
         config: to start with; without choices it is the full model.
         prepare: further configurations to make ready, for instance a whole frontier.
-        costs: what ``stats`` counts by; None counts MACs, which not every module given as an exit allows.
+        costs: what ``stats`` counts by, where it is no table of seconds: for modules given as exits whose
+            MACs cannot be counted. A table of seconds (``measure_cost(unit="seconds")``) tells how large a
+            batch is fastest: larger ones are run in parts. None counts MACs and never splits a batch.
+        execution: how spans are computed; None is eager PyTorch, which equals the model bit for bit.
 
     Raises:
-        InputError: a configuration names a position or head that the network lacks.
+        InputError: a configuration names a position or head that the network lacks, the costs are of another
+            network, or the execution cannot be had here.
     """
 
     def __init__(
@@ -103,18 +93,23 @@ class Engine:
         *,
         prepare: Iterable[ExitConfig] = (),
         costs: CostTable | None = None,
+        execution: Execution | None = None,
     ) -> None:
         if not isinstance(net, ExitNetwork):
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
+        _check_costs(net, costs)
         self.net = net
         self._spec = net.partition.spec
-        self._costs = macs_of(net) if costs is None else costs
-        self._spans: dict[tuple[int, int], Span] = {}
-        self._plans = Plans[ExitConfig, _Plan]()
-        self._counting = threading.Lock()
+        self._seconds = None if costs is None else costs.by_batch
+        measured = costs is None or costs.unit in ("seconds", "joules")
+        self._costs = macs_of(net) if costs is None or measured else costs
+        self._planners: dict[Execution, Planner] = {}
+        self._plans = Plans[tuple[ExitConfig, Execution], Plan]()
+        self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         net.eval()
-        self._plan = self._prepared(ExitConfig() if config is None else config)
+        first = ExitConfig() if config is None else config
+        self._plan = self._prepared(first, Execution() if execution is None else execution)
         for each in prepare:
             self.prepare(each)
 
@@ -123,17 +118,45 @@ class Engine:
         """The configuration that the next call will use."""
         return self._plan.config
 
-    def prepare(self, config: ExitConfig) -> None:
-        """Make a configuration ready, so that ``use`` is a matter of microseconds."""
-        self._prepared(config)
+    @property
+    def execution(self) -> Execution:
+        """How the next call will compute spans."""
+        return self._plan.execution
 
-    def use(self, config: ExitConfig) -> None:
-        """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
+    def prepare(self, config: ExitConfig, execution: Execution | None = None) -> None:
+        """Make a configuration ready, so that ``use`` is a matter of microseconds.
+
+        Args:
+            config: to make ready.
+            execution: to make it ready for; None: the present one.
 
         Raises:
-            InputError: the configuration names a position or head that the network lacks. Nothing changes.
+            InputError: as for ``Engine``.
         """
-        self._plan = self._prepared(config)
+        self._prepared(config, self._plan.execution if execution is None else execution)
+
+    def use(self, config: ExitConfig | None = None, execution: Execution | None = None) -> None:
+        """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
+
+        Args:
+            config: None keeps the present one.
+            execution: None keeps the present one.
+
+        Raises:
+            InputError: the configuration names a position or head that the network lacks, or the execution
+                cannot be had. Nothing changes.
+        """
+        if config is None and execution is None:
+            raise InputError(
+                "use: expected an ExitConfig, such as frontier.at(max_cost=0.5), an Execution, or both; "
+                "got neither"
+            )
+        if config is not None and execution is not None:
+            self._plan = self._prepared(config, execution)
+            return
+        with self._switching:  # two threads that switch different things must not undo each other
+            now = self._plan
+            self._plan = self._prepared(now.config if config is None else config, execution or now.execution)
 
     def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
@@ -160,49 +183,69 @@ class Engine:
         plan = self._plan
         values = self._spec.flatten(inputs)
         batch = len(values[0])
+        if batch == 1:
+            return self._one(plan, values)
         if batch == 0:
             return self._nothing(values[0].device)
-        return self._run(plan, values, batch)
+        return self._many(plan, values, batch)
 
-    def _run(self, plan: _Plan, values: list[Tensor], batch: int) -> EngineOutput:
-        handed: tuple[Any, ...] = tuple(values)
-        mask = self.net.mask(values)
-        rows: Tensor | None = None  # which samples of the batch are still here; None: all
-        left: list[tuple[int, Tensor | None, Tensor, Tensor]] = []
+    def _one(self, plan: Plan, values: list[Tensor]) -> EngineOutput:
+        """A batch of one sample: nothing to take out, nothing to put in order."""
+        handed = plan.enter(values)
+        mask = self.net.mask(values) if plan.masked else None
+        macs = 0
+        for step in plan.steps:
+            macs += step.macs
+            if step.span is not None:
+                handed = step.span(*handed)
+            outputs = plan.answer(handed) if step.ask is None else step.ask(handed, mask)
+            confidence = step.sure(outputs, mask)
+            if step.ask is None or step.threshold < confidence.item() < math.inf:
+                break
+        self._count([(step.position, 1)], macs)
+        return EngineOutput(self.net.task.answer(outputs), step.here.clone(), confidence)
+
+    def _many(self, plan: Plan, values: list[Tensor], batch: int) -> EngineOutput:
+        handed = plan.enter(values)
+        mask = self.net.mask(values) if plan.masked else None
+        rows: Rows | None = None  # which samples of the batch are still here; None: all, in order
+        left: list[Left] = []
         here, macs = batch, 0
         for step in plan.steps:
             macs += here * step.macs
             if step.span is not None:
                 handed = step.span(*handed)
-            if step.ask is None:
-                outputs = self.net.answer(handed)
-                left.append((step.position, rows, outputs, step.sure(outputs, mask)))
-                break
-            outputs = step.ask(handed, mask)
+            outputs = plan.answer(handed) if step.ask is None else step.ask(handed, mask)
             confidence = step.sure(outputs, mask)
-            leaves = (confidence > step.threshold) & (confidence < math.inf)
-            going = int(leaves.sum())
+            if step.ask is None:
+                left.append((step.position, rows, outputs, confidence))
+                break
+            leaves = leaving(confidence, step.threshold)
+            going = int(np.count_nonzero(leaves))
             if going == 0:
                 continue
             if going == here:
                 left.append((step.position, rows, outputs, confidence))
                 break
-            out, stay = leaves.nonzero().flatten(), (~leaves).nonzero().flatten()
+            out = np.flatnonzero(leaves)
+            index = as_index(out, outputs.device)
             gone = out if rows is None else rows[out]
-            left.append((step.position, gone, outputs[out], confidence[out]))
-            rows = stay if rows is None else rows[stay]
+            left.append(
+                (step.position, gone, outputs.index_select(0, index), confidence.index_select(0, index))
+            )
+            handed, order = close_gaps(handed, leaves, step)
+            rows = order if rows is None else rows[order]
             here -= going
-            handed = keep(handed, stay, step.per_sample)
-            mask = None if mask is None else mask.index_select(0, stay)
-        self._count(left, macs)
+            mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))
+        self._count([(position, len(gone)) for position, _, gone, _ in left], macs)
         outputs, position, confidence = _assemble(left, batch)
         return EngineOutput(self.net.task.answer(outputs), position, confidence)
 
-    def _count(self, left: list[tuple[int, Tensor | None, Tensor, Tensor]], macs: int) -> None:
+    def _count(self, left: list[tuple[int, int]], macs: int) -> None:
         with self._counting:
             self._macs += macs
-            for position, _, outputs, _ in left:
-                self._exits[position] += len(outputs)
+            for position, samples in left:
+                self._exits[position] += samples
 
     def _nothing(self, device: torch.device) -> EngineOutput:
         dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
@@ -212,39 +255,30 @@ class Engine:
             torch.empty(0, device=device),
         )
 
-    def _prepared(self, config: ExitConfig) -> _Plan:
+    def _prepared(self, config: ExitConfig, execution: Execution) -> Plan:
         if not isinstance(config, ExitConfig):
             what = type(config).__name__
             raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
-        return self._plans.get(config, lambda: self._build(config))
-
-    def _build(self, config: ExitConfig) -> _Plan:
-        net, steps, at = self.net, list[_Step](), 0
-        for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config):
-            cost = (
-                self._costs.backbone[position]
-                - self._costs.backbone[at]
-                + self._costs.heads[position, column]
+        if not isinstance(execution, Execution):
+            raise InputError(
+                f"expected an Execution, such as Execution(channels_last=True); got {execution!r:.80}"
             )
-            sure, ask = net.confidence_of(position, column), net.caller(position, column)
-            per_sample = self._per_sample(position)
-            span = self._span(at, position) if position > at else None
-            steps.append(_Step(span, int(cost), position, sure, ask, float(threshold), per_sample))
-            at = position
-        last = len(net.positions)
-        cost = self._costs.backbone[last] - self._costs.backbone[at]
-        steps.append(_Step(self._span(at, last), int(cost), last, net.confidence_of(last)))
-        return _Plan(config, tuple(steps))
+        return self._plans.get((config, execution), lambda: self._planner(execution).plan(config))
 
-    def _per_sample(self, position: int) -> tuple[bool, ...]:
-        if position == 0:
-            return (True,) * (len(self._spec.names) - 1)
-        return self.net.partition.cuts[position - 1].carried_per_sample
+    def _planner(self, execution: Execution) -> Planner:
+        if execution not in self._planners:
+            runner = Runner(self.net, execution)
+            self._planners[execution] = Planner(self.net, self._costs, runner, self._seconds)
+        return self._planners[execution]
 
-    def _span(self, start: int, stop: int) -> Span:
-        if (start, stop) not in self._spans:
-            self._spans[start, stop] = self.net.partition.span(start, stop)
-        return self._spans[start, stop]
+
+def _check_costs(net: ExitNetwork, costs: CostTable | None) -> None:
+    shape = (len(net.positions), len(net.head_names))
+    if costs is not None and costs.heads.shape != shape:
+        raise InputError(
+            f"Engine: the costs are for {costs.heads.shape} (positions, heads), the network has {shape}; "
+            "measure this network"
+        )
 
 
 def macs_of(net: ExitNetwork) -> CostTable:
@@ -252,28 +286,18 @@ def macs_of(net: ExitNetwork) -> CostTable:
     return _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
 
 
-def keep(handed: tuple[Any, ...], stay: Tensor, per_sample: tuple[bool, ...]) -> tuple[Any, ...]:
-    """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
-    carried = zip(handed[1:], per_sample, strict=True)
-    return (
-        handed[0].index_select(0, stay),
-        *(value.index_select(0, stay) if each else value for value, each in carried),
-    )
-
-
-def _assemble(
-    left: list[tuple[int, Tensor | None, Tensor, Tensor]], batch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _assemble(left: list[Left], batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, positions and confidences, back in the order of the inputs."""
     position, rows, outputs, confidence = left[0]
     if rows is None:  # all left together
         return outputs, torch.full((batch,), position, device=outputs.device), confidence
-    order = torch.cat([rows for _, rows, _, _ in left if rows is not None])
-    back = torch.empty_like(order)
-    back[order] = torch.arange(batch, device=order.device)
-    positions = torch.cat([torch.full((len(out),), p, device=order.device) for p, _, out, _ in left])
+    order = np.concatenate([rows for _, rows, _, _ in left if rows is not None])
+    back = np.empty_like(order)
+    back[order] = np.arange(batch)
+    positions = np.repeat([p for p, _, _, _ in left], [len(out) for _, _, out, _ in left])[back]
+    index = as_index(back, outputs.device)
     return (
-        torch.cat([out for _, _, out, _ in left])[back],
-        positions[back],
-        torch.cat([conf for _, _, _, conf in left])[back],
+        torch.cat([out for _, _, out, _ in left]).index_select(0, index),
+        as_index(positions, outputs.device),
+        torch.cat([conf for _, _, _, conf in left]).index_select(0, index),
     )

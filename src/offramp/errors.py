@@ -25,3 +25,11 @@ class StorageError(OfframpError, OSError):
 
 class MissingExtraError(OfframpError, ImportError):
     """An optional dependency is not installed."""
+
+
+class QueueFull(OfframpError):
+    """A bounded queue is full: wait, or send less."""
+
+
+class Expired(OfframpError):
+    """A deadline passed before the answer was there."""

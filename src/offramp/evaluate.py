@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from offramp.batching import mean_cost
 from offramp.config import ExitConfig, Expected, Frontier
 from offramp.cost import CostTable
 from offramp.errors import InputError
@@ -28,7 +29,8 @@ class Outcome:
 
     Args:
         quality: mean quality in [0, 1].
-        cost: mean cost per sample, in the cost table's unit.
+        cost: mean cost per sample, in the cost table's unit; by a table with ``by_batch``, of samples that
+            arrive in batches as large as it was measured for.
         relative_quality: quality over the full model's (NaN where the full model's is 0 and quality is not).
         relative_cost: cost over the full model's.
         exit_shares: (P+1,) fraction that leaves at each position; the last is the backbone's output.
@@ -71,7 +73,9 @@ def evaluate(
     quality = records.final_quality.astype(np.float64)
     spent = costs.backbone.copy()  # cost of leaving at each position
     alive = np.arange(n)
+    here = []  # share of the samples that reach each exit, and the output
     for at, head, threshold in plan:
+        here.append(len(alive) / n)
         spent[at:] += costs.heads[at, head]
         leaves = exits(records.confidence[at, head, alive], threshold)
         gone = alive[leaves]
@@ -79,7 +83,10 @@ def evaluate(
         quality[gone] = records.quality[at, head, gone]
         alive = alive[~leaves]
     counts = np.bincount(position, minlength=p + 1)
-    return _outcome(records, costs, position, quality, counts, float(counts @ spent) / n)
+    cost = float(counts @ spent) / n
+    if costs.by_batch is not None:
+        cost = mean_cost(costs.by_batch, [(at, head) for at, head, _ in plan], [*here, len(alive) / n])
+    return _outcome(records, costs, position, quality, counts, cost)
 
 
 def _outcome(

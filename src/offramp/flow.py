@@ -104,6 +104,12 @@ class Flow:
         made = [*self.trace.inputs, *(n for n in self.nodes[: after + 1] if n not in self.same)]
         return [n for n in made if self.last_use.get(n, -1) > after and not self.is_free(n)]
 
+    def owned(self, node: Node, others: Iterable[Node]) -> bool:
+        """Whether ``node`` shares its storage with no input, no parameter and none of ``others``."""
+        group = self._group.find(node)
+        known = (*self.trace.inputs, *self.trace.slots, *others)
+        return not any(self._group.find(other) is group for other in known if other is not node)
+
     def changed_through_an_alias(self, node: Node, after: int, others: list[Node]) -> bool:
         """Whether ``node`` shares storage with another alive value and is written after the cut."""
         group = self._group.find(node)

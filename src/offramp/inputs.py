@@ -76,6 +76,8 @@ class InputSpec:
         Raises:
             InputError: a tensor is missing, or differs in shape, dtype, device or batch size.
         """
+        if isinstance(inputs, Tensor) and len(self.names) == 1 and not self.keyword and self._fits(inputs):
+            return [inputs]
         if self.keyword != isinstance(inputs, Mapping):
             wanted = f"a dict with keys {', '.join(self.names)}" if self.keyword else "a tensor or a tuple"
             raise InputError(f"inputs: expected {wanted}, as in example_inputs; got {type(inputs).__name__}")
@@ -89,6 +91,16 @@ class InputSpec:
         values = [named[name] for name in self.names]
         self.check(values)
         return values
+
+    def _fits(self, value: Tensor) -> bool:
+        """The usual case of ``check``, in a microsecond."""
+        shape = value.shape
+        return (
+            len(shape) > 0
+            and shape[1:] == self.shapes[0]
+            and value.dtype == self.dtypes[0]
+            and value.device == self.device
+        )
 
     def check(self, values: Sequence[Tensor]) -> None:
         """Refuse tensors that the traced graph was not made for.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, arange
 
-from offramp.engine import keep
 from offramp.network import Ask, ExitNetwork, Judge
 from offramp.spans import Span
+from offramp.steps import keep
 
 Part = tuple[int, Tensor, Tensor, Tensor]
 """Answers given at one exit: position, rows of the batch, outputs, confidences."""

@@ -37,19 +37,24 @@ class Border:
 
 
 class Span:
-    """A callable run of operations; parameters are looked up in the model at each call."""
+    """A callable run of operations; parameters are looked up in the model at each call.
 
-    def __init__(self, function: Callable[..., tuple[Any, ...]], slots: Sequence[Slot]) -> None:
-        self._function = function
-        self._slots = tuple(slots)
+    Args:
+        module: the operations: what was handed on, then the parameters, to what is handed on next.
+        slots: where each parameter is.
+    """
+
+    def __init__(self, module: GraphModule, slots: Sequence[Slot]) -> None:
+        self.module, self.slots = module, tuple(slots)
+        self._function: Callable[..., tuple[Any, ...]] = module.forward
 
     def __call__(self, *values: Tensor) -> tuple[Any, ...]:
         """Run it on what was handed on; returns what is handed on next, or the model's flat outputs."""
-        return self._function(*values, *[owner[name] for owner, name in self._slots])
+        return self._function(*values, *[owner[name] for owner, name in self.slots])
 
     def on_meta(self, *values: Tensor) -> tuple[Any, ...]:
         """Run it on tensors of the meta device, with parameters replaced by their shapes."""
-        parameters = [owner[name].to("meta") for owner, name in self._slots]
+        parameters = [owner[name].to("meta") for owner, name in self.slots]
         return self._function(*values, *parameters)
 
 
@@ -87,7 +92,7 @@ class _Builder:
             self._place(node)
         self.graph.output(self._results(stop))
         self.graph.lint()
-        return Span(GraphModule(self.root, self.graph).forward, self.slots)
+        return Span(GraphModule(self.root, self.graph), self.slots)
 
     def _earlier(self, wanted: Sequence[Node], results: Sequence[Node]) -> list[Node]:
         """Free values and arithmetic on sizes from before the span that it reads, in order of execution."""

@@ -1,0 +1,153 @@
+"""What a batch costs when it shrinks on the way: pure array work.
+
+A cost per sample is not enough for seconds: a call has a part that does not shrink with its batch, and a
+batch that no longer fits the caches costs more per sample than two halves of it. ``BatchCosts`` is what was
+measured at several batch sizes; between them it is linear.
+
+    rows still here ~ Binomial(B, share still here)      B samples that arrive together
+    cost of a span  = E[seconds(rows)] / B               nobody here: nothing is run
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+_GAIN = 0.97  # a batch is run in parts only where that takes less than this share of the time
+
+
+@dataclass(frozen=True, eq=False)
+class BatchCosts:
+    """Cost per call, by batch size.
+
+    Args:
+        sizes: (S,) rising, from 1; the last is the batch size B that calls start with.
+        backbone: (S, P+1) cumulative cost of one call up to each position.
+        heads: (S, P, C) cost of asking an exit for a batch.
+
+    Raises:
+        InputError: shapes disagree, sizes do not rise from 1, or a value is negative or not finite.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    backbone: Floats
+    heads: Floats
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", np.asarray(self.sizes, np.int64))
+        object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
+        object.__setattr__(self, "heads", np.asarray(self.heads, np.float64))
+        sizes, count = self.sizes, len(self.sizes) if self.sizes.ndim == 1 else 0
+        if count == 0 or sizes[0] != 1 or (np.diff(sizes) < 1).any():
+            raise InputError(f"BatchCosts.sizes: expected sizes that rise from 1, got {sizes.tolist()}")
+        lengths = {len(self.backbone), len(self.heads)}
+        if self.backbone.ndim != 2 or self.heads.ndim != 3 or lengths != {count}:
+            raise InputError(
+                f"BatchCosts: expected backbone ({count}, P+1) and heads ({count}, P, C), "
+                f"got {self.backbone.shape} and {self.heads.shape}"
+            )
+        for name in ("backbone", "heads"):
+            values = getattr(self, name)
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise InputError(f"BatchCosts.{name}: expected finite values of at least 0")
+        if (self.backbone[:, 0] != 0).any() or (np.diff(self.backbone, axis=1) < 0).any():
+            raise InputError("BatchCosts.backbone: expected 0 first, then rising costs, in every row")
+
+    @property
+    def batch_size(self) -> int:
+        """B, what calls start with."""
+        return int(self.sizes[-1])
+
+    def span(self, start: int, stop: int) -> Floats:
+        """(B+1,) cost of the segments between two positions for 0 to B rows; 0 for none."""
+        return self._filled(self.backbone[:, stop] - self.backbone[:, start])
+
+    def head(self, position: int, column: int) -> Floats:
+        """(B+1,) cost of asking an exit for 0 to B rows."""
+        return self._filled(self.heads[:, position, column])
+
+    def _filled(self, values: Floats) -> Floats:
+        rows = np.arange(self.batch_size + 1)
+        found = np.interp(rows, self.sizes, values)
+        found[0] = 0.0
+        return found
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: getattr(self, name).tolist() for name in ("sizes", "backbone", "heads")}
+
+
+def best_parts(costs: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """In how many equal parts to run b rows, and what that costs.
+
+    Args:
+        costs: (B+1,) of one call with 0 to B rows.
+
+    Returns:
+        (B+1,) number of parts, at least 1; and (B+1,) the cost then.
+    """
+    batch = len(costs) - 1
+    parts, best = np.ones(batch + 1, np.int64), costs.copy()
+    for rows in range(2, batch + 1):
+        k = np.arange(1, rows + 1)
+        large = rows % k
+        split = large * costs[-(-rows // k)] + (k - large) * costs[rows // k]
+        found = int(split.argmin())
+        if split[found] < _GAIN * costs[rows]:
+            parts[rows], best[rows] = k[found], split[found]
+    return parts, best
+
+
+def part_sizes(rows: int, parts: int) -> list[int]:
+    """Sizes of equal parts, the larger ones first.
+
+    >>> part_sizes(7, 3)
+    [3, 2, 2]
+    """
+    small, large = divmod(rows, parts)
+    return [small + 1] * large + [small] * (parts - large)
+
+
+def binomial(n: int, share: float) -> Floats:
+    """(n+1,) probabilities of 0 to n successes in n trials."""
+    if share <= 0 or share >= 1:
+        found = np.zeros(n + 1)
+        found[n if share >= 1 else 0] = 1.0
+        return found
+    log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
+    k = np.arange(n + 1)
+    found = np.exp(np.array(log) + k * math.log(share) + (n - k) * math.log1p(-share))
+    return np.asarray(found / found.sum())
+
+
+def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], here: Sequence[float]) -> float:
+    """Mean cost per sample of a configuration, for samples that arrive in batches of B.
+
+    Args:
+        table: measured costs.
+        exits: (position, head) of each enabled exit, in order.
+        here: share of the samples that reach each of them; and, last, the model's output.
+
+    Returns:
+        Expected cost of a call over B. Without exits it is the full model's.
+    """
+    batch, last = table.batch_size, table.backbone.shape[1] - 1
+    if not exits:
+        return float(table.span(0, last)[batch]) / batch
+    at, total = 0, 0.0
+    for (position, column), share in zip(exits, here, strict=False):
+        rows = binomial(batch, share)
+        span = best_parts(table.span(at, position))[1]
+        total += float(rows @ (span + table.head(position, column)))
+        at = position
+    rows = binomial(batch, here[len(exits)])
+    total += float(rows @ best_parts(table.span(at, last))[1])
+    return total / batch

@@ -1,0 +1,210 @@
+"""Spans as compiled code: one function for a single sample, one for every larger batch.
+
+    draft ──▶ a module that holds its parameters ──inductor | aot──▶ functions of what is handed in
+
+Compiled code expects values laid out in memory as those it was made with. So each value is checked by its
+strides and copied where they differ, and nothing is compiled later than here. Parameters become constants:
+batch norms are folded into convolutions, weights are laid out as the processor likes them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from offramp.errors import InputError
+from offramp.rewriting import Draft, Parameters
+
+Given = tuple[Tensor, ...]
+Function = Callable[[list[Tensor]], Sequence[Tensor]]
+
+_ATEN = torch.ops.aten
+_NO_COMPILER = ("No working C++ compiler", "InvalidCxxCompiler", "working triton")
+
+
+class CompiledSpan:
+    """A span as compiled code.
+
+    Args:
+        one: for a single sample.
+        many: for batches of two and more.
+        strides: of each value handed in, the same for every batch size.
+        order: for each value handed on, its index among the results, or ~i for the i-th value handed in.
+    """
+
+    def __init__(
+        self, one: Function, many: Function, strides: Sequence[tuple[int, ...]], order: Sequence[int]
+    ) -> None:
+        self._one, self._many = one, many
+        self._strides, self._order = tuple(strides), tuple(order)
+
+    def __call__(self, *handed: Tensor) -> tuple[Tensor, ...]:
+        """Run it, on any batch of at least one sample."""
+        given = [
+            value if value.stride() == strides else _restrided(value, strides)
+            for value, strides in zip(handed, self._strides, strict=True)
+        ]
+        found = self._one(given) if len(handed[0]) == 1 else self._many(given)
+        return tuple(found[i] if i >= 0 else handed[~i] for i in self._order)
+
+
+def compile_span(
+    found: Draft,
+    parameters: Parameters,
+    compiler: str,
+    example: Given,
+    per_sample: Sequence[bool],
+    channels_last: bool,
+) -> CompiledSpan:
+    """Compile a draft.
+
+    Args:
+        found: the span; used up.
+        parameters: where its parameters come from.
+        compiler: "inductor" or "aot".
+        example: what may be handed in, a batch of two or more.
+        per_sample: for each of these, whether it has one row per sample.
+        channels_last: whether features that are images are handed on channels last.
+
+    Raises:
+        InputError: there is no compiler, or it does not take the span.
+    """
+    _copy_written(found, parameters, example)
+    order = _without_passed_on(found)
+    _lay_out_results(found, channels_last)
+    module, values = found.finish(parameters)
+    bound = _bound(module, found, values)
+    many = tuple(_dense(value, channels_last and found.fed and i == 0) for i, value in enumerate(example))
+    one = tuple(value[:1].clone() if each else value for value, each in zip(many, per_sample, strict=True))
+    build = _inductor if compiler == "inductor" else _aot
+    with _errors_named(compiler), _quiet():
+        first, second = build(bound, one, None), build(bound, many, per_sample)
+    return CompiledSpan(first, second, [value.stride() for value in many], order)
+
+
+def _without_passed_on(found: Draft) -> list[int]:
+    """Take what is handed on as it came out of the results; returns ``CompiledSpan``'s ``order``."""
+    made: list[Node] = []
+    order = []
+    for node in found.results():
+        if node in found.handed:
+            order.append(~found.handed.index(node))
+            continue
+        if node not in made:
+            made.append(node)
+        order.append(made.index(node))
+    found.hand_on(made)
+    return order
+
+
+def _copy_written(found: Draft, parameters: Parameters, example: Given) -> None:
+    """Copy what the span changes in place: a compiler would write the changes back, which nobody wants."""
+    module, values = found.finish(parameters)
+    with torch.inference_mode(False), torch.no_grad():
+        tried = [value.clone() for value in example]
+        before = [value._version for value in tried]
+        module.forward(*tried, *[value.clone() if value.is_inference() else value for value in values])
+    for node, value, version in zip(found.handed, tried, before, strict=True):
+        if value._version > version:
+            found.after(node, _ATEN.clone.default)
+
+
+def _lay_out_results(found: Draft, channels_last: bool) -> None:
+    """Hand on values that are dense in memory."""
+    graph, results = found.module.graph, list[Node]()
+    for i, node in enumerate(found.results()):
+        image = channels_last and i == 0 and node.meta["val"].ndim == 4
+        order = torch.channels_last if image else torch.contiguous_format
+        with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+            results.append(graph.call_function(_ATEN.contiguous.default, (node,), {"memory_format": order}))
+        results[-1].meta = dict(node.meta)
+    found.hand_on(results)
+
+
+def _bound(module: GraphModule, found: Draft, values: Sequence[Tensor]) -> GraphModule:
+    """The module with its parameters as buffers instead of arguments."""
+    graph = module.graph
+    placed = [node for node in graph.nodes if node in found.slots]
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for i, (node, value) in enumerate(zip(placed, values, strict=True)):
+        module.register_buffer(f"parameter_{i}", value)
+        with graph.inserting_before(first):
+            node.replace_all_uses_with(graph.get_attr(f"parameter_{i}"))
+        graph.erase_node(node)
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _dense(value: Tensor, image: bool) -> Tensor:
+    """A copy without gaps, laid out channels last if it is a feature that is an image."""
+    last = image and value.ndim == 4
+    return value.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _restrided(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _inductor(bound: GraphModule, values: Given, per_sample: Sequence[bool] | None) -> Function:
+    from torch._inductor import config
+
+    own = GraphModule(bound, bound.graph)  # what is compiled is kept by the code object
+    options: dict[str, Any] = {}
+    if hasattr(torch.compiler, "skip_guard_on_inbuilt_nn_modules_unsafe"):  # torch 2.8
+        options["guard_filter_fn"] = lambda entries: [False] * len(entries)  # all is checked by the caller
+    function = torch.compile(own, fullgraph=True, dynamic=None if per_sample else False, options=options)
+    for value, each in zip(values, per_sample or (), strict=per_sample is not None):
+        if each:
+            torch._dynamo.mark_dynamic(value, 0)
+    with config.patch(freezing=True), torch.inference_mode():
+        function(*values)
+    return lambda given: function(*given)
+
+
+def _aot(bound: GraphModule, values: Given, per_sample: Sequence[bool] | None) -> Function:
+    shapes = None
+    if per_sample:
+        batch = torch.export.Dim("batch", min=2)
+        shapes = tuple({0: batch} if each else {} for each in per_sample)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
+        program = torch.export.export(bound, values, dynamic_shapes=shapes, strict=False)
+        path = str(Path(folder) / "span.pt2")
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=path, inductor_configs={"freezing": True}
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+    run = getattr(loaded.loader, "boxed_run", None)
+    return (lambda given: loaded(*given)) if run is None else run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _errors_named(compiler: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".strip()
+        if any(mark in text for mark in _NO_COMPILER):
+            raise InputError(
+                f"Execution(compile={compiler!r}): expected a C++ compiler (on a GPU, Triton), found none; "
+                "install g++ or clang, or name one in the variable CXX, or use compile=None"
+            ) from error
+        raise InputError(
+            f"Execution(compile={compiler!r}): expected operations that the compiler takes; it says: "
+            f"{text.splitlines()[0][:300]}; use compile=None"
+        ) from error
