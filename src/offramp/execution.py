@@ -47,16 +47,13 @@ class Execution:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InputError(f"Execution: {name}: expected True or False, got {value!r}")
-        if self.int8 and self.dtype is not None:
-            raise InputError(
-                f"Execution: expected int8=True or dtype={self.dtype!r}, got both; "
-                "int8 layers take float32, so choose one"
-            )
-        if self.int8 and self.compile is not None:
-            raise InputError(
-                f"Execution: expected int8=True or compile={self.compile!r}, got both; "
-                "the compilers do not take int8 layers, so choose one"
-            )
+
+        for name, other in (("dtype", self.dtype), ("compile", self.compile)):
+            if self.int8 and other is not None:
+                raise InputError(
+                    f"Execution: expected int8=True or {name}={other!r}, got both; int8 is for eager float32 "
+                    "models, so choose one"
+                )
 
     @property
     def plain(self) -> bool:

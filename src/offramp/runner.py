@@ -3,8 +3,8 @@
     span(start, stop) ──plain──▶ the partition's own
                       ──other──▶ draft ─ quantise, narrow, lay out ─▶ frozen or compiled ─▶ compared
 
-Every way but the plain one works with copies of the parameters as they are when a span is made. Exits are
-never converted: a head is given the feature in its own type, after it has been reduced where it reduces.
+Every way but the plain one converts the parameters when a span is made: after a change of weights, make a
+new runner. Exits are never converted. A head is given the feature in its own type, reduced first where it reduces.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ class _Other:
         found = draft(parts.span(start, stop), parts.flow, parts.border(start))
         if self._last(stop):
             found.hand_on([found.results()[self._net._answer.index]])
-        if execution.int8:
-            quantise(found, self._parameters)
         if self._dtype is not None:
             narrow(found, self._dtype)
+        if execution.int8:
+            quantise(found, self._parameters)
         if execution.channels_last:
             lay_out(found)
         if execution.compile is None:
