@@ -14,20 +14,23 @@ import offramp
 
 ROOT = Path(offramp.__file__).parent
 TIERS = (
-    ("errors", "registry", "evidence", "config", "_files", "_progress"),
+    ("errors", "registry", "evidence", "config", "batching", "memory", "_files", "_progress"),
     ("inputs", "tracing", "flow", "layout", "spans", "modules", "macs", "packed", "partition"),
     ("task", "regression", "tasks", "gauges", "confidence"),
-    ("feature", "pooled_heads", "conv_heads", "token_heads", "heads", "records", "cost", "ranking"),
+    ("feature", "pooled_heads", "conv_heads", "token_heads", "heads", "records", "cost", "ranking", "energy"),
     ("network", "attach", "features", "state"),
     ("recording", "evaluate", "together"),
     ("train_config", "caching", "calibration", "survivors", "finetune", "head_training", "training"),
     ("problem", "common", "lines", "pool", "methods", "refine", "parsimony", "solving", "regularise", "dial"),
     ("bounds", "search", "pvalues", "risks", "certify", "stepwise", "baselines"),
-    ("plans", "engine", "manifest", "artifact", "multi_engine", "multitask", "task_artifact", "questions"),
+    ("execution", "rewriting", "compiled", "runner", "steps", "clock", "plans", "scheduling"),
+    ("engine", "stream_buffer", "stream_request", "stream_routes", "stream_ledger", "stream_entrance"),
+    ("stream_worker", "stream_engine"),
+    ("manifest", "artifact", "multi_engine", "multitask", "task_artifact", "questions"),
     ("splits", "readings", "preprocessing", "specs", "model_specs", "data_specs", "project"),
     ("pipeline", "stream"),
     ("plots", "tables", "page", "report", "export", "serve"),
-    ("digits", "demo", "console", "cli_options", "cli", "__main__"),
+    ("digits", "demo", "console", "cli_options", "cli_bench", "cli_export", "cli", "__main__"),
 )
 TIER = {module: i for i, tier in enumerate(TIERS) for module in tier}
 PURE = ("evaluate", "search", "certify", "baselines", "config", "records", "cost")

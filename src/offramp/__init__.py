@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from offramp.artifact import load, save
     from offramp.attach import attach_exits
+    from offramp.batching import BatchCosts
     from offramp.calibration import CalibrationReport, calibrate
     from offramp.certify import certify
     from offramp.confidence import register_confidence, register_fitted
     from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
     from offramp.cost import CostTable, measure_cost
     from offramp.engine import Engine, EngineOutput
-    from offramp.errors import OfframpError
+    from offramp.errors import Expired, OfframpError, QueueFull
     from offramp.evaluate import Outcome, evaluate
     from offramp.evidence import Certificate, Guarantee
+    from offramp.execution import Execution
     from offramp.gauges import FittedConfidence
     from offramp.heads import register_head
+    from offramp.memory import keep_memory
     from offramp.multi_engine import MultiEngine
     from offramp.multitask import attach_tasks, labels_of, with_answers
     from offramp.network import ExitNetwork
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from offramp.regression import Regression
     from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
     from offramp.search import search
+    from offramp.stream_engine import StreamEngine
+    from offramp.stream_ledger import StreamStats
+    from offramp.stream_request import StreamAnswer, StreamFuture
     from offramp.task import Task
     from offramp.task_artifact import load_tasks, save_tasks
     from offramp.tasks import register_task
@@ -43,16 +49,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Answers": "risks",
+    "BatchCosts": "batching",
     "CalibrationReport": "calibration",
     "Certificate": "evidence",
     "CostTable": "cost",
     "Engine": "engine",
     "EngineOutput": "engine",
+    "Execution": "execution",
     "ExitChoice": "config",
     "ExitConfig": "config",
     "ExitNetwork": "network",
     "ExitRecords": "records",
     "Expected": "config",
+    "Expired": "errors",
     "FittedConfidence": "gauges",
     "Frontier": "config",
     "Guarantee": "evidence",
@@ -60,9 +69,14 @@ _HOME = {
     "MultiEngine": "multi_engine",
     "OfframpError": "errors",
     "Outcome": "evaluate",
+    "QueueFull": "errors",
     "Regression": "regression",
     "Risk": "risks",
     "Segment": "partition",
+    "StreamAnswer": "stream_request",
+    "StreamEngine": "stream_engine",
+    "StreamFuture": "stream_request",
+    "StreamStats": "stream_ledger",
     "Task": "task",
     "TrainConfig": "training",
     "attach_exits": "attach",
@@ -72,6 +86,7 @@ _HOME = {
     "early_leaver_error": "risks",
     "evaluate": "evaluate",
     "evaluate_together": "together",
+    "keep_memory": "memory",
     "labels_of": "multitask",
     "load": "artifact",
     "load_tasks": "task_artifact",
@@ -92,16 +107,19 @@ _HOME = {
 
 __all__ = [
     "Answers",
+    "BatchCosts",
     "CalibrationReport",
     "Certificate",
     "CostTable",
     "Engine",
     "EngineOutput",
+    "Execution",
     "ExitChoice",
     "ExitConfig",
     "ExitNetwork",
     "ExitRecords",
     "Expected",
+    "Expired",
     "FittedConfidence",
     "Frontier",
     "Guarantee",
@@ -109,9 +127,14 @@ __all__ = [
     "MultiEngine",
     "OfframpError",
     "Outcome",
+    "QueueFull",
     "Regression",
     "Risk",
     "Segment",
+    "StreamAnswer",
+    "StreamEngine",
+    "StreamFuture",
+    "StreamStats",
     "Task",
     "TrainConfig",
     "attach_exits",
@@ -121,6 +144,7 @@ __all__ = [
     "early_leaver_error",
     "evaluate",
     "evaluate_together",
+    "keep_memory",
     "labels_of",
     "load",
     "load_tasks",

@@ -27,9 +27,9 @@ class MissingExtraError(OfframpError, ImportError):
     """An optional dependency is not installed."""
 
 
-class QueueFull(OfframpError):
+class QueueFull(OfframpError):  # noqa: N818 (named like the one in the standard library)
     """A bounded queue is full: wait, or send less."""
 
 
-class Expired(OfframpError):
+class Expired(OfframpError):  # noqa: N818
     """A deadline passed before the answer was there."""

@@ -1,0 +1,408 @@
+"""Do samples from different arrivals in one batch pay? StreamEngine against batches that stay together.
+
+Samples arrive as a Poisson process, one by one, from a thread of their own. Three servers answer them:
+
+    plain    collects up to 32 that wait, runs the model, then the next 32
+    batch    the same with Engine, which shrinks the batch at every exit: compaction, batch by batch
+    stream   StreamEngine: what is left of a batch waits for others that got as far
+
+No server idles while something waits. (To wait for a fuller batch was tried for the first two: under load it
+changes nothing, their batches are full.) All are fed by the same code, answer the same kind of future and
+check inputs the same way. Latency counts from the moment a sample was due to arrive, so that a late feeder
+flatters nobody. Each server is offered rising rates; its throughput at a bound is the highest rate, linear
+between those offered, at which 95 of 100 answers take at most that long. Servers take turns at every rate and
+rounds are repeated: ratios are of servers in the same round, and medians of rounds count.
+
+    python bench/stream.py [--demo DIR] [--artifact DIR --backbones DIR] [--rounds 5]
+
+``--demo`` reads the artifact of ``offramp demo`` instead of training the digits network again; ``--artifact``
+is that of ``bench/fashion_mnist/artifact.py``. Writes results/stream.json and results/stream.png; what the
+file has on other networks and configurations stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import offramp
+from offramp.demo import digit_splits
+from offramp.digits import DigitsResNet, load_digits, train_backbone
+from offramp.pipeline import BuildConfig, build
+from offramp.stream_engine import StreamEngine
+from offramp.stream_request import one_sample
+from offramp.tracing import evaluating
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT = 32
+DROPS = (0.002, 0.01, 0.03)
+"""Configurations: the cheapest with at most this much below the full model, by the search split."""
+SHARES = (0.6, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+"""Rates offered, as shares of what a server answers when everything has arrived already."""
+PASSES = (3, 5, 10, 20)
+"""Bounds of latency, in times that batch by batch takes for a full batch."""
+
+
+class Server(Protocol):
+    """What is offered samples."""
+
+    def submit(self, inputs: object) -> Future[Any]:
+        """One sample."""
+
+    def close(self) -> None:
+        """Answer what waits, and stop."""
+
+
+Maker = Callable[[], Server]
+
+
+class BatchServer:
+    """Answers up to ``LIMIT`` waiting samples together, then the next.
+
+    Args:
+        net: says what a sample looks like.
+        answer: a batch to (outputs, positions, confidences).
+    """
+
+    def __init__(self, net: offramp.ExitNetwork, answer: Callable[[Tensor], Sequence[Any]]) -> None:
+        self._spec, self._answer = net.partition.spec, answer
+        self._waiting: deque[tuple[Tensor, Future[Any]]] = deque()
+        self._came, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def submit(self, inputs: object) -> Future[Any]:
+        """One sample."""
+        value, future = one_sample(self._spec, inputs)[0], Future[Any]()
+        with self._came:
+            self._waiting.append((value, future))
+            self._came.notify()
+        return future
+
+    def close(self) -> None:
+        """Answer what waits, and stop."""
+        with self._came:
+            self._closed = True
+            self._came.notify()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._came:
+                while not self._waiting:
+                    if self._closed:
+                        return
+                    self._came.wait()
+                count = min(LIMIT, len(self._waiting))
+                taken = [self._waiting.popleft() for _ in range(count)]
+            answers = self._answer(torch.cat([value for value, _ in taken]))
+            for (_, future), *answer in zip(taken, *answers, strict=True):
+                if future.set_running_or_notify_cancel():
+                    future.set_result(answer)
+
+
+def servers(net: offramp.ExitNetwork, config: offramp.ExitConfig) -> dict[str, Maker]:
+    """How to start each server."""
+    engine, model = offramp.Engine(net, config), net.backbone
+
+    def compacted(batch: Tensor) -> Sequence[Any]:
+        out = engine(batch)
+        return out.outputs.unbind(0), out.position.tolist(), out.confidence.tolist()
+
+    def plain(batch: Tensor) -> Sequence[Any]:
+        outputs = model(batch)
+        confidence = outputs.softmax(1).amax(1)
+        return outputs.unbind(0), [len(net.positions)] * len(batch), confidence.tolist()
+
+    return {
+        "plain": lambda: BatchServer(net, plain),
+        "batch": lambda: BatchServer(net, compacted),
+        "stream": lambda: StreamEngine(net, config, batch_limit=LIMIT, queue_limit=1 << 20),
+    }
+
+
+@dataclass(frozen=True)
+class Load:
+    """One rate offered to one server, latencies in seconds."""
+
+    rate: float
+    p50: float
+    p95: float
+    p99: float
+
+
+def offer(make: Maker, samples: Sequence[Tensor], rate: float, seconds: float, seed: int) -> Load:
+    """Poisson arrivals at a rate; the first fifth warms up."""
+    random_ = random.Random(seed)
+    due, now = list[float](), 0.0
+    while now < seconds:
+        now += random_.expovariate(rate)
+        due.append(now)
+    chosen = [samples[random_.randrange(len(samples))] for _ in due]
+    done, server = [0.0] * len(due), make()
+    try:
+        start, futures = time.perf_counter() + 0.01, list[Future[Any]]()
+        for i, moment in enumerate(due):
+            while (early := start + moment - time.perf_counter()) > 0:
+                time.sleep(early)
+            futures.append(server.submit(chosen[i]))
+            futures[-1].add_done_callback(lambda _, i=i: done.__setitem__(i, time.perf_counter()))
+        for future in futures:
+            future.result(60)
+    finally:
+        server.close()
+    warm = len(due) // 5
+    latency = np.array(done[warm:]) - start - np.array(due[warm:])
+    return Load(rate, *(float(q) for q in np.quantile(latency, [0.5, 0.95, 0.99])))
+
+
+def capacity(make: Maker, samples: Sequence[Tensor], count: int, seed: int) -> float:
+    """Samples per second where all have arrived already."""
+    random_, server = random.Random(seed), make()
+    chosen = [samples[random_.randrange(len(samples))] for _ in range(count)]
+    try:
+        start = time.perf_counter()
+        futures = [server.submit(each) for each in chosen]
+        for future in futures:
+            future.result(60)
+        return count / (time.perf_counter() - start)
+    finally:
+        server.close()
+
+
+def throughput(loads: Sequence[Load], bound: float, quantile: str = "p95") -> float | None:
+    """Highest rate within a bound, the first time it is passed; None where all rates are within, or none."""
+    before: Load | None = None
+    for load in sorted(loads, key=lambda each: each.rate):
+        late = getattr(load, quantile)
+        if late > bound:
+            if before is None:
+                return None
+            early = getattr(before, quantile)
+            return before.rate + (load.rate - before.rate) * (bound - early) / (late - early)
+        before = load
+    return None
+
+
+def batch_seconds(net: offramp.ExitNetwork, samples: Sequence[Tensor]) -> float:
+    """What the plain model takes for a full batch, median."""
+    batch, taken = torch.stack(list(samples[:LIMIT])), list[float]()
+    with torch.inference_mode():
+        for _ in range(15):
+            start = time.perf_counter()
+            net.backbone(batch)
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def capacities(makers: dict[str, Maker], samples: Sequence[Tensor], seconds: float) -> dict[str, float]:
+    """Best of four turns each."""
+    most = dict.fromkeys(makers, LIMIT / seconds)
+    for seed in range(4):
+        for name, make in makers.items():
+            count = max(8 * LIMIT, int(most[name] * 40 * seconds))
+            most[name] = max(most[name], capacity(make, samples, count, seed))
+    return most
+
+
+def measure_round(
+    makers: dict[str, Maker], samples: Sequence[Tensor], most: dict[str, float], seconds: float, turn: int
+) -> dict[str, list[Load]]:
+    """Every server at every rate, in turns."""
+    found: dict[str, list[Load]] = {name: [] for name in makers}
+    for i, share in enumerate(SHARES):
+        names = list(makers) if (turn + i) % 2 == 0 else list(makers)[::-1]
+        for name in names:
+            found[name].append(offer(makers[name], samples, share * most[name], seconds, 1000 * turn + i))
+    return found
+
+
+def at_bounds(rounds: Sequence[dict[str, list[Load]]], bounds: Sequence[float]) -> list[dict[str, Any]]:
+    """Throughput of each server and ratios to batch by batch: medians of the rounds that have both."""
+    rows = []
+    for quantile in ("p95", "p99"):
+        for bound in bounds:
+            each = [{name: throughput(loads, bound, quantile) for name, loads in r.items()} for r in rounds]
+            row: dict[str, Any] = {"quantile": quantile, "bound": bound}
+            for name in rounds[0]:
+                rates = [rate for r in each if (rate := r[name]) is not None]
+                row[name] = statistics.median(rates) if rates else None
+            ratios = [r["stream"] / r["batch"] for r in each if r["stream"] and r["batch"]]
+            row["ratio"], row["ratios"] = statistics.median(ratios) if ratios else None, ratios
+            rows.append(row)
+    return rows
+
+
+def study(network: str, setting: Setting, drop: float, rounds: int, least: float) -> dict[str, Any]:
+    """One configuration of one network."""
+    config = setting.frontier.at(max_drop=drop)
+    makers, unit = servers(setting.net, config), batch_seconds(setting.net, setting.samples)
+    outcome = offramp.evaluate(setting.report, setting.costs, config)
+    with evaluating(setting.net.backbone):
+        most = capacities(makers, setting.samples, unit)
+        bounds = [passes * LIMIT / most["batch"] for passes in PASSES]
+        seconds, measured = max(least, 12 * bounds[-1]), list[dict[str, list[Load]]]()
+        for turn in range(rounds):
+            measured.append(measure_round(makers, setting.samples, most, seconds, turn))
+            print(f"{network}, {drop}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+    return {
+        "network": network, "max_drop": drop, "exits": len(config.choices), "quality": outcome.quality,
+        "relative_macs": outcome.relative_cost, "exit_shares": outcome.exit_shares.tolist(),
+        "batch_limit": LIMIT, "threads": torch.get_num_threads(), "seconds_per_rate": seconds,
+        "plain_batch_seconds": unit, "capacity": most,
+        "loads": [{name: [asdict(load) for load in loads] for name, loads in r.items()} for r in measured],
+        "at_bounds": at_bounds(measured, bounds),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with exits, its frontier and what to feed it."""
+
+    net: offramp.ExitNetwork
+    frontier: offramp.Frontier
+    costs: offramp.CostTable
+    report: offramp.ExitRecords
+    samples: list[Tensor]
+
+
+def digits_setting(folder: Path | None) -> Setting:
+    """The demo's network; trained here where no artifact is given."""
+    digits = load_digits(0)
+    splits = digit_splits(digits, 0)
+    samples = [image for batch in splits.report or () for image in batch[0]]
+    if folder is None:
+        built = build(train_backbone(digits.train, seed=0), splits, BuildConfig(max_exits=3))
+        return Setting(built.net, built.frontier, built.costs, built.records["report"], samples)
+    net, frontier, costs = offramp.load(folder, DigitsResNet(), restore_backbone=True)
+    return Setting(net, frontier, costs, _report(folder), samples)
+
+
+def fashion_setting(folder: Path, backbones: Path, data: Path | None) -> Setting:
+    """ResNet-56 on Fashion-MNIST."""
+    sys.path.insert(0, str(Path(__file__).parent / "fashion_mnist"))
+    from fashion import DEFAULT_FOLDER, load_fashion
+    from resnet import load_backbone
+
+    images = load_fashion(data or DEFAULT_FOLDER).test[0][:2000]
+    net, frontier, costs = offramp.load(folder, load_backbone(backbones, 56))
+    return Setting(net, frontier, costs, _report(folder), list(images))
+
+
+def _report(folder: Path) -> offramp.ExitRecords:
+    return offramp.ExitRecords.load(folder / "records-report.safetensors")
+
+
+def print_table(results: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Samples per second at equal latency, batch limit 32")
+    for name in (
+        "network",
+        "max drop",
+        "MACs",
+        "bound",
+        "plain",
+        "batch",
+        "stream",
+        "stream / batch",
+        "rounds",
+    ):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for result in results:
+        for row in result["at_bounds"]:
+            cells = [f"{row[name]:.0f}" if row[name] else "-" for name in ("plain", "batch", "stream")]
+            ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
+            spread = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}" if row["ratios"] else "-"
+            bound = f"{row['quantile']} {1e3 * row['bound']:.0f} ms"
+            told = (result["network"], f"{result['max_drop']:.1%}", f"{result['relative_macs']:.0%}", bound)
+            table.add_row(*told, *cells, ratio, spread)
+    Console().print(table)
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """95th percentile over offered rate, one panel per configuration; every dot is one run."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.6), dpi=100, squeeze=False)
+    colours = {"plain": "#b0b0b0", "batch": "#ff7f0e", "stream": "#1f77b4"}
+    told = {"plain": "plain model", "batch": "Engine, batch by batch", "stream": "StreamEngine"}
+    for axis, result in zip(axes[0], results, strict=True):
+        for server, colour in colours.items():
+            loads = [load for measured in result["loads"] for load in measured[server]]
+            rate, late = [load["rate"] for load in loads], [1e3 * load["p95"] for load in loads]
+            axis.plot(rate, late, "o", color=colour, markersize=3, alpha=0.35)
+            middle = {
+                r: statistics.median(p for q, p in zip(rate, late, strict=True) if q == r) for r in rate
+            }
+            axis.plot(sorted(middle), [middle[r] for r in sorted(middle)], color=colour, label=told[server])
+        for row in result["at_bounds"]:
+            axis.axhline(1e3 * row["bound"], color="#dddddd", linewidth=0.8, zorder=0)
+        axis.set_yscale("log")
+        axis.set_title(f"{result['network']}, at most {result['max_drop']:.1%} below full", fontsize=9)
+        axis.set_xlabel("samples per second offered", fontsize=8)
+        axis.set_ylabel("95th percentile of latency, ms", fontsize=8)
+        axis.tick_params(labelsize=7.5)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, help="folder of the demo's artifact")
+    parser.add_argument("--artifact", type=Path, help="folder of the Fashion-MNIST artifact")
+    parser.add_argument("--backbones", type=Path, help="folder of fashion_resnet56.safetensors")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST")
+    parser.add_argument("--networks", nargs="+", help="only these: digits, ResNet-56")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="at each rate, at least")
+    parser.add_argument("--drops", type=float, nargs="+", default=DROPS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {"digits": digits_setting(options.demo)}
+    if options.artifact is not None:
+        settings["ResNet-56"] = fashion_setting(options.artifact, options.backbones, options.data)
+    gc.collect()
+    gc.disable()  # a collection in the middle of a run is nobody's latency
+    results = [
+        study(name, settings[name], drop, options.rounds, options.seconds)
+        for name in options.networks or settings
+        for drop in options.drops
+    ]
+    print_table(results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "stream.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    by_key = {(each["network"], each["max_drop"]): each for each in [*known, *results]}
+    results = [by_key[key] for key in sorted(by_key)]
+    path.write_text(json.dumps(results) + "\n")
+    draw(results, options.out / "stream.png")
+
+
+if __name__ == "__main__":
+    main()

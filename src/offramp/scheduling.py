@@ -1,0 +1,80 @@
+"""Which samples run next: pure rules over places where samples wait, no tensors and no clock of their own.
+
+    entrance ─▶ station ─▶ station ─▶ ... ─▶ answer        each run moves up to ``limit`` samples onward
+
+1. A station whose first sample has waited longer than ``patience`` runs, the longest wait first.
+2. Else a place with a full batch runs, the latest of them: what is begun is finished and frees its memory.
+3. Else the latest place where anything waits: nothing ever waits while the device idles.
+
+A run that would land at a station which is full itself lets that station go first. So no station ever holds
+more than ``2 * limit - 1`` samples, and at a station none waits much longer than ``patience``. The entrance
+needs no patience: the places behind it get work from nowhere else and run dry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+ROUNDS = 6
+"""Runs of every place that a default patience lasts."""
+
+
+class Place(Protocol):
+    """Where samples wait, first come first served."""
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+
+    @property
+    def since(self) -> float:
+        """When the first of them came, in seconds on any clock; only read where ``count`` is not 0."""
+
+
+def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> int | None:
+    """The place whose first samples should run.
+
+    Args:
+        places: in the order samples go through them; the first is the entrance.
+        now: seconds, on the clock of ``since``.
+        limit: samples in a full batch.
+        patience: seconds after which a sample at a station is served even in a small batch.
+
+    Returns:
+        Its index, or None where nobody waits.
+    """
+    latest = full = overdue = None
+    longest = now - patience
+    for i, place in enumerate(places):
+        count = place.count
+        if count == 0:
+            continue
+        latest = i
+        if count >= limit:
+            full = i
+        if i and place.since < longest:
+            overdue, longest = i, place.since
+    if overdue is not None:
+        return overdue
+    return latest if full is None else full
+
+
+def has_room(place: Place, limit: int) -> bool:
+    """Whether a batch may land there; if not, the place runs first, and then has."""
+    return place.count < limit
+
+
+class Pace:
+    """How long runs take, as a moving mean; what a default patience is measured in."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Note one run."""
+        self.seconds += (seconds - self.seconds) * (0.05 if self.seconds else 1.0)
+
+    def patience(self, places: int) -> float:
+        """Six runs of every place: small batches for the impatient then take little of the time."""
+        return ROUNDS * places * self.seconds

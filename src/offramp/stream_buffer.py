@@ -1,0 +1,136 @@
+"""Stations: where samples wait at a border, their features in memory that is allocated once.
+
+    memory   [ . . . | a b c d e | . . . . ]     one row per sample, in order of arrival
+                     head        tail            a batch is a view of rows, no copy
+
+Samples that land are written straight to where they will be read from, in the layout the span handed over:
+one copy per border. A station that has run dry begins at the front again, so that only memory that is needed
+is ever touched; when the tail reaches the end, the few that wait move to the front.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.stream_request import Request
+
+_BATCHES = 3  # of memory: at most 1 waits when another lands, so that moving to the front never overlaps
+
+Handed = tuple[Any, ...]
+
+
+class Slab:
+    """Rows of one tensor.
+
+    Args:
+        like: (B, ...) what will be kept: its shape beyond the batch, its type, device and order in memory.
+        rows: how many there is room for.
+    """
+
+    def __init__(self, like: Tensor, rows: int) -> None:
+        self._shape, self._width = like.shape[1:], like[0].numel()
+        strides, step = [0] * (like.ndim - 1), 1
+        for dim in sorted(range(like.ndim - 1), key=lambda d: (like.stride(d + 1), -d)):
+            strides[dim], step = step, step * self._shape[dim]
+        self._strides = tuple(strides)
+        self._rows = torch.empty(rows, self._width, dtype=like.dtype, device=like.device)
+
+    def write(self, at: int, value: Tensor, index: Tensor | None) -> None:
+        """Rows ``index`` of ``value`` (None: all of them) to the rows from ``at`` on."""
+        width, rows = self._width, len(value)
+        if value.stride()[1:] == self._strides and (rows == 1 or value.stride(0) == width):
+            flat = value.as_strided((rows, width), (width, 1))
+            if index is None:
+                self._rows[at : at + rows].copy_(flat)
+            else:
+                torch.index_select(flat, 0, index, out=self._rows[at : at + len(index)])
+            return
+        value = value if index is None else value.index_select(0, index)
+        self.read(at, len(value)).copy_(value)
+
+    def read(self, at: int, rows: int) -> Tensor:
+        """A view of ``rows`` rows from ``at`` on, in the shape and order in memory of what was written."""
+        return self._rows.as_strided((rows, *self._shape), (self._width, *self._strides), at * self._width)
+
+    def to_front(self, at: int, rows: int) -> None:
+        """Move rows to the beginning; they must not overlap with where they go."""
+        self._rows[:rows].copy_(self._rows[at : at + rows])
+
+
+class Station:
+    """Samples that wait behind one position.
+
+    Args:
+        position: index into ``net.positions``.
+        per_sample: for each value handed over here and for the mask, whether it has one row per sample.
+        limit: samples in a full batch.
+    """
+
+    def __init__(self, position: int, per_sample: Sequence[bool], limit: int) -> None:
+        self.position = position
+        self.requests: deque[Request] = deque()
+        self.per_sample = tuple(per_sample)
+        self._room = _BATCHES * limit
+        self._kept: list[Any] = []  # a slab for what has rows, else the value itself
+        self._head = self._tail = 0
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self.requests)
+
+    @property
+    def since(self) -> float:
+        """When the first that waits came."""
+        return self.requests[0].since
+
+    def land(self, requests: Sequence[Request], handed: Handed, index: Tensor | None) -> None:
+        """Let samples wait here.
+
+        Args:
+            requests: the samples.
+            handed: what was handed over, with the mask last where there is one.
+            index: which rows of it are theirs; None: all of them.
+        """
+        if not self._kept:
+            pairs = zip(handed, self.per_sample, strict=True)
+            self._kept = [Slab(value, self._room) if each else value for value, each in pairs]
+        if self._tail + len(requests) > self._room:
+            waiting = self._tail - self._head
+            for slab, each in zip(self._kept, self.per_sample, strict=True):
+                if each:
+                    slab.to_front(self._head, waiting)
+            self._head, self._tail = 0, waiting
+        for i, each in enumerate(self.per_sample):
+            if each:
+                self._kept[i].write(self._tail, handed[i], index)
+            else:
+                self._kept[i] = handed[i]
+        self._tail += len(requests)
+        self.requests.extend(requests)
+
+    def take(self, limit: int) -> tuple[list[Request], Handed]:
+        """The first samples, at most ``limit``, and what is handed on; valid until more land here."""
+        count = min(limit, len(self.requests))
+        taken = [self.requests.popleft() for _ in range(count)]
+        at = self._head
+        handed = tuple(
+            kept.read(at, count) if each else kept
+            for kept, each in zip(self._kept, self.per_sample, strict=True)
+        )
+        self._head += count
+        if not self.requests:
+            self._head = self._tail = 0
+        return taken, handed
+
+    def clear(self) -> list[Request]:
+        """Everybody out."""
+        gone = list(self.requests)
+        self.requests.clear()
+        self._head = self._tail = 0
+        return gone

@@ -1,0 +1,177 @@
+"""The stream engine: samples come one by one, wait at exits, and run in batches made of several arrivals.
+
+    submit ─▶ entrance ─ span ─▶ exit? ─ stay ─▶ station ─ span ─▶ exit? ─ stay ─▶ station ─ span ─▶ answer
+                                  └ leave                            └ leave
+
+A batch that has shrunk at an exit does not go on by itself: its rest waits for others that got as far. One
+thread runs; which samples come next is decided in ``offramp.scheduling``. Scheduling at every step instead of
+every request is what Orca does for language models (Yu et al., OSDI 2022), and DREX for exits in them (arXiv
+2512.15705).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import TracebackType
+
+from offramp.config import ExitConfig
+from offramp.cost import CostTable
+from offramp.engine import macs_of
+from offramp.errors import InputError
+from offramp.execution import Execution
+from offramp.network import ExitNetwork
+from offramp.runner import Runner
+from offramp.steps import Planner
+from offramp.stream_ledger import StreamStats
+from offramp.stream_request import Request, StreamAnswer, StreamFuture, one_sample
+from offramp.stream_routes import Routes
+from offramp.stream_worker import Worker
+
+__all__ = ["StreamAnswer", "StreamEngine", "StreamFuture", "StreamStats"]
+
+
+class StreamEngine:
+    """Answers samples that come one by one, in batches, under configurations that may differ.
+
+    Close it, or use it in a ``with`` statement, which answers everything submitted before it ends.
+
+    Args:
+        net: with trained heads; its backbone is called on the device it is on, always in eval mode.
+        config: of samples submitted without one; without choices it is the full model.
+        prepare: further configurations to make ready, for instance a whole frontier.
+        costs: as for ``Engine``: a table of seconds tells which spans run faster in parts.
+        batch_limit: samples in a full batch.
+        queue_limit: samples that may wait at the entrance. Behind it, a border holds less than two batches.
+        patience: seconds after which a sample waiting at a border is served even in a small batch; None: six
+            times what a run takes, times the number of places where samples wait.
+        execution: how spans are computed; None is eager PyTorch.
+
+    Raises:
+        InputError: as for ``Engine``, or a limit below 1, or a patience below 0.
+    """
+
+    def __init__(
+        self,
+        net: ExitNetwork,
+        config: ExitConfig | None = None,
+        *,
+        prepare: Iterable[ExitConfig] = (),
+        costs: CostTable | None = None,
+        batch_limit: int = 32,
+        queue_limit: int = 1024,
+        patience: float | None = None,
+        execution: Execution | None = None,
+    ) -> None:
+        if not isinstance(net, ExitNetwork):
+            raise InputError(
+                f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}"
+            )
+        _check_limits(batch_limit, queue_limit, patience)
+        self.net = net
+        macs = macs_of(net) if costs is None or costs.unit == "seconds" else costs
+        runner = Runner(net, execution)
+        planner = Planner(net, macs, runner, None if costs is None else costs.by_batch)
+        self._routes = Routes(net, macs, runner, planner)
+        self._spec = net.partition.spec
+        net.eval()
+        self._route = self._routes.get(ExitConfig() if config is None else config)
+        for each in prepare:
+            self.prepare(each)
+        self._worker = Worker(net, self._routes, runner, macs, (batch_limit, queue_limit), patience)
+        self._worker.start()
+
+    @property
+    def config(self) -> ExitConfig:
+        """The configuration of samples submitted without one."""
+        return self._route.config
+
+    def prepare(self, config: ExitConfig) -> None:
+        """Make a configuration ready, so that submitting with it takes microseconds.
+
+        Raises:
+            InputError: it names a position or head that the network lacks.
+        """
+        self._routes.get(config)
+
+    def use(self, config: ExitConfig) -> None:
+        """Switch to a configuration, for samples submitted from now on. Safe from any thread.
+
+        Raises:
+            InputError: it names a position or head that the network lacks. Nothing changes.
+        """
+        self._route = self._routes.get(config)
+
+    def submit(
+        self,
+        inputs: object,
+        *,
+        config: ExitConfig | None = None,
+        deadline: float | None = None,
+        timeout: float | None = None,
+    ) -> StreamFuture:
+        """Hand in one sample. Safe from any thread.
+
+        Args:
+            inputs: one sample, as in ``example_inputs``: tensors with a batch dimension of 1 or without it.
+                They are read when their batch starts, so leave them as they are until then.
+            config: of this sample; None: the engine's. One that was not prepared is, here and now.
+            deadline: seconds from now after which the sample is given up; None: never.
+            timeout: seconds to wait for a place in a full queue; None: as long as it takes, 0: not at all.
+
+        Returns:
+            A future of a ``StreamAnswer``. It fails with ``Expired`` where the deadline has passed, and with
+            the model's own error where that fails on the batch.
+
+        Raises:
+            InputError: the inputs do not fit, the configuration is unknown, or the engine is closed.
+            QueueFull: no place became free in time.
+        """
+        if deadline is not None and not deadline > 0:
+            raise InputError(f"submit: expected a deadline in seconds from now, above 0; got {deadline!r}")
+        route = self._route if config is None else self._routes.get(config)
+        values, now = one_sample(self._spec, inputs), self._worker.clock()
+        request = Request(values, route, now, None if deadline is None else now + deadline)
+        self._worker.admit(request, timeout)
+        return request.future
+
+    def stats(self) -> StreamStats:
+        """Counts since the engine was made."""
+        return self._worker.stats()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left to answer.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+
+        Returns:
+            Whether nothing is left.
+        """
+        return self._worker.drain(timeout)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more samples, answer those there are, and stop.
+
+        Args:
+            cancel: give up what waits instead of answering it.
+        """
+        self._worker.close(cancel)
+
+    def __enter__(self) -> StreamEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=error is not None)
+
+
+def _check_limits(batch: int, queue: int, patience: float | None) -> None:
+    for name, value in (("batch_limit", batch), ("queue_limit", queue)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"StreamEngine: {name}: expected a whole number of at least 1, got {value!r}")
+    if patience is not None and not (isinstance(patience, (int, float)) and 0 <= patience < math.inf):
+        raise InputError(
+            f"StreamEngine: patience: expected seconds of at least 0, or None to measure; got {patience!r}"
+        )

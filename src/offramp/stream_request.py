@@ -1,0 +1,111 @@
+"""What a stream engine is asked and what it answers: requests, futures, answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.errors import InputError
+from offramp.inputs import InputSpec
+from offramp.stream_routes import Route
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAnswer:
+    """The answer to one sample.
+
+    Args:
+        output: (K,), or (L, K) for a task with an answer per token.
+        position: index into ``net.positions`` of where it left; P for the model's output.
+        confidence: of the exit taken or of the model's output.
+        waited: seconds spent waiting, at the entrance and at borders.
+        served: seconds spent in batches.
+    """
+
+    output: Tensor
+    position: int
+    confidence: float
+    waited: float
+    served: float
+
+
+class StreamFuture(Future[StreamAnswer]):
+    """The answer to come. ``cancel`` works until it is there: the sample leaves at the next border.
+
+    Callbacks run in the engine's own thread, so they should be short.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = False  # read by the engine without a lock
+
+    def cancel(self) -> bool:
+        """Give the sample up. False where it is answered already, or has failed."""
+        self.gone = super().cancel() or self.gone
+        return self.cancelled()
+
+
+class Request:
+    """One sample on its way.
+
+    Args:
+        values: flat inputs, a batch of one; let go when it enters.
+        route: where its configuration lets it leave.
+        now: when it was submitted, in seconds.
+        deadline: when it expires, on the same clock; None: never.
+    """
+
+    __slots__ = ("deadline", "future", "route", "served", "settled", "since", "stop", "submitted", "values")
+
+    def __init__(self, values: list[Tensor], route: Route, now: float, deadline: float | None) -> None:
+        self.values, self.route, self.deadline = values, route, deadline
+        self.future = StreamFuture()
+        self.stop = route.stops[0]
+        self.submitted = self.since = now
+        self.served, self.settled = 0.0, False
+
+    def __lt__(self, other: Request) -> bool:
+        """By deadline: requests stand in a heap."""
+        return (self.deadline or 0.0) < (other.deadline or 0.0)
+
+
+def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
+    """The flat inputs of one sample as a batch of one.
+
+    Args:
+        spec: of the model's inputs.
+        inputs: as in ``example_inputs``, of one sample: tensors with a batch dimension of 1 or without.
+
+    Raises:
+        InputError: a shape, dtype, device or structure differs from the example's, or it is several samples.
+    """
+    if (
+        type(inputs) is Tensor and not spec.keyword and len(spec.shapes) == 1
+    ):  # what comes most, checked in haste
+        shape = spec.shapes[0]
+        if inputs.dtype == spec.dtypes[0] and inputs.device == spec.device:
+            if inputs.shape == shape:
+                return [inputs.unsqueeze(0)]
+            if inputs.shape == (1, *shape):
+                return [inputs]
+    if isinstance(inputs, dict):
+        shapes = dict(zip(spec.names, spec.shapes, strict=True))
+        inputs = {name: _batched(value, shapes.get(name)) for name, value in inputs.items()}
+    elif isinstance(inputs, (tuple, list)):
+        inputs = tuple(map(_batched, inputs, spec.shapes)) if len(inputs) == len(spec.shapes) else inputs
+    else:
+        inputs = _batched(inputs, spec.shapes[0])
+    values = spec.flatten(inputs)
+    if len(values[0]) != 1:
+        raise InputError(
+            f"submit: expected one sample, got a batch of {len(values[0])}; submit samples one by one, "
+            "the engine makes the batches"
+        )
+    return values
+
+
+def _batched(value: object, shape: tuple[int, ...] | None) -> object:
+    return value.unsqueeze(0) if isinstance(value, torch.Tensor) and value.shape == shape else value
