@@ -19,6 +19,8 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from offramp.cli_bench import bench
+from offramp.cli_export import export
 from offramp.cli_options import (
     Artifact,
     Data,
@@ -326,13 +328,13 @@ def run(
 
     source = load_source_model(model, device)
     exits = load_input_exits(input_exit or (), source, device)
-    net, frontier, _ = load(artifact, source.model, input_exits=modules(exits))
+    net, frontier, costs = load(artifact, source.model, input_exits=modules(exits))
     splits = load_splits(data, source, net.task, net.output)
     config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
     loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
-    measured = measure_stream(Engine(net, config), loader)
+    measured = measure_stream(Engine(net, config, costs=costs), loader)
     result, plain = measured.result, measured.plain_milliseconds
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
@@ -370,6 +372,10 @@ def report(
         out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
     )
     print(f"wrote {written}")
+
+
+for _command in (bench, export):
+    app.command()(guarded(_command))
 
 
 def main() -> None:

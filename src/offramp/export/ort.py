@@ -1,0 +1,174 @@
+"""Exported networks on ONNX Runtime: the engine's switch and answers with NumPy alone, without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.config import ExitConfig
+from offramp.errors import ArtifactError, MissingExtraError
+from offramp.export.layout import ExitGraph, SpanGraph
+from offramp.export.running import Array, Call, ChainEngine, ExportedEngine
+from offramp.export.running import ExportOutput as OrtOutput
+
+__all__ = ["OrtEngine", "OrtOutput", "OrtSingle"]
+
+_ANSWER = ("outputs", "position", "confidence")
+
+
+class OrtEngine(ChainEngine):
+    """Runs what ``to_onnx`` wrote, under a configuration that can be switched while it runs.
+
+    Args:
+        folder: of the export.
+        config: to start with; without choices it is the full model.
+        threads: that one operation may use; None takes ONNX Runtime's choice, the cores of the machine.
+        prepare: further configurations to make ready, for instance the whole frontier.
+        fuse: run everything between two enabled exits as one graph. Faster by a tenth or so; but each such
+            graph keeps weights of its own in memory, where the chain of short spans has them once.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
+        InputError: a configuration names an exit that was not exported.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    kind = "onnx"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ExitConfig | None = None,
+        *,
+        threads: int | None = None,
+        prepare: Iterable[ExitConfig] = (),
+        fuse: bool = True,
+    ) -> None:
+        self._options = session_options(threads)
+        super().__init__(folder, config, prepare=prepare, fuse=fuse)
+
+    def _load(self, graph: SpanGraph | ExitGraph) -> Call:
+        return load_graph(self.folder / graph.file, graph, self._options)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A configuration as one graph takes it.
+
+    Args:
+        thresholds: (E,) float32, +inf where an exit is off.
+        spent: (P + 1,) cost of leaving at each position, enabled heads before it included.
+    """
+
+    thresholds: npt.NDArray[np.float32]
+    spent: npt.NDArray[np.float64]
+
+
+class OrtSingle(ExportedEngine[_Setting]):
+    """Runs what ``to_onnx_single`` wrote; a batch is answered sample by sample.
+
+    Args:
+        folder: of the export.
+        config: to start with; without choices it is the full model.
+        threads: that one operation may use; None takes ONNX Runtime's choice, the cores of the machine.
+        prepare: further configurations to make ready, for instance the whole frontier.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
+        InputError: a configuration names an exit that was not exported.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    kind = "onnx-single"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ExitConfig | None = None,
+        *,
+        threads: int | None = None,
+        prepare: Iterable[ExitConfig] = (),
+    ) -> None:
+        options = session_options(threads)
+        super().__init__(folder, config, prepare=prepare)
+        self._session = open_session(self.folder / self.export.spans[0].file, options)
+
+    def _build(self, config: ExitConfig) -> _Setting:
+        thresholds = np.full(len(self.export.exits), np.inf, np.float32)
+        order = {(each.position, each.head): i for i, each in enumerate(self.export.exits)}
+        spent = self.costs.backbone.copy()
+        for position, head, threshold in self.export.resolve(config):
+            thresholds[order[position, head]] = threshold
+            if threshold < np.inf:  # one that is off is not computed
+                spent[position:] += self.costs.heads[position, head]
+        return _Setting(thresholds, spent)
+
+    def _answer(self, plan: _Setting, values: list[Array]) -> tuple[OrtOutput, float]:
+        names = [port.name for port in self.export.signature.inputs]
+        feeds: dict[str, Array] = {"thresholds": plan.thresholds}
+        found = []
+        for row in range(len(values[0])):
+            feeds |= {name: value[row : row + 1] for name, value in zip(names, values, strict=True)}
+            found.append(self._session.run(_ANSWER, feeds))
+        outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        at = position.astype(np.int64)
+        return OrtOutput(outputs, at, confidence), float(plan.spent[at].sum())
+
+
+def runtime() -> Any:
+    """ONNX Runtime.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            'running exported networks needs ONNX Runtime; run: pip install "offramp[onnx]"'
+        ) from error
+    return onnxruntime
+
+
+def session_options(threads: int | None = None) -> Any:
+    """Options of a session: one operation after the other, threads that sleep while there is no work."""
+    options = runtime().SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(path: Path, options: Any) -> Any:
+    """A session on the CPU.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the file.
+    """
+    ort = runtime()
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class of their own
+        raise ArtifactError(f"{path}: ONNX Runtime refuses it ({error}); export it again") from error
+
+
+def load_graph(path: Path, graph: SpanGraph | ExitGraph, options: Any) -> Call:
+    """A graph, to be called with its inputs in order.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the file.
+    """
+    session = open_session(path, options)
+    wanted, names = [port.name for port in graph.outputs], [port.name for port in graph.inputs]
+
+    def run(values: Sequence[Array]) -> Sequence[Array]:
+        found: Sequence[Array] = session.run(wanted, dict(zip(names, values, strict=True)))
+        return found
+
+    return run
