@@ -1,0 +1,126 @@
+"""From a backbone, compressed or not, to an artifact with trained exits: the ordinary way, the same for each.
+
+Heads learn from the first images of the 55,000 the backbones were trained on, configurations are searched for
+on the 5,000 held out, figures are of the 10,000 test images. What is stored is not made again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from shared import Fashion, Labelled
+from torch import Tensor, nn
+
+import offramp
+from offramp.artifact import load_records, read_manifest
+from offramp.config import Frontier
+from offramp.cost import CostTable
+from offramp.network import ExitNetwork
+from offramp.records import ExitRecords
+
+BATCH = (
+    64  # of everything that runs: int8 layers scale by the batch, so the clock's batch is the recorded one
+)
+MOST_CUTS = 9  # a longer chain has exits at every third block
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How heads are trained and configurations searched.
+
+    Args:
+        images: of the backbone's training images, for the heads.
+        epochs: of the heads.
+        seed: of the heads.
+        max_exits: enabled at most; each check takes time that MACs do not show.
+    """
+
+    images: int = 20_000
+    epochs: int = 8
+    seed: int = 0
+    max_exits: int = 3
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network with exits, its records, and its frontier under the costs it is searched with.
+
+    Args:
+        net: with trained heads.
+        frontier: searched for with ``costs``.
+        costs: MACs, or seconds.
+        search: records that configurations are chosen on.
+        report: records that figures are of.
+        macs: of the same network.
+    """
+
+    net: ExitNetwork
+    frontier: Frontier
+    costs: CostTable
+    search: ExitRecords
+    report: ExitRecords
+    macs: CostTable
+
+
+def batches(data: Labelled) -> list[Labelled]:
+    """In fixed order."""
+    return list(zip(data[0].split(BATCH), data[1].split(BATCH), strict=True))
+
+
+def cuts(model: nn.Module, example: Tensor) -> list[str]:
+    """Names of the blocks that exits sit after."""
+    names = [cut.name for cut in offramp.partition(model, example).cuts]
+    return names if len(names) <= MOST_CUTS else names[::3]
+
+
+def make(folder: Path, model: nn.Module, data: Fashion, setting: Setting) -> None:
+    """Attach exits, train, record, search, save; nothing where the artifact is there already."""
+    if (folder / "manifest.json").exists():
+        return
+    start, (images, labels) = time.perf_counter(), data.train
+    net = offramp.attach_exits(
+        model, images[:2], heads="auto", cuts=cuts(model, images[:2]), seed=setting.seed
+    )
+    config = offramp.TrainConfig(
+        epochs=setting.epochs, seed=setting.seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
+    )
+    learn = batches((images[: setting.images], labels[: setting.images]))
+    offramp.train_exits(net, learn, config=config)
+    print(f"  {folder.name}: heads trained, {time.perf_counter() - start:.0f} s", flush=True)
+    parts = {"search": data.held_out, "report": data.test}
+    records = {name: offramp.record_outputs(net, batches(part)) for name, part in parts.items()}
+    costs = offramp.measure_cost(net)
+    frontier = offramp.search(records["search"], costs, max_exits=setting.max_exits)
+    offramp.save(folder, net, frontier, costs, records=records)
+    print(f"  {folder.name}: saved, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def load(folder: Path, model: nn.Module) -> Made:
+    """Read what ``make`` saved.
+
+    Raises:
+        ArtifactError: there is none, or it is of another model.
+    """
+    net, frontier, costs = offramp.load(folder, model)
+    manifest = read_manifest(folder)
+    search, report = (load_records(folder, manifest, name) for name in ("search", "report"))
+    return Made(net, frontier, costs, search, report, costs)
+
+
+def in_seconds(made: Made, batch_size: int, images: Tensor) -> Made:
+    """The same network, searched anew with what it costs on this machine.
+
+    Args:
+        made: of an artifact.
+        batch_size: of the calls it will get.
+        images: to measure on, at least one.
+    """
+    threads = torch.get_num_threads()
+    costs = offramp.measure_cost(
+        made.net, unit="seconds", batch_size=batch_size, threads=threads, inputs=images, progress=False
+    )
+    frontier = offramp.search(made.search, costs, max_exits=Setting.max_exits)
+    return replace(made, frontier=frontier, costs=costs)
