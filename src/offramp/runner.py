@@ -4,7 +4,7 @@
                       ──other──▶ draft ─ quantise, narrow, lay out ─▶ frozen or compiled ─▶ compared
 
 Every way but the plain one converts the parameters when a span is made: after a change of weights, make a
-new runner. Exits are never converted. A head is given the feature in its own type, reduced first where it reduces.
+new runner. Exits are never converted: a head gets the feature in its own type, reduced first where it can be.
 """
 
 from __future__ import annotations
