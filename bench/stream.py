@@ -384,6 +384,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    offramp.keep_memory()  # for everybody
     settings = {"digits": digits_setting(options.demo)}
     if options.artifact is not None:
         settings["ResNet-56"] = fashion_setting(options.artifact, options.backbones, options.data)
