@@ -1,7 +1,8 @@
-"""Seconds per image of every way, side by side: on each batch all ways take turns, in rotating order.
+"""Seconds per image of every way, side by side: on each batch all ways take turns, in random order.
 
-A slow moment of the machine hits neighbours alike. A batch counts with the median of its rounds; since images
-leave at different exits, what is reported is the mean over batches.
+A slow moment of the machine hits neighbours alike, and none always follows a large model that has filled the
+caches. A batch counts with the median of its rounds; since images leave at different exits, what is reported
+is the mean over batches.
 """
 
 from __future__ import annotations
@@ -48,15 +49,14 @@ def side_by_side(
     Returns:
         (seconds by name, (rounds, batches); right answers of the first round by name).
     """
-    names, right = list(calls), dict.fromkeys(calls, 0)
+    names, order, right = list(calls), np.random.default_rng(0), dict.fromkeys(calls, 0)
     seconds = {name: np.zeros((rounds, len(data))) for name in names}
     for images, _ in data[:10]:
         for call in calls.values():
             call(images)
     for turn in range(rounds):
         for i, (images, labels) in enumerate(data):
-            first = (turn + i) % len(names)
-            for name in names[first:] + names[:first]:
+            for name in order.permutation(names).tolist():
                 start = time.perf_counter()
                 outputs = calls[name](images)
                 seconds[name][turn, i] = time.perf_counter() - start
