@@ -162,6 +162,24 @@ def test_the_callers_input_is_never_changed() -> None:
     assert 0 < int((out.position == 0).sum()) < 9
 
 
+def test_what_runs_between_two_positions_is_made_once() -> None:
+    net = small.network(heads=("linear",))
+    engine = Engine(net, costs=seconds(net, large=3.0))
+    planner = engine._planner(engine.execution)
+    assert isinstance(planner.span(0, 1), InParts)
+    assert planner.span(0, 1) is planner.span(0, 1)
+    assert planner.span(0, 1, in_parts=False) is planner.span(0, 1, in_parts=False)
+
+
+def test_joules_are_not_what_engines_count_by() -> None:
+    net = small.network(heads=("linear",))
+    measured = seconds(net, large=1.0)
+    joules = offramp.CostTable(measured.backbone, measured.heads, "joules", None, measured.by_batch)
+    with offramp.StreamEngine(net, costs=joules) as stream:
+        stream.submit(images(1)[0]).result(30)
+        assert stream.stats().macs == offramp.measure_cost(net).full
+
+
 def test_costs_of_another_network_are_refused() -> None:
     net = small.network(heads=("linear",))
     other = offramp.CostTable([0, 1], [[0]], "seconds")

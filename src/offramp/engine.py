@@ -97,12 +97,10 @@ class Engine:
     ) -> None:
         if not isinstance(net, ExitNetwork):
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
-        _check_costs(net, costs)
         self.net = net
         self._spec = net.partition.spec
         self._seconds = None if costs is None else costs.by_batch
-        measured = costs is None or costs.unit in ("seconds", "joules")
-        self._costs = macs_of(net) if costs is None or measured else costs
+        self._costs = counted_by(net, costs)
         self._planners: dict[Execution, Planner] = {}
         self._plans = Plans[tuple[ExitConfig, Execution], Plan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
@@ -272,13 +270,19 @@ class Engine:
         return self._planners[execution]
 
 
-def _check_costs(net: ExitNetwork, costs: CostTable | None) -> None:
+def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:
+    """What an engine counts by: MACs, unless it was given a table of something else than time or energy.
+
+    Raises:
+        InputError: the costs are of another network.
+    """
     shape = (len(net.positions), len(net.head_names))
     if costs is not None and costs.heads.shape != shape:
         raise InputError(
             f"Engine: the costs are for {costs.heads.shape} (positions, heads), the network has {shape}; "
             "measure this network"
         )
+    return macs_of(net) if costs is None or costs.unit in ("seconds", "joules") else costs
 
 
 def macs_of(net: ExitNetwork) -> CostTable:

@@ -91,6 +91,7 @@ class Planner:
     def __init__(self, net: ExitNetwork, macs: CostTable, runner: Runner, seconds: BatchCosts | None) -> None:
         self._net, self._macs, self._runner, self._seconds = net, macs, runner, seconds
         self._spans: dict[tuple[int, int], Run] = {}
+        self._split: dict[tuple[int, int], Run] = {}
         flow, cuts = net.partition.flow, net.partition.cuts
         self._owned = [False, *(flow.owned(cut.border.handed[0], cut.border.handed[1:]) for cut in cuts)]
 
@@ -100,14 +101,8 @@ class Planner:
         Raises:
             InputError: it names a position or head that the network lacks.
         """
-        net, backbone, steps, at, masked = (
-            self._net,
-            self._macs.backbone,
-            list[Step](),
-            0,
-            net_masks(self._net),
-        )
-        parts = bool(config.choices)
+        net, backbone, steps, at = self._net, self._macs.backbone, list[Step](), 0
+        masked, parts = net_masks(net), bool(config.choices)
         for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config):
             macs = backbone[position] - backbone[at] + self._macs.heads[position, column]
             span = self.span(at, position, parts) if position > at else None
@@ -147,10 +142,14 @@ class Planner:
         """
         if (start, stop) not in self._spans:
             self._spans[start, stop] = self._runner.span(start, stop)
-        span = self._spans[start, stop]
         if not in_parts or self._seconds is None:
-            return span
-        parts, _ = best_parts(self._seconds.span(start, stop))
+            return self._spans[start, stop]
+        if (start, stop) not in self._split:
+            self._split[start, stop] = self._in_parts(self._spans[start, stop], start, stop, self._seconds)
+        return self._split[start, stop]
+
+    def _in_parts(self, span: Run, start: int, stop: int, seconds: BatchCosts) -> Run:
+        parts, _ = best_parts(seconds.span(start, stop))
         if parts.max() == 1:
             return span
         last = stop == len(self._net.positions)

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from offramp.config import ExitConfig
 from offramp.cost import CostTable
-from offramp.engine import macs_of
+from offramp.engine import counted_by
 from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.network import ExitNetwork
@@ -69,7 +69,7 @@ class StreamEngine:
             )
         _check_limits(batch_limit, queue_limit, patience)
         self.net = net
-        macs = macs_of(net) if costs is None or costs.unit == "seconds" else costs
+        macs = counted_by(net, costs)
         runner = Runner(net, execution)
         planner = Planner(net, macs, runner, None if costs is None else costs.by_batch)
         self._routes = Routes(net, macs, runner, planner)
