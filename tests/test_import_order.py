@@ -15,10 +15,10 @@ import offramp
 ROOT = Path(offramp.__file__).parent
 TIERS = (
     ("errors", "registry", "evidence", "config", "batching", "memory", "_files", "_progress"),
-    ("inputs", "tracing", "flow", "layout", "spans", "modules", "macs", "packed", "partition"),
+    ("inputs", "modes", "tracing", "flow", "layout", "spans", "modules", "macs", "packed", "partition"),
     ("task", "regression", "tasks", "gauges", "confidence"),
     ("feature", "pooled_heads", "conv_heads", "token_heads", "heads", "records", "cost", "ranking", "energy"),
-    ("network", "attach", "features", "state"),
+    ("network", "mac_table", "attach", "features", "state"),
     ("recording", "evaluate", "together"),
     ("train_config", "caching", "calibration", "survivors", "finetune", "head_training", "training"),
     ("problem", "common", "lines", "pool", "methods", "refine", "parsimony", "solving", "regularise", "dial"),

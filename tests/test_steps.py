@@ -15,17 +15,11 @@ from offramp import Engine, ExitChoice, ExitConfig
 from offramp.batching import BatchCosts
 from offramp.errors import InputError
 from offramp.memory import keep_memory
-from offramp.steps import InParts, Step, close_gaps, leaving
+from offramp.steps import InParts, close_gaps, leaving
 
 
 def images(count: int) -> torch.Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
-
-
-def step(*, owned: bool, per_sample: tuple[bool, ...] = ()) -> Step:
-    return Step(
-        None, 0, 1, lambda outputs, mask=None: outputs, torch.ones(1), per_sample=per_sample, owned=owned
-    )
 
 
 @given(
@@ -35,9 +29,7 @@ def test_closing_gaps_keeps_the_others(leaves: list[bool], owned: bool) -> None:
     rows = len(leaves)
     feature, carried = torch.arange(rows * 6.0).view(rows, 2, 3), torch.arange(rows)
     before, gone = feature.clone(), np.array(leaves)
-    (kept, mask, shared), order = close_gaps(
-        (feature, carried, torch.ones(3)), gone, step(owned=owned, per_sample=(True, False))
-    )
+    (kept, mask, shared), order = close_gaps((feature, carried, torch.ones(3)), gone, owned, (True, False))
     assert sorted(order.tolist()) == np.flatnonzero(~gone).tolist()
     assert torch.equal(kept, before[order])
     assert mask.tolist() == order.tolist()
@@ -50,7 +42,7 @@ def test_closing_gaps_keeps_the_others(leaves: list[bool], owned: bool) -> None:
 def test_features_that_are_spread_out_or_shared_by_rows_are_copied(owned: bool) -> None:
     for feature in (torch.arange(12.0).view(3, 4).t(), torch.ones(1, 3).expand(4, 3)):
         before = feature.clone()
-        (kept,), order = close_gaps((feature,), np.array([True, False, True, False]), step(owned=owned))
+        (kept,), order = close_gaps((feature,), np.array([True, False, True, False]), owned, ())
         assert torch.equal(kept, before[order])
         assert torch.equal(feature, before)
 
@@ -58,7 +50,7 @@ def test_features_that_are_spread_out_or_shared_by_rows_are_copied(owned: bool) 
 def test_channels_last_stays_channels_last() -> None:
     feature = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     wanted = feature[[2, 1]].clone()
-    (kept,), order = close_gaps((feature,), np.array([True, False, False, True]), step(owned=True))
+    (kept,), order = close_gaps((feature,), np.array([True, False, False, True]), True, ())
     assert order.tolist() == [2, 1]
     assert kept.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(kept, wanted)

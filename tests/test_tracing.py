@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from offramp.errors import InputError, PartitionError
 from offramp.flow import Flow
+from offramp.modes import evaluating
 from offramp.partition import partition
-from offramp.tracing import evaluating, trace
+from offramp.tracing import trace
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
 

@@ -13,7 +13,8 @@ from offramp.errors import InputError, PartitionError
 from offramp.heads import FeatureSpec, choose, head_factory
 from offramp.inputs import InputSpec
 from offramp.layout import find_layout
-from offramp.network import Answer, Exit, ExitNetwork, InputExit, heads_evaluating
+from offramp.modes import eval_mode
+from offramp.network import Answer, Exit, ExitNetwork, InputExit
 from offramp.partition import INPUT, Partition, partition
 from offramp.tasks import Task, as_task, select_output
 
@@ -295,7 +296,7 @@ def _check_given(net: ExitNetwork, parts: Partition, answer: Answer) -> None:
         name = net.head_names[c]
         before = [value.clone() for value in values]
         try:
-            with torch.no_grad(), heads_evaluating(net):
+            with torch.no_grad(), eval_mode(net):
                 out = head(*values)
         except InputError as error:
             raise InputError(f"input_exits[{name!r}]: {error}") from error

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.heads import reduced
-from offramp.network import Exit, ExitNetwork, heads_evaluating
+from offramp.modes import eval_mode
+from offramp.network import Exit, ExitNetwork
 from offramp.state import graph_digest, model_digest
 
 Key = tuple[int, str]
@@ -141,7 +142,7 @@ class _Work:
 
     def compute(self, values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         net, arrays, mask = self.net, dict[str, Array](), self.net.mask(values)
-        with torch.inference_mode(), heads_evaluating(net):
+        with torch.inference_mode(), eval_mode(net):
             for exit_ in self.given:
                 arrays[_given_name(exit_)] = self._finite(net.ask(*exit_, values, mask), "an input exit")
             for p, feature in net.features(values):

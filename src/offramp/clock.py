@@ -29,9 +29,9 @@ from offramp.batching import BatchCosts
 from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.execution import Execution
+from offramp.modes import eval_mode, evaluating
 from offramp.runner import Runner
 from offramp.steps import Handed, Run, leaving
-from offramp.tracing import evaluating
 
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork
@@ -134,9 +134,7 @@ def _using(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _eval(net: ExitNetwork) -> Iterator[None]:
-    from offramp.network import heads_evaluating
-
-    with heads_evaluating(net), evaluating(net.backbone), torch.inference_mode():
+    with eval_mode(net), evaluating(net.backbone), torch.inference_mode():
         yield
 
 

@@ -162,22 +162,6 @@ def measure_cost(
             f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
             "other units"
         )
-    return _count(net)
+    from offramp.mac_table import count_macs_of
 
-
-def _count(net: ExitNetwork) -> CostTable:
-    from offramp.macs import count_macs, count_module
-
-    backbone = np.cumsum([0, *net.partition.macs])
-    heads = np.zeros((len(net.positions), len(net.head_names)))
-    for p, c, head in net.exits():
-        fed = net.fed(p, c)
-        try:
-            heads[p, c] = count_macs(lambda: count_module(head, *fed))[0]  # noqa: B023 (called at once)
-        except (NotImplementedError, RuntimeError) as error:
-            raise InputError(
-                f"measure_cost: cannot count the operations of head {net.head_names[c]!r} at "
-                f"{net.positions[p]!r}: {error}; build a CostTable of your own "
-                "for search and Engine(costs=...)"
-            ) from error
-    return CostTable(backbone, heads, "macs", {"batch_size": 1, "device": "meta"})
+    return count_macs_of(net)

@@ -14,23 +14,20 @@ import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offramp.config import ExitConfig
-from offramp.cost import CostTable, measure_cost
+from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.execution import Execution
+from offramp.mac_table import counted_by
 from offramp.network import ExitNetwork
 from offramp.plans import Plans
 from offramp.runner import Runner
 from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
-
-_COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
-"""MACs of each network, counted once."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +228,7 @@ class Engine:
             left.append(
                 (step.position, gone, outputs.index_select(0, index), confidence.index_select(0, index))
             )
-            handed, order = close_gaps(handed, leaves, step)
+            handed, order = close_gaps(handed, leaves, step.owned, step.per_sample)
             rows = order if rows is None else rows[order]
             here -= going
             mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))
@@ -268,26 +265,6 @@ class Engine:
             runner = Runner(self.net, execution)
             self._planners[execution] = Planner(self.net, self._costs, runner, self._seconds)
         return self._planners[execution]
-
-
-def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:
-    """What an engine counts by: MACs, unless it was given a table of something else than time or energy.
-
-    Raises:
-        InputError: the costs are of another network.
-    """
-    shape = (len(net.positions), len(net.head_names))
-    if costs is not None and costs.heads.shape != shape:
-        raise InputError(
-            f"Engine: the costs are for {costs.heads.shape} (positions, heads), the network has {shape}; "
-            "measure this network"
-        )
-    return macs_of(net) if costs is None or costs.unit in ("seconds", "joules") else costs
-
-
-def macs_of(net: ExitNetwork) -> CostTable:
-    """What a network costs; counted the first time."""
-    return _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, measure_cost(net))
 
 
 def _assemble(left: list[Left], batch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.modes import eval_mode
 from offramp.packed import FLOPS
 
 T = TypeVar("T")
@@ -31,10 +32,5 @@ def count_module(module: nn.Module, *inputs: torch.Tensor) -> object:
     """Run a module on meta tensors without touching its weights, in eval mode."""
     tensors = (*module.named_parameters(), *module.named_buffers())  # state_dict lacks non-persistent buffers
     shapes = {name: value.to("meta") for name, value in tensors}
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
+    with eval_mode(module):
         return torch.func.functional_call(module, shapes, inputs)
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from offramp.config import ExitConfig
-from offramp.engine import EngineOutput, macs_of
+from offramp.engine import EngineOutput
 from offramp.errors import InputError
 from offramp.evaluate import resolve
+from offramp.mac_table import mac_table
 from offramp.network import ExitNetwork
 from offramp.plans import Plans
 from offramp.questions import Call, Question, Stop
@@ -84,7 +85,7 @@ class MultiEngine:
         self.tasks = tuple(networks)
         self._nets = tuple(networks.values())
         self._parts = self._nets[0].partition
-        self._costs = [macs_of(net) for net in self._nets]
+        self._costs = [mac_table(net) for net in self._nets]
         self._spans: dict[tuple[int, int], Span] = {}
         self._plans = Plans[tuple[ExitConfig, ...], _Plan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from offramp.confidence import get_confidence, get_fitted, is_fitted
 from offramp.heads import FeatureSpec, head_factory
 from offramp.inputs import InputSpec
+from offramp.modes import eval_mode, evaluating
 from offramp.partition import INPUT, Partition
 from offramp.tasks import Task, select_output, token_mean
-from offramp.tracing import evaluating
 
 Exit = tuple[int, int]
 """(position, head index)."""
@@ -294,7 +294,7 @@ class ExitNetwork(nn.Module):
             by_position.setdefault(p, []).append(c)
         found: dict[Exit, Tensor] = {}
         final, mask = torch.empty(0), self.mask(values)
-        with heads_evaluating(self):
+        with eval_mode(self):
             for p, handed in self.handed(values):
                 if p == len(self.positions):
                     final = self.answer(handed)
@@ -305,21 +305,6 @@ class ExitNetwork(nn.Module):
     def forward(self, inputs: object) -> Tensor:
         """The full model's answer (B, K), through the segments."""
         return self.forward_all(inputs)[1]
-
-
-class heads_evaluating:  # noqa: N801 (used as a context manager, like torch.no_grad)
-    """Heads in eval mode inside; their modes as they were afterwards."""
-
-    def __init__(self, net: ExitNetwork) -> None:
-        self._modes = [(module, module.training) for module in net.modules()]
-        self._net = net
-
-    def __enter__(self) -> None:
-        self._net.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self._modes:
-            module.training = training
 
 
 def make_heads(

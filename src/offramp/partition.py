@@ -27,9 +27,10 @@ from offramp.flow import Flow, batch_free, is_tensor
 from offramp.inputs import InputSpec
 from offramp.layout import LAYOUTS, find_layout
 from offramp.macs import count_macs
+from offramp.modes import caches_kept, evaluating
 from offramp.modules import ModuleCall, block_ends, leaf_ends, module_calls
 from offramp.spans import Border, Span, build_span
-from offramp.tracing import caches_kept, evaluating, trace
+from offramp.tracing import trace
 
 INPUT = "input"
 OUTPUT = "output"

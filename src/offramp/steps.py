@@ -232,13 +232,16 @@ def keep(handed: Handed, stay: Tensor, per_sample: Sequence[bool]) -> Handed:
     return (handed[0].index_select(0, stay), *_kept(handed, stay, per_sample))
 
 
-def close_gaps(handed: Handed, leaves: npt.NDArray[np.bool_], step: Step) -> tuple[Handed, Rows]:
+def close_gaps(
+    handed: Handed, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
+) -> tuple[Handed, Rows]:
     """Take out who leaves, in place where that is safe: only the last rows move, into the gaps.
 
     Args:
         handed: what the step's span handed on.
         leaves: (B,) at least one, not all.
-        step: says whether the feature may be changed.
+        owned: whether the feature may be changed.
+        per_sample: for each carried tensor, whether it has one row per sample.
 
     Returns:
         What is handed on, and which of the B rows each of its rows was.
@@ -250,13 +253,13 @@ def close_gaps(handed: Handed, leaves: npt.NDArray[np.bool_], step: Step) -> tup
     order[gaps] = moved
     device = feature.device
     stay = as_index(order, device)
-    if step.owned and _dense(feature):
+    if owned and _dense(feature):
         if len(gaps):
             feature.index_copy_(0, as_index(gaps, device), feature.index_select(0, as_index(moved, device)))
         feature = feature[:count]
     else:
         feature = feature.index_select(0, stay)
-    return (feature, *_kept(handed, stay, step.per_sample)), order
+    return (feature, *_kept(handed, stay, per_sample)), order
 
 
 def _dense(value: Tensor) -> bool:

@@ -21,7 +21,7 @@ from offramp.engine import Engine
 from offramp.errors import InputError
 from offramp.features import checked_batches
 from offramp.inputs import InputSpec
-from offramp.tracing import evaluating
+from offramp.modes import evaluating
 
 Batch = tuple[Any, Tensor | None]
 """Inputs as the model takes them, and labels where there are any."""

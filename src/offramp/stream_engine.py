@@ -17,9 +17,9 @@ from types import TracebackType
 
 from offramp.config import ExitConfig
 from offramp.cost import CostTable
-from offramp.engine import counted_by
 from offramp.errors import InputError
 from offramp.execution import Execution
+from offramp.mac_table import counted_by
 from offramp.network import ExitNetwork
 from offramp.runner import Runner
 from offramp.steps import Planner

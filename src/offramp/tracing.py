@@ -26,9 +26,9 @@ from torch.fx import Node
 
 from offramp.errors import InputError, PartitionError
 from offramp.inputs import InputSpec
+from offramp.modes import evaluating, without_caches
 from offramp.packed import packed_layers, stand_ins
 
-_OWN_DICTIONARIES = frozenset(vars(nn.Module()))
 Slot = tuple[dict[str, Any], str]
 """Where a tensor lives: the dictionary of its owner and its name there."""
 
@@ -76,66 +76,6 @@ class Trace:
     packed: tuple[nn.Module, ...] = ()
 
 
-@contextmanager
-def caches_kept(model: nn.Module) -> Iterator[None]:
-    """Dictionaries that modules keep beside their parameters hold afterwards what they hold now."""
-    kept = _caches(model)
-    try:
-        yield
-    finally:
-        _put_back(kept)
-
-
-def _caches(model: nn.Module) -> list[tuple[dict[str, Any], str, dict[Any, Any], dict[Any, Any]]]:
-    """(attributes of a module, name, a dictionary it keeps, a copy of that) for each."""
-    return [
-        (vars(module), name, value, dict(value))
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if type(value) is dict and name not in _OWN_DICTIONARIES
-    ]
-
-
-def _put_back(kept: list[tuple[dict[str, Any], str, dict[Any, Any], dict[Any, Any]]]) -> None:
-    for attributes, name, value, content in kept:
-        value.clear()
-        value.update(content)
-        attributes[name] = value
-
-
-@contextmanager
-def _without_caches(model: nn.Module) -> Iterator[None]:
-    """Calls inside find no tables of earlier calls, which the tracer takes for constants, and leave none."""
-    with caches_kept(model):
-        model.train()  # modules that keep tables in eval mode drop them here
-        model.eval()
-        empty = _caches(model)
-        hook = model.register_forward_hook(lambda *_: _put_back(empty), always_call=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's training flag as it was afterwards.
-
-    The fused path of ``nn.MultiheadAttention`` is off inside: it cannot be traced, and its last bits differ.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes:
-            module.training = training
-
-
 def trace(model: nn.Module, example: object) -> Trace:
     """Export a model with a dynamic batch dimension.
 
@@ -153,7 +93,7 @@ def trace(model: nn.Module, example: object) -> Trace:
     values = [value.detach().clone() for value in spec.flatten(example)]  # the model may write to its inputs
     if len(values[0]) == 1:  # sizes 0 and 1 are special to the tracer
         values = [torch.cat([value, value]) for value in values]
-    with evaluating(model), _without_caches(model):
+    with evaluating(model), without_caches(model):
         program = _export(model, spec, values)
     return _read(model, spec, program, tuple(values))
 

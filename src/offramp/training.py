@@ -26,10 +26,10 @@ from offramp.caching import Cache, Ints, fed, in_parts, predicted, reduction, ru
 from offramp.calibration import Truth, fit_gauges, install
 from offramp.confidence import is_fitted
 from offramp.config import ExitConfig
-from offramp.cost import measure_cost
 from offramp.errors import InputError
 from offramp.finetune import finetuned
 from offramp.head_training import HeadTraining
+from offramp.mac_table import mac_table
 from offramp.network import Exit, ExitNetwork, Judge
 from offramp.state import scratch
 from offramp.train_config import TrainConfig as TrainConfig  # imported from here, beside the verb
@@ -263,7 +263,7 @@ def _truth(cache: Cache, rows: Tensor) -> Truth:
 def _report(
     net: ExitNetwork, heads: Mapping[Exit, nn.Module], cache: Cache, held: int, change: BackboneChange | None
 ) -> TrainReport:
-    costs, entries, every = measure_cost(net), [], torch.arange(cache.rows())
+    costs, entries, every = mac_table(net), [], torch.arange(cache.rows())
     for (p, c), head in heads.items():
         macs = int(costs.heads[p, c])
         total = int(costs.backbone[p]) + macs

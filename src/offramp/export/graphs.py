@@ -17,9 +17,9 @@ from offramp.config import Frontier
 from offramp.errors import InputError
 from offramp.evaluate import resolve
 from offramp.export.layout import BATCH, MASK, ExitGraph, Port, Signature, SpanGraph, every_config
+from offramp.modes import evaluating
 from offramp.network import ExitNetwork, InputExit
 from offramp.spans import Span
-from offramp.tracing import evaluating
 
 
 @dataclass(frozen=True)
