@@ -6,8 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import offramp
 from offramp.batching import BatchCosts, best_parts, binomial, mean_cost, part_sizes

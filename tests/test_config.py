@@ -5,8 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from offramp._files import parse_document
 from offramp.config import ExitChoice, ExitConfig, Expected, Frontier

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from instances import LAMBDAS, every_choice, objective, objective_of_each, random_case, synthetic
 from offramp.config import ExitConfig

@@ -23,11 +23,18 @@ from offramp.attach import Columns, network_on
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
-from offramp.manifest import ARTIFACT_FORMAT, MANIFEST, RECORDS, VERSION, load_tensors, write_manifest
-from offramp.manifest import load_costs as load_costs
-from offramp.manifest import load_frontier as load_frontier
-from offramp.manifest import load_records as load_records
-from offramp.manifest import read_manifest as read_manifest
+from offramp.manifest import (
+    ARTIFACT_FORMAT,
+    MANIFEST,
+    RECORDS,
+    VERSION,
+    load_costs as load_costs,
+    load_frontier as load_frontier,
+    load_records as load_records,
+    load_tensors,
+    read_manifest as read_manifest,
+    write_manifest,
+)
 from offramp.network import ExitNetwork
 from offramp.partition import INPUT, Partition, partition
 from offramp.records import ExitRecords

@@ -66,7 +66,7 @@ _state = {"debug": False, "interrupted": False}
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from offramp import __version__
+        from offramp._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit
@@ -173,8 +173,7 @@ def build(
     A run that is stopped goes on where it was when you give the same command again.
     """
     from offramp.artifact import check_replaceable, save
-    from offramp.pipeline import BuildConfig, summary
-    from offramp.pipeline import build as run_build
+    from offramp.pipeline import BuildConfig, build as run_build, summary
     from offramp.project import load_project
     from offramp.training import TrainConfig
 
@@ -273,8 +272,7 @@ def certify(
     configuration can be certified; the artifact then stays as it is.
     """
     from offramp.artifact import load_costs, load_frontier, read_manifest, replace_frontier
-    from offramp.certify import certify as run_certify
-    from offramp.certify import samples_needed
+    from offramp.certify import certify as run_certify, samples_needed
     from offramp.config import config_to_dict
 
     seen, source = calibration_records(artifact, split, records)

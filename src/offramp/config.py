@@ -18,13 +18,13 @@ from offramp._files import dump_document, parse_document
 from offramp.errors import ArtifactError, InputError
 from offramp.evidence import (
     Certificate,
+    Expected as Expected,  # part of what a configuration is, and imported from here
     certificate_from_dict,
     certificate_to_dict,
     expected_from_dict,
     expected_to_dict,
     plain_number,
 )
-from offramp.evidence import Expected as Expected  # part of what a configuration is, and imported from here
 
 CONFIG_FORMAT = "offramp.config"
 FRONTIER_FORMAT = "offramp.frontier"

@@ -25,7 +25,7 @@ from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.mac_table import counted_by
 from offramp.network import ExitNetwork
-from offramp.plans import Plans
+from offramp.plans import PlanCache
 from offramp.runner import Runner
 from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
 
@@ -99,7 +99,7 @@ class Engine:
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
         self._planners: dict[Execution, Planner] = {}
-        self._plans = Plans[tuple[ExitConfig, Execution], Plan]()
+        self._plans = PlanCache[tuple[ExitConfig, Execution], Plan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         net.eval()

@@ -19,7 +19,7 @@ from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.records import ExitRecords
 
-Plan = list[tuple[int, int, np.float32]]
+ResolvedConfig = list[tuple[int, int, np.float32]]
 """A configuration by indices: (position, head, threshold), positions rising."""
 
 
@@ -120,7 +120,7 @@ def expected(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Expe
 
 def resolve(
     positions: Sequence[str], heads: Sequence[str], exists: npt.NDArray[np.bool_], config: ExitConfig
-) -> Plan:
+) -> ResolvedConfig:
     """Names to indices.
 
     Args:
@@ -132,7 +132,7 @@ def resolve(
     Raises:
         InputError: a position or head is unknown or absent there, or the order is not by position.
     """
-    plan: Plan = []
+    plan: ResolvedConfig = []
     for choice in config.choices:
         if choice.position not in positions:
             raise InputError(f"unknown position {choice.position!r}; known: {', '.join(positions)}")

@@ -24,7 +24,7 @@ from offramp.errors import InputError
 from offramp.evaluate import resolve
 from offramp.mac_table import mac_table
 from offramp.network import ExitNetwork
-from offramp.plans import Plans
+from offramp.plans import PlanCache
 from offramp.questions import Call, Question, Stop
 from offramp.spans import Span
 from offramp.together import names_of
@@ -87,7 +87,7 @@ class MultiEngine:
         self._parts = self._nets[0].partition
         self._costs = [mac_table(net) for net in self._nets]
         self._spans: dict[tuple[int, int], Span] = {}
-        self._plans = Plans[tuple[ExitConfig, ...], _Plan]()
+        self._plans = PlanCache[tuple[ExitConfig, ...], _Plan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         for net in self._nets:

@@ -9,20 +9,20 @@ from typing import Generic, TypeVar
 _MOST = 4096  # a controller that makes up thresholds must not fill the memory
 
 Key = TypeVar("Key", bound=Hashable)
-Plan = TypeVar("Plan")
+Value = TypeVar("Value")
 
 
-class Plans(Generic[Key, Plan]):
-    """Plans by key, the newest 4096; safe from any thread."""
+class PlanCache(Generic[Key, Value]):
+    """PlanCache by key, the newest 4096; safe from any thread."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, Plan] = {}
+        self._known: dict[Key, Value] = {}
         self._building = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: Key, build: Callable[[], Plan]) -> Plan:
+    def get(self, key: Key, build: Callable[[], Value]) -> Value:
         """The plan of a key; built if there is none, by one thread only."""
         plan = self._known.get(key)
         if plan is not None:  # without the lock: a switch must not wait for another thread's building

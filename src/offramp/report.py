@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from offramp import __version__, plots
+from offramp import plots
 from offramp._files import write_text
+from offramp._version import __version__
 from offramp.config import ExitConfig, Expected, Frontier
 from offramp.cost import CostTable
 from offramp.evaluate import Outcome, evaluate, full_quality, resolve

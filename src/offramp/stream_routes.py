@@ -19,7 +19,7 @@ from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.evaluate import resolve
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.plans import Plans
+from offramp.plans import PlanCache
 from offramp.runner import Run, Runner
 from offramp.steps import Planner
 
@@ -72,7 +72,7 @@ class Routes:
 
     def __init__(self, net: ExitNetwork, macs: CostTable, runner: Runner, planner: Planner) -> None:
         self._net, self._macs, self._runner, self._planner = net, macs, runner, planner
-        self._routes = Plans[ExitConfig, Route]()
+        self._routes = PlanCache[ExitConfig, Route]()
         self._growing = threading.Lock()
         self._spans: dict[tuple[int, int], Run] = {}  # replaced, never changed: the engine's thread reads it
         self._joined: dict[tuple[int, int], Run] = {}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from offramp.config import ExitConfig
-from offramp.evaluate import Plan, resolve
+from offramp.evaluate import ResolvedConfig, resolve
 from offramp.network import Exit, ExitNetwork
 
 
@@ -104,7 +104,7 @@ def by_frontier(
     return found
 
 
-def _stays(plan: Plan, position: int, confidence: Mapping[Exit, Tensor], samples: int) -> Tensor:
+def _stays(plan: ResolvedConfig, position: int, confidence: Mapping[Exit, Tensor], samples: int) -> Tensor:
     """(N,) 1.0 for samples that no exit before ``position`` lets go."""
     stays = torch.ones(samples, dtype=torch.bool)
     for at, head, threshold in plan:

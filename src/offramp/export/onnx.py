@@ -14,9 +14,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from offramp import __version__
 from offramp._files import whole_folder
 from offramp._progress import progress_bar
+from offramp._version import __version__
 from offramp.config import Frontier
 from offramp.cost import CostTable
 from offramp.errors import InputError, MissingExtraError

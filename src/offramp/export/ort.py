@@ -13,8 +13,7 @@ import numpy.typing as npt
 from offramp.config import ExitConfig
 from offramp.errors import ArtifactError, MissingExtraError
 from offramp.export.layout import ExitGraph, SpanGraph
-from offramp.export.running import Array, Call, ChainEngine, ExportedEngine
-from offramp.export.running import ExportOutput as OrtOutput
+from offramp.export.running import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput
 
 __all__ = ["OrtEngine", "OrtOutput", "OrtSingle"]
 

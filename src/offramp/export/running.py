@@ -23,7 +23,7 @@ from offramp.config import ExitConfig, Frontier
 from offramp.cost import CostTable
 from offramp.errors import InputError
 from offramp.export.layout import MASK, ExitGraph, Export, Signature, SpanGraph, read_export
-from offramp.plans import Plans
+from offramp.plans import PlanCache
 
 Array = npt.NDArray[Any]
 
@@ -88,7 +88,7 @@ class ExportedEngine(ABC, Generic[Prepared]):
     ) -> None:
         self.folder = Path(folder)
         self.export: Export = read_export(self.folder, self.kind)
-        self._plans = Plans[ExitConfig, tuple[ExitConfig, Prepared]]()
+        self._plans = PlanCache[ExitConfig, tuple[ExitConfig, Prepared]]()
         self._counting = threading.Lock()
         self.reset_stats()
         self._plan = self._prepared(ExitConfig() if config is None else config)
