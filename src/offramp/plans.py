@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 class PlanCache(Generic[Key, Value]):
-    """PlanCache by key, the newest 4096; safe from any thread."""
+    """Plans by key, the newest 4096; safe from any thread."""
 
     def __init__(self) -> None:
         self._known: dict[Key, Value] = {}
