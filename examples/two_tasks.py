@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import offramp
+from offramp import JointOutcome, MultiEngine, attach_tasks, evaluate_together, labels_of
 from offramp.digits import ResidualBlock, load_digits, placed
-from offramp.multi_engine import MultiEngine
-from offramp.multitask import attach_tasks, labels_of
-from offramp.together import JointOutcome, evaluate_together
 
 TASKS = ("tens", "ones")
 DROPS = (0.0, 0.0025, 0.005, 0.01, 0.02)  # of quality, per task, as expected from the search split

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.config import ExitChoice, ExitConfig
-from offramp.cost import CostTable
-from offramp.evaluate import evaluate
-from offramp.records import ExitRecords
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.records import ExitRecords
 
 LAMBDAS = (0.0, 0.3, 0.8, 0.95, 1.0)
 REFERENCES = ("single-pass", "iterative", "same-threshold")

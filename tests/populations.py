@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from offramp.certify import certify
-from offramp.cost import CostTable
-from offramp.evaluate import evaluate
-from offramp.records import ExitRecords
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.records import ExitRecords
 
 POSITIONS, HEADS = 8, 2
 

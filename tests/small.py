@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import offramp
-from offramp.heads import FeatureSpec, register_head
+from offramp.feature import FeatureSpec
+from offramp.heads import register_head
 
 HEADS = ("linear", "mlp", "conv")
 """Every kind these models were made for; "auto" takes fewer."""

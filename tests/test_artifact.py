@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 import offramp
 import small
 from offramp import _files, artifact, heads, manifest
-from offramp._files import canonical
-from offramp.artifact import load_records, read_manifest, replace_frontier
-from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
+from offramp.artifact import replace_frontier
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.heads import register_head
+from offramp.manifest import load_records, read_manifest
+from offramp.storage.documents import canonical
 
 FILES = {"manifest.json", "heads.safetensors", "example.safetensors", "frontier.json", "costs.json"}
 

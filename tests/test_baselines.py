@@ -21,11 +21,11 @@ from offramp.baselines import (
     single_exit,
 )
 from offramp.confidence import get_confidence
-from offramp.config import ExitChoice, ExitConfig
-from offramp.cost import CostTable
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError, MissingExtraError
-from offramp.evaluate import evaluate
-from offramp.records import ExitRecords
 from offramp.search import search
 
 LAMBDAS = (0.0, 0.5, 0.8, 0.95, 1.0)

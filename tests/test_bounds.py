@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from offramp.bounds import lower_bound
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core.config import ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError
-from offramp.evaluate import evaluate
-from offramp.records import ExitRecords
 from offramp.search import search
 
 LAMBDAS = (0.0, 0.3, 0.7, 0.9, 1.0)

@@ -62,7 +62,7 @@ def artifact(path: Path) -> Path:
     """What ``offramp demo`` saves, from a network trained for seconds."""
     from offramp.digits import augmented, batches, load_digits, train_backbone
     from offramp.pipeline import BuildConfig, build
-    from offramp.project import Splits
+    from offramp.splits import Splits
 
     digits = load_digits()
     model = train_backbone(digits.train, epochs=8)

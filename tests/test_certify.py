@@ -16,9 +16,9 @@ import populations
 import small
 from offramp import Certificate, ExitChoice, ExitConfig, ExitRecords, Frontier, Guarantee, Risk
 from offramp.certify import BETTING, BINOMIAL, DIFFERING, TRINOMIAL, answers_under, samples_needed
-from offramp.cost import CostTable
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import expected
 from offramp.errors import ArtifactError, InputError
-from offramp.evaluate import expected
 from offramp.pvalues import binomial_p_value, trinomial_p_value
 
 COSTS = CostTable(np.array([0.0, 0.0, 1.0]), np.zeros((2, 1)), "macs")

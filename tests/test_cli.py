@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import offramp
 from offramp import ExitRecords, cli
-from offramp.artifact import load_frontier, read_manifest
-from offramp.config import config_to_dict
+from offramp.core.config import config_to_dict
+from offramp.manifest import load_frontier, read_manifest
 
 OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import offramp
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core.config import ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.records import ExitRecords
 from offramp.packed import packed_layers
-from offramp.records import ExitRecords
 
 FOLDER = Path(__file__).parents[1] / "bench" / "compression"
 MODULES = ("shared", "vision", "backbones", "networks", "compare", "timing", "picture", "run")

@@ -335,7 +335,7 @@ def test_a_configuration_prepared_by_two_threads_is_built_once(setting, monkeypa
 
 def test_plans_do_not_pile_up(setting, monkeypatch):
     net, x, *_ = setting
-    monkeypatch.setattr("offramp.plans._MOST", 5)
+    monkeypatch.setattr("offramp.core.plan_cache._MOST", 5)
     engine = Engine(net)
     for i in range(20):
         engine.use(ExitConfig([ExitChoice(net.positions[1], "mlp", i / 20)]))

@@ -316,7 +316,7 @@ def test_a_damaged_folder_is_refused(damaged: Path, spoil: Any, message: str) ->
 
 
 def test_a_file_that_the_runtime_refuses(damaged: Path) -> None:
-    from offramp._files import file_digest
+    from offramp.storage.atomic import file_digest
 
     (damaged / "span-0-3.onnx").write_bytes(b"no graph")
     files = json.loads((damaged / MANIFEST).read_text())["files"]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from offramp import gauges
 from offramp.confidence import get_confidence, get_fitted, is_fitted, register_fitted
+from offramp.core.ranking import auroc
 from offramp.errors import InputError
 from offramp.gauges import FittedConfidence, Learned, Temperature, log_odds, logistic, shown
-from offramp.ranking import auroc
 
 KINDS = ("temperature", "learned")
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from offramp import heads
 from offramp.errors import InputError
-from offramp.heads import FeatureSpec, Head, head_factory, pool, register_head
+from offramp.feature import FeatureSpec, pool
+from offramp.heads import head_factory, register_head
+from offramp.pooled_heads import Head
 from toys import randn, seeded
 
 SHAPES = {"NC": (6,), "NCL": (6, 5), "NLC": (5, 6), "NCHW": (6, 9, 4), "NHWC": (9, 4, 6)}

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.feature import first, peak, pool
-from offramp.heads import KEPT, NETWORK_SHARE, SHARE, FeatureSpec, Head, ask, choose, head_factory, reduced
+from offramp.feature import FeatureSpec, first, peak, pool
+from offramp.heads import KEPT, NETWORK_SHARE, SHARE, ask, choose, head_factory, reduced
 from offramp.macs import count_macs, count_module
+from offramp.pooled_heads import Head
 from toys import randn, seeded
 
 LENGTH, CHANNELS = 12, 6

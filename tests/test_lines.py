@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from instances import LAMBDAS, every_choice, objective, objective_of_each, random_case, synthetic
-from offramp.config import ExitConfig
-from offramp.evaluate import evaluate
+from offramp.core.config import ExitConfig
+from offramp.core.evaluate import evaluate
 from offramp.lines import (
     OFF,
     SAME,

@@ -10,7 +10,8 @@ import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
-from offramp.heads import FeatureSpec, register_head
+from offramp.feature import FeatureSpec
+from offramp.heads import register_head
 from test_heads import registry  # noqa: F401 (a fixture)
 
 

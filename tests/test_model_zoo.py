@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import offramp
-from offramp.config import ExitConfig, Expected, Frontier
-from offramp.cost import CostTable
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.frontier import Frontier
 from offramp.macs import count_macs, count_module
 from offramp.network import ExitNetwork
 from offramp.packed import packed_layers

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
+from offramp.core.joint import evaluate_together
 from offramp.errors import InputError, PartitionError
 from offramp.multi_engine import MultiEngine
 from offramp.multitask import attach_tasks, labels_of, with_answers
-from offramp.tasks import make_task
-from offramp.together import evaluate_together
+from offramp.task import make_task
 
 BORDER = 1e-5  # batch size moves the last bits of a confidence
 
@@ -397,7 +397,7 @@ def test_switching_one_task_keeps_the_others(setting):
 
 
 def test_plans_do_not_pile_up(setting, monkeypatch):
-    monkeypatch.setattr("offramp.plans._MOST", 4)
+    monkeypatch.setattr("offramp.core.plan_cache._MOST", 4)
     several = MultiEngine(setting.networks)
     for i in range(12):
         several.use({"what": ExitConfig([ExitChoice("blocks.0", "mlp", i / 20)])})

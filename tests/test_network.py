@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from offramp import ExitNetwork, attach_exits
 from offramp.errors import InputError, PartitionError
-from offramp.heads import FeatureSpec, register_head
+from offramp.feature import FeatureSpec
+from offramp.heads import register_head
 from offramp.macs import count_macs, count_module
 from test_heads import registry  # noqa: F401 (a fixture)
 from toys import TOYS, answer, clone, identical, randn, seeded, state

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from instances import every_choice, generated, make_records, objective_of_each, random_case, synthetic
-from offramp.config import ExitConfig
-from offramp.evaluate import evaluate
+from offramp.core.config import ExitConfig
+from offramp.core.evaluate import evaluate
 from offramp.lines import OFF
 from offramp.parsimony import LUCK, RUNGS, _weighted_line, deserving, parsimonious, path
 from offramp.pool import Goals, Pool

@@ -13,8 +13,8 @@ from offramp import pipeline
 from offramp.caching import run_backbone
 from offramp.errors import InputError, StorageError
 from offramp.pipeline import BuildConfig, build, kept_bytes, summary
-from offramp.project import Splits
-from offramp.training import TrainConfig
+from offramp.splits import Splits
+from offramp.train_config import TrainConfig
 
 QUICK = TrainConfig(epochs=1)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.config import ExitChoice, ExitConfig
-from offramp.cost import CostTable
-from offramp.evaluate import evaluate
-from offramp.records import ExitRecords
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.records import ExitRecords
 
 SOURCE = Path(__file__).parents[1] / "bench" / "recordsets.py"
 spec = importlib.util.spec_from_file_location("bench_recordsets", SOURCE)

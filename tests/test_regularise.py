@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instances import objective, random_case, synthetic
-from offramp.config import ExitConfig
+from offramp.core.config import ExitConfig
 from offramp.parsimony import LUCK, RUNGS
 from offramp.regularise import FOLDS, best_of, choose, folds, mean_objective, rounds
 from offramp.search import search

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from offramp import plots
-from offramp.config import ExitChoice, ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core.certificate import Certificate, Guarantee
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate, expected
+from offramp.core.frontier import Frontier
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError, MissingExtraError, StorageError
-from offramp.evaluate import evaluate, expected
-from offramp.evidence import Certificate, Guarantee
-from offramp.records import ExitRecords
 from offramp.report import render_report, write_report
 
 POSITIONS = ("input", *(f"layer{block}.{unit}" for block in (1, 2, 3) for unit in (0, 1, 2)))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from offramp._files import load_arrays
 from offramp.errors import ArtifactError
 from offramp.state import CHECKPOINT_FORMAT
+from offramp.storage.arrays import load_arrays
 
 BATCHES, EPOCHS, STEPS = 12, 6, 4
 FINISHED = 0

@@ -16,7 +16,9 @@ import torch
 
 import offramp
 import small
-from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.frontier import Frontier
 
 FOLDER = Path(__file__).parents[1] / "bench"
 MODULES = ("timing", "cases", "ways", "race", "prediction", "picture")

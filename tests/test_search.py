@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from instances import LAMBDAS, brute_force, generated, make_records, objective, random_case, synthetic
-from offramp.config import ExitChoice, Frontier
-from offramp.cost import CostTable
+from offramp.core.config import ExitChoice
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.frontier import Frontier
 from offramp.errors import InputError
-from offramp.evaluate import evaluate
 from offramp.search import DEFAULT_TRADEOFFS, search
 from offramp.solving import METHODS
 

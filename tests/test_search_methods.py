@@ -18,8 +18,8 @@ from instances import (
     random_case,
     synthetic,
 )
-from offramp.config import ExitChoice, ExitConfig
-from offramp.evaluate import evaluate
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.evaluate import evaluate
 from offramp.lines import OFF
 from offramp.pool import Goals, Pool
 from offramp.problem import Problem

@@ -6,8 +6,8 @@ from hypothesis import given, strategies as st
 
 from instances import make_records, random_case, synthetic
 from offramp.common import between as threshold_between
-from offramp.config import ExitChoice, ExitConfig
-from offramp.evaluate import evaluate
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.evaluate import evaluate
 from offramp.lines import OFF
 from offramp.pool import Goals, Pool
 from offramp.problem import Problem

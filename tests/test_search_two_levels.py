@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from instances import make_records, objective, random_case, synthetic
-from offramp.config import Frontier
-from offramp.evaluate import evaluate
+from offramp.core.evaluate import evaluate
+from offramp.core.frontier import Frontier
 from offramp.search import search
 from offramp.solving import fewer
 

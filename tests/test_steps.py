@@ -11,7 +11,7 @@ from torch import nn
 import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
-from offramp.batching import BatchCosts
+from offramp.core.batch_costs import BatchCosts
 from offramp.errors import InputError
 from offramp.memory import keep_memory
 from offramp.steps import InParts, close_gaps, leaving

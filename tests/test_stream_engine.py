@@ -21,13 +21,14 @@ from torch import Tensor, nn
 import offramp
 import small
 from offramp import ExitChoice, ExitConfig
-from offramp.batching import BatchCosts
+from offramp.core.batch_costs import BatchCosts
 from offramp.demo import digit_splits
 from offramp.digits import load_digits, train_backbone
 from offramp.errors import Expired, InputError, QueueFull
 from offramp.execution import Execution
 from offramp.stream_buffer import Slab, Station
-from offramp.stream_engine import StreamEngine, StreamFuture
+from offramp.stream_engine import StreamEngine
+from offramp.stream_request import StreamFuture
 from offramp.stream_worker import Worker
 from toys import TOYS
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import offramp
 import small
 from offramp import TrainConfig, head_training, state, survivors, train_exits
-from offramp.config import ExitChoice, ExitConfig
+from offramp.core.config import ExitChoice, ExitConfig
 from offramp.errors import InputError
 
 QUICK = TrainConfig(epochs=4, batch_size=20, survivors=0.7)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from offramp.confidence import get_confidence
 from offramp.errors import InputError
-from offramp.tasks import make_task
+from offramp.task import make_task
 
 OUTPUTS = torch.tensor([[2.0, -1.0, 0.5, -3.0], [-1.0, -1.0, -1.0, -1.0], [0.0, 4.0, -4.0, 1.0]])
 LABELS = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]])

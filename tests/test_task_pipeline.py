@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import offramp
 from offramp.errors import InputError
-from offramp.tasks import MultiLabel, Regression, Task, make_task, register_task
+from offramp.regression import Regression
+from offramp.task import Task, make_task, register_task
+from offramp.tasks import MultiLabel
 from small import Vector, batches, inputs, model
 
 

@@ -10,7 +10,9 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from offramp.confidence import get_confidence
-from offramp.tasks import IGNORED, Regression, Task, make_task, token_mean
+from offramp.regression import Regression
+from offramp.task import Task, make_task, token_mean
+from offramp.tasks import IGNORED
 
 TASKS: dict[str, Task] = {
     **{

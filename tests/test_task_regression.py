@@ -10,7 +10,8 @@ from torch import Tensor
 
 from offramp.confidence import get_confidence
 from offramp.errors import InputError
-from offramp.tasks import Regression, Task, as_task, make_task, register_task
+from offramp.regression import Regression
+from offramp.task import Task, as_task, make_task, register_task
 
 TASK = Regression(scale=10.0)
 LABELS = torch.tensor([[3.0, -2.0], [0.0, 40.0]])

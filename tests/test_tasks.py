@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks import make_task, select_output
+from offramp.task import make_task
+from offramp.tasks import select_output
 
 OUTPUTS = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 0.5]])
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import offramp
-from offramp.config import ExitChoice, ExitConfig
-from offramp.cost import CostTable
-from offramp.records import ExitRecords
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.records import ExitRecords
 
 FOLDER = Path(__file__).parents[1] / "bench" / "text"
 MODULES = ("packages", "emails", "prepare", "encoder", "picture", "run")

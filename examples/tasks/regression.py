@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import offramp
-from offramp.tasks import Regression
+from offramp import Regression
 
 LARGEST = 60.0  # degrees
 WORTHLESS = 30.0  # an answer that far off has quality 0; one that is 3 degrees off has quality 0.9

@@ -1,198 +1,165 @@
 """Early exits for trained PyTorch models: a cost dial that turns while the model runs.
 
-Names are resolved on first use, so that the pure modules (``offramp.search``, ``offramp.evaluate``) never
-import torch.
+Names are resolved on first use, so that what works on arrays alone (``search``, ``evaluate``) never imports
+torch. They stand here twice: in the imports for type checkers, and in the table that is used at run time.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from offramp.artifact import load, save
-    from offramp.attach import attach_exits
-    from offramp.batching import BatchCosts
-    from offramp.calibration import CalibrationReport, calibrate
-    from offramp.certify import certify
-    from offramp.confidence import register_confidence, register_fitted
-    from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
-    from offramp.cost import CostTable, measure_cost
-    from offramp.engine import Engine, EngineOutput
-    from offramp.errors import Expired, OfframpError, QueueFull
-    from offramp.evaluate import Outcome, evaluate
-    from offramp.evidence import Certificate, Guarantee
-    from offramp.execution import Execution
-    from offramp.gauges import FittedConfidence
-    from offramp.heads import register_head
-    from offramp.memory import keep_memory
-    from offramp.multi_engine import MultiEngine
-    from offramp.multitask import attach_tasks, labels_of, with_answers
-    from offramp.network import ExitNetwork
-    from offramp.partition import Segment, partition
-    from offramp.records import ExitRecords, record_outputs
-    from offramp.regression import Regression
-    from offramp.risks import Answers, Risk, early_leaver_error, missed_detection
-    from offramp.search import search
-    from offramp.stream_engine import StreamEngine
-    from offramp.stream_ledger import StreamStats
-    from offramp.stream_request import StreamAnswer, StreamFuture
-    from offramp.task import Task
-    from offramp.task_artifact import load_tasks, save_tasks
-    from offramp.tasks import register_task
-    from offramp.together import JointOutcome, evaluate_together
-    from offramp.training import TrainConfig, train_exits
+from offramp._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from offramp.artifact import load as load, save as save
+    from offramp.attach import attach_exits as attach_exits
+    from offramp.calibration import CalibrationReport as CalibrationReport, calibrate as calibrate
+    from offramp.certify import certify as certify
+    from offramp.confidence import (
+        register_confidence as register_confidence,
+        register_fitted as register_fitted,
+    )
+    from offramp.core import (
+        BatchCosts as BatchCosts,
+        Certificate as Certificate,
+        CostTable as CostTable,
+        ExitChoice as ExitChoice,
+        ExitConfig as ExitConfig,
+        ExitRecords as ExitRecords,
+        Expected as Expected,
+        Frontier as Frontier,
+        Guarantee as Guarantee,
+        JointOutcome as JointOutcome,
+        Outcome as Outcome,
+        evaluate as evaluate,
+        evaluate_together as evaluate_together,
+        measure_cost as measure_cost,
+        record_outputs as record_outputs,
+    )
+    from offramp.engine import Engine as Engine, EngineOutput as EngineOutput
+    from offramp.errors import Expired as Expired, OfframpError as OfframpError, QueueFull as QueueFull
+    from offramp.execution import Execution as Execution
+    from offramp.gauges import FittedConfidence as FittedConfidence
+    from offramp.heads import register_head as register_head
+    from offramp.memory import keep_memory as keep_memory
+    from offramp.multi_engine import MultiEngine as MultiEngine
+    from offramp.multitask import (
+        attach_tasks as attach_tasks,
+        labels_of as labels_of,
+        with_answers as with_answers,
+    )
+    from offramp.network import ExitNetwork as ExitNetwork
+    from offramp.partition import Segment as Segment, partition as partition
+    from offramp.regression import Regression as Regression
+    from offramp.risks import (
+        Answers as Answers,
+        Risk as Risk,
+        early_leaver_error as early_leaver_error,
+        missed_detection as missed_detection,
+    )
+    from offramp.search import search as search
+    from offramp.stream_engine import StreamEngine as StreamEngine
+    from offramp.stream_ledger import StreamStats as StreamStats
+    from offramp.stream_request import StreamAnswer as StreamAnswer, StreamFuture as StreamFuture
+    from offramp.task import Task as Task, register_task as register_task
+    from offramp.task_artifact import load_tasks as load_tasks, save_tasks as save_tasks
+    from offramp.train_config import TrainConfig as TrainConfig
+    from offramp.training import train_exits as train_exits
 
 _HOME = {
-    "Answers": "risks",
-    "BatchCosts": "batching",
-    "CalibrationReport": "calibration",
-    "Certificate": "evidence",
-    "CostTable": "cost",
-    "Engine": "engine",
-    "EngineOutput": "engine",
-    "Execution": "execution",
-    "ExitChoice": "config",
-    "ExitConfig": "config",
-    "ExitNetwork": "network",
-    "ExitRecords": "records",
-    "Expected": "config",
-    "Expired": "errors",
-    "FittedConfidence": "gauges",
-    "Frontier": "config",
-    "Guarantee": "evidence",
-    "JointOutcome": "together",
-    "MultiEngine": "multi_engine",
-    "OfframpError": "errors",
-    "Outcome": "evaluate",
-    "QueueFull": "errors",
-    "Regression": "regression",
-    "Risk": "risks",
-    "Segment": "partition",
-    "StreamAnswer": "stream_request",
-    "StreamEngine": "stream_engine",
-    "StreamFuture": "stream_request",
-    "StreamStats": "stream_ledger",
-    "Task": "task",
-    "TrainConfig": "training",
-    "attach_exits": "attach",
-    "attach_tasks": "multitask",
-    "calibrate": "calibration",
-    "certify": "certify",
-    "early_leaver_error": "risks",
-    "evaluate": "evaluate",
-    "evaluate_together": "together",
-    "keep_memory": "memory",
-    "labels_of": "multitask",
-    "load": "artifact",
-    "load_tasks": "task_artifact",
-    "measure_cost": "cost",
-    "missed_detection": "risks",
-    "partition": "partition",
-    "record_outputs": "records",
-    "register_confidence": "confidence",
-    "register_fitted": "confidence",
-    "register_head": "heads",
-    "register_task": "tasks",
-    "save": "artifact",
-    "save_tasks": "task_artifact",
-    "search": "search",
-    "train_exits": "training",
-    "with_answers": "multitask",
+    "artifact": (
+        "load",
+        "save",
+    ),
+    "attach": ("attach_exits",),
+    "calibration": (
+        "CalibrationReport",
+        "calibrate",
+    ),
+    "certify": ("certify",),
+    "confidence": (
+        "register_confidence",
+        "register_fitted",
+    ),
+    "core": (
+        "BatchCosts",
+        "Certificate",
+        "CostTable",
+        "ExitChoice",
+        "ExitConfig",
+        "ExitRecords",
+        "Expected",
+        "Frontier",
+        "Guarantee",
+        "JointOutcome",
+        "Outcome",
+        "evaluate",
+        "evaluate_together",
+        "measure_cost",
+        "record_outputs",
+    ),
+    "engine": (
+        "Engine",
+        "EngineOutput",
+    ),
+    "errors": (
+        "Expired",
+        "OfframpError",
+        "QueueFull",
+    ),
+    "execution": ("Execution",),
+    "gauges": ("FittedConfidence",),
+    "heads": ("register_head",),
+    "memory": ("keep_memory",),
+    "multi_engine": ("MultiEngine",),
+    "multitask": (
+        "attach_tasks",
+        "labels_of",
+        "with_answers",
+    ),
+    "network": ("ExitNetwork",),
+    "partition": (
+        "Segment",
+        "partition",
+    ),
+    "regression": ("Regression",),
+    "risks": (
+        "Answers",
+        "Risk",
+        "early_leaver_error",
+        "missed_detection",
+    ),
+    "search": ("search",),
+    "stream_engine": ("StreamEngine",),
+    "stream_ledger": ("StreamStats",),
+    "stream_request": (
+        "StreamAnswer",
+        "StreamFuture",
+    ),
+    "task": (
+        "Task",
+        "register_task",
+    ),
+    "task_artifact": (
+        "load_tasks",
+        "save_tasks",
+    ),
+    "train_config": ("TrainConfig",),
+    "training": ("train_exits",),
 }
+_PACKAGE_OF = {name: package for package, names in _HOME.items() for name in names}
 
-__all__ = [
-    "Answers",
-    "BatchCosts",
-    "CalibrationReport",
-    "Certificate",
-    "CostTable",
-    "Engine",
-    "EngineOutput",
-    "Execution",
-    "ExitChoice",
-    "ExitConfig",
-    "ExitNetwork",
-    "ExitRecords",
-    "Expected",
-    "Expired",
-    "FittedConfidence",
-    "Frontier",
-    "Guarantee",
-    "JointOutcome",
-    "MultiEngine",
-    "OfframpError",
-    "Outcome",
-    "QueueFull",
-    "Regression",
-    "Risk",
-    "Segment",
-    "StreamAnswer",
-    "StreamEngine",
-    "StreamFuture",
-    "StreamStats",
-    "Task",
-    "TrainConfig",
-    "attach_exits",
-    "attach_tasks",
-    "calibrate",
-    "certify",
-    "early_leaver_error",
-    "evaluate",
-    "evaluate_together",
-    "keep_memory",
-    "labels_of",
-    "load",
-    "load_tasks",
-    "measure_cost",
-    "missed_detection",
-    "partition",
-    "record_outputs",
-    "register_confidence",
-    "register_fitted",
-    "register_head",
-    "register_task",
-    "save",
-    "save_tasks",
-    "search",
-    "train_exits",
-    "with_answers",
-]
-
-
-def _resolve(name: str) -> Any:
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = sorted(_PACKAGE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _PACKAGE_OF:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
-    value = globals()[name] = _resolve(name)
+    package = importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}")
+    value = globals()[name] = getattr(package, name)
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _verb(name: str) -> property:
-    def ignore(_package: ModuleType, _submodule: object) -> None:
-        """Drop the submodule that the import system wants to bind here."""
-
-    return property(lambda _package: _resolve(name), ignore)
-
-
-class _Package(ModuleType):
-    """Keeps ``offramp.search`` the function after ``import offramp.search``, which would rebind it."""
-
-    certify = _verb("certify")
-    evaluate = _verb("evaluate")
-    partition = _verb("partition")
-    search = _verb("search")
-
-
-sys.modules[__name__].__class__ = _Package

@@ -18,28 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp._files import parse_document, read_text, storage_errors, whole_folder
 from offramp.attach import Columns, network_on
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
 from offramp.manifest import (
     ARTIFACT_FORMAT,
     MANIFEST,
     RECORDS,
     VERSION,
-    load_costs as load_costs,
-    load_frontier as load_frontier,
-    load_records as load_records,
+    load_costs,
+    load_frontier,
     load_tensors,
-    read_manifest as read_manifest,
+    read_manifest,
     write_manifest,
 )
 from offramp.network import ExitNetwork
 from offramp.partition import INPUT, Partition, partition
-from offramp.records import ExitRecords
 from offramp.state import model_digest, plain_state, save_tensors
-from offramp.tasks import make_task
+from offramp.storage import parse_document, read_text, storage_errors, whole_folder
+from offramp.task import make_task
 
 
 def save(

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from offramp.confidence import check_confidence
 from offramp.errors import InputError, PartitionError
-from offramp.heads import FeatureSpec, choose, head_factory
+from offramp.feature import FeatureSpec
+from offramp.heads import choose, head_factory
 from offramp.inputs import InputSpec
 from offramp.layout import find_layout
 from offramp.modes import eval_mode
 from offramp.network import Answer, Exit, ExitNetwork, InputExit
 from offramp.partition import INPUT, Partition, partition
-from offramp.tasks import Task, as_task, select_output
+from offramp.task import Task, as_task
+from offramp.tasks import select_output
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.common import between, curve
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    check_match,
+    check_tradeoffs,
+    expected,
+    full_quality,
+)
 from offramp.errors import InputError
-from offramp.evaluate import check_match, check_tradeoffs, expected, full_quality
-from offramp.records import ExitRecords
 from offramp.stepwise import (
     SAME,
     Exits,

@@ -12,11 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from offramp.cost import CostTable
-from offramp.evaluate import check_match, check_tradeoffs
+from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
 from offramp.lines import OFF, Rows, best_line, finals
 from offramp.problem import Problem
-from offramp.records import ExitRecords
 
 
 def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> dict[float, float]:

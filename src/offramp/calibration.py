@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from offramp._progress import progress_bar
 from offramp.confidence import get_confidence, get_fitted, is_fitted
+from offramp.core import auroc
 from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.network import Exit, ExitNetwork, Judge
-from offramp.ranking import auroc
 from offramp.recording import check_finite
 from offramp.state import graph_digest, model_digest, scratch
-from offramp.tasks import token_mean
+from offramp.task import token_mean
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,19 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core import (
+    Certificate,
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Frontier,
+    Guarantee,
+    check_match,
+    evaluate,
+    resolve,
+)
 from offramp.errors import InputError
-from offramp.evaluate import check_match, evaluate, resolve
-from offramp.evidence import Certificate, Guarantee
 from offramp.pvalues import betting_p_value, binomial_p_value, trinomial_p_value
-from offramp.records import ExitRecords
 from offramp.risks import Answers, Risk, checked_losses, drop, whole
 
 Floats = npt.NDArray[np.float64]

@@ -175,7 +175,7 @@ def build(
     from offramp.artifact import check_replaceable, save
     from offramp.pipeline import BuildConfig, build as run_build, summary
     from offramp.project import load_project
-    from offramp.training import TrainConfig
+    from offramp.train_config import TrainConfig
 
     config = BuildConfig(
         heads=heads_of(heads),
@@ -220,7 +220,8 @@ def search(
     json_: Json = False,
 ) -> None:
     """Search the configurations of an artifact again; the model is not needed."""
-    from offramp.artifact import load_costs, load_frontier, load_records, read_manifest, replace_frontier
+    from offramp.artifact import replace_frontier
+    from offramp.manifest import load_costs, load_frontier, load_records, read_manifest
     from offramp.pipeline import find_frontier
 
     manifest = read_manifest(artifact)
@@ -244,8 +245,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Show what the configurations do on the report split, from the artifact alone."""
-    from offramp.artifact import load_frontier, read_manifest
-    from offramp.config import Frontier
+    from offramp.core import Frontier
+    from offramp.manifest import load_frontier, read_manifest
 
     frontier = load_frontier(artifact, read_manifest(artifact))
     chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
@@ -271,9 +272,10 @@ def certify(
     Its certificate is stored in the artifact; `offramp report` shows it. The exit code is 3 where no
     configuration can be certified; the artifact then stays as it is.
     """
-    from offramp.artifact import load_costs, load_frontier, read_manifest, replace_frontier
+    from offramp.artifact import replace_frontier
     from offramp.certify import certify as run_certify, samples_needed
-    from offramp.config import config_to_dict
+    from offramp.core import config_to_dict
+    from offramp.manifest import load_costs, load_frontier, read_manifest
 
     seen, source = calibration_records(artifact, split, records)
     manifest = read_manifest(artifact)
@@ -318,7 +320,7 @@ def run(
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.artifact import load
-    from offramp.config import ExitConfig
+    from offramp.core import ExitConfig
     from offramp.engine import Engine
     from offramp.project import load_input_exits, load_source_model, load_splits
     from offramp.stream import measure_stream
@@ -361,7 +363,7 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
 ) -> None:
     """Write one self-contained HTML page with the plots and the table of an artifact."""
-    from offramp.artifact import load_costs, load_frontier, load_records, read_manifest
+    from offramp.manifest import load_costs, load_frontier, load_records, read_manifest
     from offramp.report import write_report
 
     manifest = read_manifest(artifact)

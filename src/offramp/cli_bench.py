@@ -12,9 +12,7 @@ from offramp.console import check_writable, modules, print_json, show
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.config import Frontier
-    from offramp.cost import CostTable
-    from offramp.records import ExitRecords
+    from offramp.core import CostTable, ExitRecords, Frontier
 
 UNITS = ("seconds", "joules")
 
@@ -42,9 +40,10 @@ def bench(
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
     from offramp import memory
-    from offramp.artifact import check_replaceable, load, load_records, read_manifest, save
-    from offramp.cost import measure_cost
+    from offramp.artifact import check_replaceable, load, save
+    from offramp.core import measure_cost
     from offramp.execution import Execution
+    from offramp.manifest import load_records, read_manifest
     from offramp.pipeline import find_frontier
     from offramp.project import load_input_exits, load_source_model
 
@@ -77,7 +76,7 @@ def bench(
 
 
 def _figures(costs: CostTable, frontier: Frontier, records: ExitRecords, split: str) -> dict[str, Any]:
-    from offramp.evaluate import evaluate
+    from offramp.core import evaluate
 
     assert costs.meta is not None
     outcomes = evaluate(records, costs, frontier)

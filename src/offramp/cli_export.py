@@ -12,8 +12,7 @@ from offramp.console import check_writable, modules, names, pick, print_json
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.config import Frontier
-    from offramp.cost import CostTable
+    from offramp.core import CostTable, Frontier
     from offramp.export.layout import Export
     from offramp.network import ExitNetwork
 
@@ -43,7 +42,7 @@ def export(
 ) -> None:
     """Write the network for another runtime, with every configuration or with the one you pick."""
     from offramp.artifact import load
-    from offramp.config import Frontier
+    from offramp.core import Frontier
     from offramp.export.layout import check_replaceable
     from offramp.project import load_input_exits, load_source_model
 

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from offramp._progress import progress_bar
-from offramp.batching import BatchCosts
-from offramp.cost import CostTable
+from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.modes import eval_mode, evaluating

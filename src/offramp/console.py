@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from offramp._files import storage_errors
 from offramp.errors import InputError, StorageError
+from offramp.storage import storage_errors
 
 if TYPE_CHECKING:
-    from offramp.config import ExitConfig, Frontier
-    from offramp.records import ExitRecords
+    from offramp.core import ExitConfig, ExitRecords, Frontier
 
 
 def pick(
@@ -36,7 +35,7 @@ def pick(
 
 def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     """Print what configurations do on the artifact's report records, or its search records without any."""
-    from offramp.artifact import load_costs, load_records, read_manifest
+    from offramp.manifest import load_costs, load_records, read_manifest
     from offramp.tables import frontier_rows
 
     manifest = read_manifest(folder)
@@ -75,8 +74,8 @@ def calibration_records(artifact: Path, split: str | None, file: Path | None) ->
         InputError: both are given, the split was trained or searched on, or the file is of another network.
         ArtifactError: there are no such records, or they are damaged.
     """
-    from offramp.artifact import load_records, read_manifest
-    from offramp.records import ExitRecords
+    from offramp.core import ExitRecords
+    from offramp.manifest import load_records, read_manifest
 
     if split is not None and file is not None:
         raise InputError("expected --split or --records, got both; choose one")

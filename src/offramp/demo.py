@@ -11,14 +11,13 @@ from rich.table import Table
 
 from offramp._progress import progress_bar
 from offramp.artifact import save
-from offramp.config import ExitConfig
+from offramp.core import ExitConfig, evaluate
 from offramp.digits import Digits, augmented, batches, load_digits, train_backbone
 from offramp.engine import Engine
-from offramp.evaluate import evaluate
 from offramp.pipeline import BuildConfig, Built, build
 from offramp.plots import require_matplotlib
-from offramp.project import Splits
 from offramp.report import write_report
+from offramp.splits import Splits
 from offramp.stream import Batch, StreamResult, read_batches, run_stream, time_model
 from offramp.tables import frontier_rows, frontier_table
 

@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig, PlanCache
 from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.mac_table import counted_by
 from offramp.network import ExitNetwork
-from offramp.plans import PlanCache
 from offramp.runner import Runner
 from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
 

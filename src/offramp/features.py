@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp._files import storage_errors, write_text
 from offramp._progress import progress_bar
 from offramp.errors import InputError
 from offramp.inputs import InputSpec
+from offramp.storage import storage_errors, write_text
 
 Array = npt.NDArray[Any]
 Compute = Callable[[list[Tensor], Tensor | None], Mapping[str, Array]]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.conv_heads import conv_head, conv_net_head
-from offramp.feature import FeatureSpec as FeatureSpec, pool as pool
+from offramp.feature import FeatureSpec
 from offramp.macs import count_macs, count_module
-from offramp.pooled_heads import Head as Head, HeadFactory as HeadFactory, pooled
+from offramp.pooled_heads import HeadFactory, pooled
 from offramp.registry import Registry
 from offramp.token_heads import attention_head, local_global_head, per_token_head
 

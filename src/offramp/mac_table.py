@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from offramp.cost import CostTable
+from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.macs import count_macs, count_module
 from offramp.network import ExitNetwork

@@ -13,11 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from offramp._files import canonical, file_digest, parse_document, read_text
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError
-from offramp.records import ExitRecords
+from offramp.storage import canonical, file_digest, parse_document, read_text
 
 ARTIFACT_FORMAT = "offramp.artifact"
 VERSION = 2

@@ -18,16 +18,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from offramp.config import ExitConfig
+from offramp.core import ExitConfig, PlanCache, names_of, resolve
 from offramp.engine import EngineOutput
 from offramp.errors import InputError
-from offramp.evaluate import resolve
 from offramp.mac_table import mac_table
 from offramp.network import ExitNetwork
-from offramp.plans import PlanCache
 from offramp.questions import Call, Question, Stop
 from offramp.spans import Span
-from offramp.together import names_of
 
 Wanted = Sequence[str] | Tensor
 """Names of tasks, for the whole batch; or (B, T) bool, a column per task in the order of ``engine.tasks``."""

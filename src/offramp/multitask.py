@@ -17,12 +17,12 @@ from torch import nn
 
 from offramp.attach import check_exits, network_on
 from offramp.confidence import check_confidence
+from offramp.core import names_of
 from offramp.errors import InputError, PartitionError
 from offramp.inputs import LABEL_KEYS
 from offramp.network import ExitNetwork
 from offramp.partition import INPUT, partition
-from offramp.tasks import as_task
-from offramp.together import names_of
+from offramp.task import as_task
 
 OPTIONS = ("heads", "task", "confidence", "output", "input_exits", "mask", "seed")
 """What may differ between tasks: these options of ``attach_exits``."""

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from offramp.confidence import get_confidence, get_fitted, is_fitted
-from offramp.heads import FeatureSpec, head_factory
+from offramp.feature import FeatureSpec
+from offramp.heads import head_factory
 from offramp.inputs import InputSpec
 from offramp.modes import eval_mode, evaluating
 from offramp.partition import INPUT, Partition
-from offramp.tasks import Task, select_output, token_mean
+from offramp.task import Task, token_mean
+from offramp.tasks import select_output
 
 Exit = tuple[int, int]
 """(position, head index)."""

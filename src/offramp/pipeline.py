@@ -17,17 +17,16 @@ from torch import nn
 from offramp._progress import progress_bar
 from offramp.attach import attach_exits
 from offramp.caching import DTYPES, reduction
-from offramp.config import Frontier
-from offramp.cost import CostTable, measure_cost
+from offramp.core import CostTable, ExitRecords, Frontier, measure_cost, record_outputs
 from offramp.errors import InputError, StorageError
 from offramp.features import checked_batches
 from offramp.heads import reduced
 from offramp.network import ExitNetwork
-from offramp.project import Splits
-from offramp.records import ExitRecords, record_outputs
 from offramp.search import search
+from offramp.splits import Splits
 from offramp.task import Task
-from offramp.training import TrainConfig, TrainReport, train_exits
+from offramp.train_config import TrainConfig
+from offramp.training import TrainReport, train_exits
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.cost import CostTable
-from offramp.evaluate import full_quality
-from offramp.records import ExitRecords
+from offramp.core import CostTable, ExitRecords, full_quality
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]

@@ -25,7 +25,7 @@ from offramp.model_specs import MODEL_SCHEMES, SourceModel, load_source, of_call
 from offramp.preprocessing import Adapted
 from offramp.specs import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
 from offramp.splits import Check, Guarded, Splits
-from offramp.tasks import Task, make_task
+from offramp.task import Task, make_task
 
 __all__ = [
     "Project",

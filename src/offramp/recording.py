@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.core import ExitRecords
 from offramp.errors import InputError
 from offramp.features import Array, collect
 from offramp.network import ExitNetwork
-from offramp.records import ExitRecords
 from offramp.state import graph_digest, model_digest, scratch
 
 Judge = Callable[[Tensor], Tensor]

@@ -13,13 +13,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
-from offramp.evaluate import evaluate, full_quality
+from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
 from offramp.methods import same_threshold
 from offramp.parsimony import LUCK, RUNGS
 from offramp.pool import Goals, Pool
-from offramp.records import ExitRecords
 from offramp.solving import COARSE, Exits, Plan, draft, exits_of, fewer, spread
 
 FOLDS = 5

@@ -17,15 +17,22 @@ from typing import Any
 import numpy as np
 
 from offramp import plots
-from offramp._files import write_text
 from offramp._version import __version__
-from offramp.config import ExitConfig, Expected, Frontier
-from offramp.cost import CostTable
-from offramp.evaluate import Outcome, evaluate, full_quality, resolve
-from offramp.evidence import Guarantee
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Expected,
+    Frontier,
+    Guarantee,
+    Outcome,
+    evaluate,
+    full_quality,
+    resolve,
+)
 from offramp.page import CSS, SHELL
 from offramp.plots import text
-from offramp.records import ExitRecords
+from offramp.storage import write_text
 
 HEADLINE_DROP = 0.005  # the headline's configuration may lose half a point on the search split
 FEW = 10  # below this many changed samples a normal interval is not to be trusted

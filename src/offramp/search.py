@@ -15,12 +15,9 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-from offramp.config import ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier, check_match, check_tradeoffs, expected
 from offramp.dial import fill
 from offramp.errors import InputError
-from offramp.evaluate import check_match, check_tradeoffs, expected
-from offramp.records import ExitRecords
 from offramp.regularise import choose, rounds
 from offramp.solving import METHODS, Exits, Plan, Report, solve
 

@@ -18,14 +18,12 @@ from functools import partial
 import numpy as np
 
 from offramp.common import between
-from offramp.config import ExitChoice
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitChoice, ExitRecords
 from offramp.lines import OFF, best_line, descend, own_line
 from offramp.methods import back_to_front, iterative, same_threshold, single_pass
 from offramp.parsimony import needed_only, parsimonious, path
 from offramp.pool import Goals, Pool, Step
 from offramp.problem import Ints, Problem
-from offramp.records import ExitRecords
 from offramp.refine import descend_from_best, refine, thin_out
 
 Exits = tuple[ExitChoice, ...]

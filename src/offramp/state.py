@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp._files import load_arrays, save_arrays, storage_errors, whole_file
 from offramp.errors import ArtifactError, InputError
 from offramp.network import ExitNetwork
+from offramp.storage import load_arrays, save_arrays, storage_errors, whole_file
 
 CHECKPOINT_FORMAT = "offramp.checkpoint"
 VERSION = 1

@@ -16,10 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.batching import BatchCosts, best_parts, part_sizes
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
-from offramp.evaluate import resolve
+from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, part_sizes, resolve
 from offramp.execution import Execution
 from offramp.network import Ask, ExitNetwork, Judge
 from offramp.runner import Runner

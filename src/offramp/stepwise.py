@@ -17,11 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitChoice, ExitConfig
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitChoice, ExitConfig, ExitRecords, evaluate, exits, full_quality
 from offramp.errors import MissingExtraError
-from offramp.evaluate import evaluate, exits, full_quality
-from offramp.records import ExitRecords
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

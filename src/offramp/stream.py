@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp._progress import progress_bar
-from offramp.config import ExitConfig
+from offramp.core import ExitConfig
 from offramp.engine import Engine
 from offramp.errors import InputError
 from offramp.features import checked_batches

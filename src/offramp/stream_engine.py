@@ -15,8 +15,7 @@ import math
 from collections.abc import Iterable
 from types import TracebackType
 
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig
 from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.mac_table import counted_by

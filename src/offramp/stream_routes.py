@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig, PlanCache, resolve
 from offramp.errors import InputError
-from offramp.evaluate import resolve
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.plans import PlanCache
 from offramp.runner import Run, Runner
 from offramp.steps import Planner
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.cost import CostTable
+from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.network import ExitNetwork
 from offramp.runner import Runner

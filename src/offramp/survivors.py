@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from offramp.config import ExitConfig
-from offramp.evaluate import ResolvedConfig, resolve
+from offramp.core import ExitConfig, ResolvedConfig, resolve
 from offramp.network import Exit, ExitNetwork
 
 

@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from offramp.config import ExitConfig, Frontier, config_to_dict
-from offramp.cost import CostTable
-from offramp.evaluate import Outcome, evaluate, full_quality
-from offramp.records import ExitRecords
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Frontier,
+    Outcome,
+    config_to_dict,
+    evaluate,
+    full_quality,
+)
 
 
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:

@@ -13,16 +13,13 @@ from pathlib import Path
 
 from torch import nn
 
-from offramp._files import dump_document, parse_document, read_text, storage_errors, whole_folder
 from offramp.artifact import check_replaceable, load, names_in, save
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitRecords, Frontier, names_of
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.manifest import pinned
 from offramp.multitask import check_names
 from offramp.network import ExitNetwork
-from offramp.records import ExitRecords
-from offramp.together import names_of
+from offramp.storage import dump_document, parse_document, read_text, storage_errors, whole_folder
 
 TASKS_FORMAT = "offramp.tasks"
 VERSION = 1

@@ -25,14 +25,14 @@ from offramp import survivors
 from offramp.caching import Cache, Ints, fed, in_parts, predicted, reduction, run_backbone
 from offramp.calibration import Truth, fit_gauges, install
 from offramp.confidence import is_fitted
-from offramp.config import ExitConfig
+from offramp.core import ExitConfig
 from offramp.errors import InputError
 from offramp.finetune import finetuned
 from offramp.head_training import HeadTraining
 from offramp.mac_table import mac_table
 from offramp.network import Exit, ExitNetwork, Judge
 from offramp.state import scratch
-from offramp.train_config import TrainConfig as TrainConfig  # imported from here, beside the verb
+from offramp.train_config import TrainConfig  # imported from here, beside the verb
 
 
 @dataclass(frozen=True)

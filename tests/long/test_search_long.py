@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from instances import generated, objective_of_each, synthetic
-from offramp.config import ExitConfig
-from offramp.evaluate import evaluate
+from offramp.core.config import ExitConfig
+from offramp.core.evaluate import evaluate
 from offramp.search import DEFAULT_TRADEOFFS, search
 
 pytestmark = pytest.mark.long

@@ -18,10 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from offramp._files import whole_folder
 from offramp._progress import progress_bar
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, Frontier
 from offramp.errors import ArtifactError, InputError, MissingExtraError
 from offramp.export.check import Check
 from offramp.export.graphs import Piece, check_exportable, pieces, signature_of
@@ -29,6 +27,7 @@ from offramp.export.layout import ExitGraph, Export, SpanGraph, check_replaceabl
 from offramp.export.onnx import WRITING, contained_warnings, exported, made_with, summary
 from offramp.export.running import Array, Call, ChainEngine, ExportOutput, Step
 from offramp.network import ExitNetwork
+from offramp.storage import whole_folder
 
 _RUNNING = threading.Lock()
 

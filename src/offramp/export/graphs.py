@@ -13,9 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from offramp.config import Frontier
+from offramp.core import Frontier, resolve
 from offramp.errors import InputError
-from offramp.evaluate import resolve
 from offramp.export.layout import BATCH, MASK, ExitGraph, Port, Signature, SpanGraph, every_config
 from offramp.modes import evaluating
 from offramp.network import ExitNetwork, InputExit

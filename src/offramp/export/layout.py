@@ -21,11 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp._files import canonical, dump_document, file_digest, parse_document, read_text, storage_errors
-from offramp.config import ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig, Frontier, resolve
 from offramp.errors import ArtifactError, StorageError
-from offramp.evaluate import resolve
+from offramp.storage import (
+    canonical,
+    dump_document,
+    file_digest,
+    parse_document,
+    read_text,
+    storage_errors,
+)
 
 EXPORT_FORMAT = "offramp.export"
 VERSION = 1

@@ -14,11 +14,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from offramp._files import whole_folder
 from offramp._progress import progress_bar
 from offramp._version import __version__
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, Frontier
 from offramp.errors import InputError, MissingExtraError
 from offramp.export.check import Check
 from offramp.export.graphs import Piece, check_exportable, pieces, signature_of
@@ -36,6 +34,7 @@ from offramp.export.pooling import replace_pooling
 from offramp.export.running import Call
 from offramp.modes import evaluating
 from offramp.network import ExitNetwork
+from offramp.storage import whole_folder
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

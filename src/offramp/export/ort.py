@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitConfig
+from offramp.core import ExitConfig
 from offramp.errors import ArtifactError, MissingExtraError
 from offramp.export.layout import ExitGraph, SpanGraph
 from offramp.export.running import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput

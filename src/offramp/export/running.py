@@ -19,11 +19,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, ExitConfig, Frontier, PlanCache
 from offramp.errors import InputError
 from offramp.export.layout import MASK, ExitGraph, Export, Signature, SpanGraph, read_export
-from offramp.plans import PlanCache
 
 Array = npt.NDArray[Any]
 

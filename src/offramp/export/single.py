@@ -12,17 +12,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from offramp._files import whole_folder
 from offramp._progress import progress_bar
-from offramp.config import Frontier
-from offramp.cost import CostTable
+from offramp.core import CostTable, Frontier
 from offramp.errors import InputError
 from offramp.export.check import Check
 from offramp.export.graphs import check_exportable, pieces, signature_of
-from offramp.export.layout import BATCH, ExitGraph, Export, Port, SpanGraph, check_replaceable, write_export
+from offramp.export.layout import (
+    BATCH,
+    ExitGraph,
+    Export,
+    Port,
+    SpanGraph,
+    check_replaceable,
+    write_export,
+)
 from offramp.export.onnx import WRITING, made_with, model_of, require_onnx
 from offramp.export.ort import open_session, runtime, session_options
 from offramp.network import ExitNetwork
+from offramp.storage import whole_folder
 
 FILE = "model.onnx"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import offramp
-from offramp.batching import BatchCosts, best_parts, binomial, mean_cost, part_sizes
-from offramp.cost import CostTable
+from offramp.core.batch_costs import BatchCosts, best_parts, binomial, mean_cost, part_sizes
+from offramp.core.costs import CostTable
 from offramp.errors import ArtifactError, InputError
 
 

@@ -7,7 +7,9 @@ import math
 
 import pytest
 
-from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError
 
 GOOD = {"quality": 0.5, "cost": 1.0, "full_quality": 0.75, "full_cost": 2.0, "samples": 10}

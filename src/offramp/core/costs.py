@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from offramp._files import dump_document, parse_document
-from offramp.batching import BatchCosts
+from offramp.core.batch_costs import BatchCosts
 from offramp.errors import ArtifactError, InputError
+from offramp.storage import dump_document, parse_document
 
 if TYPE_CHECKING:
     from offramp.execution import Execution

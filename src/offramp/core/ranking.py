@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from offramp.records import ExitRecords
+from offramp.core.records import ExitRecords
 
 Floats = npt.NDArray[np.float64]
 

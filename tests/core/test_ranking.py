@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from offramp.ranking import auroc, rankings
-from offramp.records import ExitRecords
+from offramp.core.ranking import auroc, rankings
+from offramp.core.records import ExitRecords
 
 
 def counted(confidence, quality):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from offramp.cost import CostTable
+from offramp.core.costs import CostTable
 from offramp.errors import ArtifactError, InputError
 
 

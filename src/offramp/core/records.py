@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from offramp._files import load_arrays, save_arrays
 from offramp.errors import ArtifactError, InputError
+from offramp.storage import load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork

@@ -13,11 +13,11 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import ExitConfig
-from offramp.cost import CostTable
+from offramp.core.config import ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import Outcome, evaluate, resolve
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError
-from offramp.evaluate import Outcome, evaluate, resolve
-from offramp.records import ExitRecords
 
 
 @dataclass(frozen=True, eq=False)

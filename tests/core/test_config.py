@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from offramp._files import parse_document
-from offramp.config import ExitChoice, ExitConfig, Expected, Frontier
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError
+from offramp.storage.documents import parse_document
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 spent = st.floats(0, allow_infinity=False)

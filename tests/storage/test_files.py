@@ -12,19 +12,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from offramp import _files
-from offramp._files import (
-    arrays_digest,
-    canonical,
-    file_digest,
-    load_arrays,
-    parse_document,
-    read_text,
-    save_arrays,
-    whole_file,
-    whole_folder,
-    write_text,
-)
 from offramp.errors import ArtifactError, InputError, StorageError
+from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
+from offramp.storage.atomic import file_digest, read_text, whole_file, whole_folder, write_text
+from offramp.storage.documents import canonical, parse_document
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from offramp.config import ExitChoice, ExitConfig, Frontier
-from offramp.cost import CostTable
+from offramp.core.config import ExitChoice, ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import check_match, evaluate, exits, expected, full_quality, resolve
+from offramp.core.frontier import Frontier
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError
-from offramp.evaluate import check_match, evaluate, exits, expected, full_quality, resolve
-from offramp.records import ExitRecords
 
 POSITIONS, HEADS = ("input", "a", "b"), ("small", "large")
 LEVELS = (0.0, 0.25, 0.5, 1.0, np.nan, np.inf, -np.inf)

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from offramp import _files
-from offramp._files import save_arrays
+from offramp.core.records import RECORDS_FORMAT, ExitRecords
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.records import RECORDS_FORMAT, ExitRecords
+from offramp.storage.arrays import save_arrays
 
 ARRAYS = ("confidence", "quality", "final_quality", "exists", "final_confidence", "logits")
 

@@ -13,11 +13,13 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from offramp.batching import mean_cost
-from offramp.config import ExitConfig, Expected, Frontier
-from offramp.cost import CostTable
+from offramp.core.batch_costs import mean_cost
+from offramp.core.certificate import Expected
+from offramp.core.config import ExitConfig
+from offramp.core.costs import CostTable
+from offramp.core.frontier import Frontier
+from offramp.core.records import ExitRecords
 from offramp.errors import InputError
-from offramp.records import ExitRecords
 
 ResolvedConfig = list[tuple[int, int, np.float32]]
 """A configuration by indices: (position, head, threshold), positions rising."""

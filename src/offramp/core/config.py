@@ -1,0 +1,151 @@
+"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways.
+
+ExitChoice   one enabled exit: position, head, threshold
+ExitConfig   a set of choices in order of position; empty means the full model
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.core.certificate import (
+    Certificate,
+    Expected,
+    certificate_from_dict,
+    certificate_to_dict,
+    expected_from_dict,
+    expected_to_dict,
+    plain_number,
+)
+from offramp.errors import ArtifactError, InputError
+from offramp.storage import dump_document, parse_document
+
+CONFIG_FORMAT = "offramp.config"
+
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExitChoice:
+    """One enabled exit: a sample leaves at ``position`` when the head's confidence is above ``threshold``.
+
+    The comparison is strict and made in float32. ``-inf`` lets every sample leave, ``+inf`` none.
+
+    Raises:
+        InputError: a name is empty or the threshold is NaN or not a number.
+    """
+
+    position: str
+    head: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        for name in ("position", "head"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InputError(f"ExitChoice.{name}: expected a name, got {value!r}")
+        try:
+            threshold = float(self.threshold)
+        except (TypeError, ValueError):
+            raise InputError(f"ExitChoice.threshold: expected a number, got {self.threshold!r}") from None
+        if math.isnan(threshold):
+            raise InputError(
+                "ExitChoice.threshold: expected a number, got NaN; use inf to switch an exit off"
+            )
+        object.__setattr__(self, "threshold", threshold)
+
+
+@dataclass(frozen=True)
+class ExitConfig:
+    """A prepared setting of the dial.
+
+    Args:
+        choices: the enabled exits, in order of position (checked where positions are known).
+        tradeoff: the lambda it was searched for, if any.
+        expected: its figures on the search samples, if any.
+        certificate: what ``certify`` has shown about it, if anything.
+
+    Raises:
+        InputError: two choices sit at the same position, something else than an ``ExitChoice`` is given, the
+            trade-off is not finite, or the certificate is something else.
+    """
+
+    choices: tuple[ExitChoice, ...] = ()
+    tradeoff: float | None = None
+    expected: Expected | None = None
+    certificate: Certificate | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        seen: set[str] = set()
+        for choice in self.choices:
+            if not isinstance(choice, ExitChoice):
+                raise InputError(f"ExitConfig.choices: expected ExitChoice objects, got {choice!r}")
+            if choice.position in seen:
+                raise InputError(
+                    f"ExitConfig.choices: position {choice.position!r} occurs twice; keep one exit"
+                )
+            seen.add(choice.position)
+        if self.tradeoff is not None and not math.isfinite(self.tradeoff):
+            raise InputError(f"ExitConfig.tradeoff: expected a finite number, got {self.tradeoff!r}")
+        if self.certificate is not None and not isinstance(self.certificate, Certificate):
+            raise InputError(f"ExitConfig.certificate: expected a Certificate, got {self.certificate!r}")
+
+    def to_json(self) -> str:
+        """Serialise; infinite thresholds become the strings "inf" and "-inf"."""
+        return dump_document({"format": CONFIG_FORMAT, "version": VERSION, **config_to_dict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> ExitConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ArtifactError: not JSON, another format, a newer version, or a field is missing or wrong.
+        """
+        return config_from_dict(parse_document(text, CONFIG_FORMAT, VERSION))
+
+
+def config_to_dict(config: ExitConfig) -> dict[str, Any]:
+    """Plain JSON values of a configuration."""
+    choices = [
+        {"position": c.position, "head": c.head, "threshold": _encode_threshold(c.threshold)}
+        for c in config.choices
+    ]
+    item = {"choices": choices, "tradeoff": config.tradeoff, "expected": expected_to_dict(config.expected)}
+    if config.certificate is not None:  # older files have no such key, nor do those without a certificate
+        item["certificate"] = certificate_to_dict(config.certificate)
+    return item
+
+
+def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
+    """Inverse of ``config_to_dict``.
+
+    Raises:
+        ArtifactError: a field is missing, unknown or of a wrong type.
+    """
+    try:
+        choices = tuple(
+            ExitChoice(c["position"], c["head"], _decode_threshold(c["threshold"])) for c in item["choices"]
+        )
+        tradeoff = None if item["tradeoff"] is None else plain_number(item["tradeoff"])
+        shown = item.get("certificate")
+        certificate = None if shown is None else certificate_from_dict(shown)
+        return ExitConfig(choices, tradeoff, expected_from_dict(item["expected"]), certificate)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"configuration: damaged, {type(error).__name__}: {error}; write it again"
+        ) from error
+
+
+def _encode_threshold(threshold: float) -> float | str:
+    return threshold if math.isfinite(threshold) else str(threshold)
+
+
+def _decode_threshold(value: object) -> float:
+    if value in ("inf", "-inf"):
+        return float(str(value))
+    return plain_number(value)

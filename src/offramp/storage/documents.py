@@ -1,0 +1,57 @@
+"""JSON documents with a format name and a version, written in plain values only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from offramp.errors import ArtifactError, InputError
+
+
+def canonical(document: Mapping[str, Any]) -> str:
+    """JSON text with sorted keys: equal documents give equal text.
+
+    Raises:
+        InputError: a value is not a plain, finite JSON value.
+    """
+    return _json(document, sort_keys=True)
+
+
+def dump_document(document: Mapping[str, Any]) -> str:
+    """JSON text for people to read, in the document's own order.
+
+    Raises:
+        InputError: a value is not a plain, finite JSON value.
+    """
+    return _json(document, indent=1) + "\n"
+
+
+def _json(document: Mapping[str, Any], **options: Any) -> str:
+    try:
+        return json.dumps(document, allow_nan=False, **options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"meta: expected plain JSON values, got one that is not ({error})") from error
+
+
+def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
+    """Parse a versioned JSON document of ours.
+
+    Raises:
+        ArtifactError: not JSON, of another format, or of a version this release does not know.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length
+        raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != wanted:
+        found = document.get("format") if isinstance(document, dict) else None
+        raise ArtifactError(f"expected an {wanted} document, got format {found!r}")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(f"{wanted}: expected a version number, got {version!r}")
+    if version > newest:
+        raise ArtifactError(
+            f"{wanted}: version {version} is newer than this release reads ({newest}); upgrade offramp"
+        )
+    return document
