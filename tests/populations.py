@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from offramp.certify import certify
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.records import ExitRecords
+from offramp.guarantees.certify import certify
 
 POSITIONS, HEADS = 8, 2
 

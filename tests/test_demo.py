@@ -14,8 +14,8 @@ from offramp.demo import BORDER, digit_splits, run_demo
 from offramp.digits import DigitsResNet, load_digits
 from offramp.errors import MissingExtraError
 from offramp.manifest import load_records, read_manifest
+from offramp.report.tables import frontier_rows, non_dominated, shares, thinned, with_exits
 from offramp.stream import read_batches, run_stream, time_model
-from offramp.tables import frontier_rows, non_dominated, shares, thinned, with_exits
 
 TRADEOFFS = tuple(np.linspace(0.5, 1.0, 51).round(6).tolist())
 

@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from offramp.plots import CHOSEN as LOSS, INK, LINE as GAIN, PALETTE, QUIET
+from offramp.report.figures import CHOSEN as LOSS, INK, LINE as GAIN, PALETTE, QUIET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from offramp._version import __version__
+from offramp._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from offramp.artifact import load as load, save as save
     from offramp.attach import attach_exits as attach_exits
     from offramp.calibration import CalibrationReport as CalibrationReport, calibrate as calibrate
-    from offramp.certify import certify as certify
     from offramp.confidence import (
         register_confidence as register_confidence,
         register_fitted as register_fitted,
@@ -41,6 +40,13 @@ if TYPE_CHECKING:
     from offramp.errors import Expired as Expired, OfframpError as OfframpError, QueueFull as QueueFull
     from offramp.execution import Execution as Execution
     from offramp.gauges import FittedConfidence as FittedConfidence
+    from offramp.guarantees import (
+        Answers as Answers,
+        Risk as Risk,
+        certify as certify,
+        early_leaver_error as early_leaver_error,
+        missed_detection as missed_detection,
+    )
     from offramp.heads import register_head as register_head
     from offramp.memory import keep_memory as keep_memory
     from offramp.multi_engine import MultiEngine as MultiEngine
@@ -52,13 +58,7 @@ if TYPE_CHECKING:
     from offramp.network import ExitNetwork as ExitNetwork
     from offramp.partition import Segment as Segment, partition as partition
     from offramp.regression import Regression as Regression
-    from offramp.risks import (
-        Answers as Answers,
-        Risk as Risk,
-        early_leaver_error as early_leaver_error,
-        missed_detection as missed_detection,
-    )
-    from offramp.search import search as search
+    from offramp.solver import search as search
     from offramp.stream_engine import StreamEngine as StreamEngine
     from offramp.stream_ledger import StreamStats as StreamStats
     from offramp.stream_request import StreamAnswer as StreamAnswer, StreamFuture as StreamFuture
@@ -77,7 +77,6 @@ _HOME = {
         "CalibrationReport",
         "calibrate",
     ),
-    "certify": ("certify",),
     "confidence": (
         "register_confidence",
         "register_fitted",
@@ -110,6 +109,13 @@ _HOME = {
     ),
     "execution": ("Execution",),
     "gauges": ("FittedConfidence",),
+    "guarantees": (
+        "Answers",
+        "Risk",
+        "certify",
+        "early_leaver_error",
+        "missed_detection",
+    ),
     "heads": ("register_head",),
     "memory": ("keep_memory",),
     "multi_engine": ("MultiEngine",),
@@ -124,13 +130,7 @@ _HOME = {
         "partition",
     ),
     "regression": ("Regression",),
-    "risks": (
-        "Answers",
-        "Risk",
-        "early_leaver_error",
-        "missed_detection",
-    ),
-    "search": ("search",),
+    "solver": ("search",),
     "stream_engine": ("StreamEngine",),
     "stream_ledger": ("StreamStats",),
     "stream_request": (

@@ -273,8 +273,8 @@ def certify(
     configuration can be certified; the artifact then stays as it is.
     """
     from offramp.artifact import replace_frontier
-    from offramp.certify import certify as run_certify, samples_needed
     from offramp.core import config_to_dict
+    from offramp.guarantees import certify as run_certify, samples_needed
     from offramp.manifest import load_costs, load_frontier, read_manifest
 
     seen, source = calibration_records(artifact, split, records)
@@ -323,8 +323,8 @@ def run(
     from offramp.core import ExitConfig
     from offramp.engine import Engine
     from offramp.project import load_input_exits, load_source_model, load_splits
+    from offramp.report import shares
     from offramp.stream import measure_stream
-    from offramp.tables import shares
 
     source = load_source_model(model, device)
     exits = load_input_exits(input_exit or (), source, device)

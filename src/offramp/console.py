@@ -36,7 +36,7 @@ def pick(
 def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     """Print what configurations do on the artifact's report records, or its search records without any."""
     from offramp.manifest import load_costs, load_records, read_manifest
-    from offramp.tables import frontier_rows
+    from offramp.report import frontier_rows
 
     manifest = read_manifest(folder)
     name = "report" if "records-report.safetensors" in manifest["files"] else "search"
@@ -55,7 +55,7 @@ def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
 
 def show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
     """Print a table of what configurations do on a split."""
-    from offramp.tables import frontier_rows, frontier_table
+    from offramp.report import frontier_rows, frontier_table
 
     rows = frontier_rows(frontier, records, costs)
     console = Console()

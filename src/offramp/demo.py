@@ -15,11 +15,9 @@ from offramp.core import ExitConfig, evaluate
 from offramp.digits import Digits, augmented, batches, load_digits, train_backbone
 from offramp.engine import Engine
 from offramp.pipeline import BuildConfig, Built, build
-from offramp.plots import require_matplotlib
-from offramp.report import write_report
+from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.splits import Splits
 from offramp.stream import Batch, StreamResult, read_batches, run_stream, time_model
-from offramp.tables import frontier_rows, frontier_table
 
 BORDER = (
     1e-5  # confidences this close to a threshold may fall on either side: batch size moves their last bits

@@ -22,7 +22,7 @@ from offramp.errors import InputError, StorageError
 from offramp.features import checked_batches
 from offramp.heads import reduced
 from offramp.network import ExitNetwork
-from offramp.search import search
+from offramp.solver import search
 from offramp.splits import Splits
 from offramp.task import Task
 from offramp.train_config import TrainConfig

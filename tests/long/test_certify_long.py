@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 import offramp
 import populations
-from offramp.certify import answers_under
+from offramp.guarantees.certify import answers_under
 
 RESAMPLES = 2000
 CELLS = tuple(itertools.product((0.005, 0.01, 0.02), (0.05, 0.1)))

@@ -8,7 +8,7 @@ import pytest
 from instances import generated, objective_of_each, synthetic
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
-from offramp.search import DEFAULT_TRADEOFFS, search
+from offramp.solver.search import DEFAULT_TRADEOFFS, search
 
 pytestmark = pytest.mark.long
 

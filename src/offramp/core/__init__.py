@@ -21,12 +21,12 @@ from offramp.core.evaluate import (
 from offramp.core.frontier import Frontier
 from offramp.core.joint import JointOutcome, evaluate_together, names_of
 from offramp.core.plan_cache import PlanCache
-from offramp.core.ranking import auroc
+from offramp.core.ranking import auroc, rankings
 from offramp.core.records import ExitRecords, record_outputs
 
 __all__ = [
     "BatchCosts", "Certificate", "CostTable", "ExitChoice", "ExitConfig", "ExitRecords", "Expected",
     "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig", "auroc", "best_parts",
     "check_match", "check_tradeoffs", "config_to_dict", "evaluate", "evaluate_together", "exits", "expected",
-    "full_quality", "measure_cost", "names_of", "part_sizes", "record_outputs", "resolve",
+    "full_quality", "measure_cost", "names_of", "part_sizes", "rankings", "record_outputs", "resolve",
 ]  # fmt: skip

@@ -14,10 +14,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, overload
 
-from offramp.core.certificate import (
-    Expected,
-    plain_number,
-)
+from offramp.core.certificate import Expected, plain_number
 from offramp.core.config import VERSION, ExitConfig, config_from_dict, config_to_dict
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document

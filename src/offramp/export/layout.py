@@ -23,14 +23,7 @@ import numpy.typing as npt
 
 from offramp.core import CostTable, ExitConfig, Frontier, resolve
 from offramp.errors import ArtifactError, StorageError
-from offramp.storage import (
-    canonical,
-    dump_document,
-    file_digest,
-    parse_document,
-    read_text,
-    storage_errors,
-)
+from offramp.storage import canonical, dump_document, file_digest, parse_document, read_text, storage_errors
 
 EXPORT_FORMAT = "offramp.export"
 VERSION = 1

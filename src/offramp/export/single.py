@@ -17,15 +17,7 @@ from offramp.core import CostTable, Frontier
 from offramp.errors import InputError
 from offramp.export.check import Check
 from offramp.export.graphs import check_exportable, pieces, signature_of
-from offramp.export.layout import (
-    BATCH,
-    ExitGraph,
-    Export,
-    Port,
-    SpanGraph,
-    check_replaceable,
-    write_export,
-)
+from offramp.export.layout import BATCH, ExitGraph, Export, Port, SpanGraph, check_replaceable, write_export
 from offramp.export.onnx import WRITING, made_with, model_of, require_onnx
 from offramp.export.ort import open_session, runtime, session_options
 from offramp.network import ExitNetwork

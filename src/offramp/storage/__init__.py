@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and refuse what was damaged: every format of the library is written with these.
+"""Files that are whole or absent, and refuse what was damaged: every format is written with these.
 
 atomic      a file or folder is written beside its place, flushed, then renamed
 documents   JSON with a format name and a version

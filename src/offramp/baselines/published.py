@@ -1,0 +1,114 @@
+"""Searches as they were published: a greedy grid of thresholds, and bounded Brent search exit by exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+
+import numpy as np
+
+from offramp.baselines.rules import Answers, _each
+from offramp.baselines.stepwise import Line, brent, front_to_back, iterate, simulated, summed
+from offramp.core import CostTable, ExitRecords
+from offramp.errors import InputError
+
+Progress = Callable[[int, int], None]
+
+
+GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+"""The nine thresholds that earlyon 0.3 tries on a softmax confidence."""
+
+
+def greedy_grid(
+    records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float], *, grid: Sequence[float] = GRID
+) -> Answers:
+    """Positions front to back; at each the best head and threshold of a grid, or none; never revisited.
+
+    While a position is decided, all later exits are off.
+
+    Args:
+        records: as for ``same_threshold``.
+        costs: likewise.
+        tradeoffs: likewise.
+        grid: the thresholds tried.
+
+    Raises:
+        InputError: as ``same_threshold``, or the grid is empty or holds something else than numbers.
+    """
+    try:
+        values = [float(np.float32(value)) for value in grid]
+    except (TypeError, ValueError):
+        values = []
+    if not values or any(map(math.isnan, values)):
+        raise InputError(
+            f"greedy_grid(grid=...): expected at least one threshold, all numbers, got {grid!r}; "
+            "leave it out for the usual nine"
+        )
+
+    def pick(line: Line) -> float:
+        return max(values, key=line.fall)
+
+    return _each(records, costs, tradeoffs, lambda goal: front_to_back(goal, pick))
+
+
+def brent_single_pass(
+    records: ExitRecords,
+    costs: CostTable,
+    tradeoffs: Iterable[float],
+    *,
+    progress: Progress | None = None,
+) -> Answers:
+    """Positions front to back, each threshold by bounded Brent search; never revisited.
+
+    The one-pass search of DyCE (arXiv 2403.01695): every head is tried, with all later exits off.
+
+    Args:
+        records: as for ``same_threshold``.
+        costs: likewise.
+        tradeoffs: likewise.
+        progress: called with (trade-offs done, trade-offs in all).
+
+    Raises:
+        InputError: as ``same_threshold``.
+        MissingExtraError: scipy is not installed.
+    """
+    pick = brent()
+    return _each(records, costs, tradeoffs, lambda goal: front_to_back(goal, pick), progress)
+
+
+def brent_iterative(
+    records: ExitRecords,
+    costs: CostTable,
+    tradeoffs: Iterable[float],
+    *,
+    rounds: int = 1000,
+    incremental: bool = False,
+    progress: Progress | None = None,
+) -> Answers:
+    """Of all single changes the best one, again and again, until none helps; thresholds by Brent search.
+
+    A round tries every head at every position, each with its own bounded Brent search, and switching each
+    exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds.
+
+    Args:
+        records: as for ``same_threshold``.
+        costs: likewise.
+        tradeoffs: likewise.
+        rounds: at most so many changes; the released code stops at 1000.
+        incremental: False simulates the whole configuration at each threshold, in time P * N like the
+            released code. True computes what a sample meets before and after the position once for each
+            round: the same searches up to rounding, in time N for each threshold.
+        progress: called with (trade-offs done, trade-offs in all).
+
+    Raises:
+        InputError: as ``same_threshold``, or ``rounds`` is not a whole number of at least 0.
+        MissingExtraError: scipy is not installed.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 0:
+        raise InputError(
+            f"brent_iterative(rounds={rounds!r}): expected a whole number of at least 0; "
+            "leave it out for 1000"
+        )
+    pick, lines = brent(), summed if incremental else simulated
+    return _each(records, costs, tradeoffs, lambda goal: iterate(goal, pick, int(rounds), lines), progress)

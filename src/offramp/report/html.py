@@ -1,0 +1,391 @@
+"""The report: one HTML page that says what a frontier is worth. No script, no network, no other file.
+
+    search split  -> the configurations, their `expected` figures, and which one the headline names
+    report split  -> every other figure: nothing on the page was chosen on it
+
+Same arguments, same bytes. Every name is escaped; the page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp._version import __version__
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Expected,
+    Frontier,
+    Guarantee,
+    Outcome,
+    evaluate,
+    full_quality,
+    resolve,
+)
+from offramp.report import figures
+from offramp.report.figures import text
+from offramp.report.template import CSS, SHELL
+from offramp.storage import write_text
+
+HEADLINE_DROP = 0.005  # the headline's configuration may lose half a point on the search split
+FEW = 10  # below this many changed samples a normal interval is not to be trusted
+_Z = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+_UNITS = {"macs": (" MACs", "MACs"), "seconds": ("s", "time"), "joules": ("J", "energy")}
+"""Known units: (symbol, the word for what is spent)."""
+_FULL = "the full model&rsquo;s"
+_MEANING = {
+    "accuracy": "the share of samples with a right answer",
+    "agreement": f"the mean agreement of an answer with {_FULL}",
+    "quality": "the mean of a score between 0 and 1 per sample",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One configuration on the report split.
+
+    ``drop`` is the mean of full quality minus quality; ``margin`` half its 95 % interval (NaN for N < 2);
+    ``changed`` the number of samples on which the two differ.
+    """
+
+    number: int
+    config: ExitConfig
+    expected: Expected
+    outcome: Outcome
+    drop: float
+    margin: float
+    changed: int
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether too few samples stand behind the interval."""
+        return bool(self.config.choices) and self.changed < FEW and not math.isnan(self.margin)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the page is made from. ``full`` is the full model's mean quality on the report split."""
+
+    rows: list[_Row]
+    chosen: _Row
+    rule: str
+    full: float
+    records: ExitRecords
+    costs: CostTable
+    measure: str
+    spent: str
+
+
+def write_report(
+    path: str | Path,
+    frontier: Frontier,
+    records: ExitRecords,
+    costs: CostTable,
+    *,
+    title: str = "Early-exit report",
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the report, whole or not at all.
+
+    Args:
+        path: of the HTML file; missing folders are made.
+        frontier: the configurations with the figures of the search split.
+        records: of the report split: samples that neither training nor search has seen.
+        costs: of the same network.
+        title: of the page.
+        notes: what a reader should know (model, data, device), as label and text.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: no samples, or frontier, records and costs are not of the same network.
+        MissingExtraError: matplotlib is not installed.
+        StorageError: the file cannot be written.
+    """
+    write_text(Path(path), render_report(frontier, records, costs, title=title, notes=notes))
+    return Path(path)
+
+
+def render_report(
+    frontier: Frontier,
+    records: ExitRecords,
+    costs: CostTable,
+    *,
+    title: str = "Early-exit report",
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """The page that ``write_report`` writes, as text.
+
+    Raises:
+        InputError: no samples, or frontier, records and costs are not of the same network.
+        MissingExtraError: matplotlib is not installed.
+    """
+    figures.require_matplotlib()
+    rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
+    spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]
+    page = _Page(rows, *_choose(rows), full_quality(records), records, costs, _measure(records), spent)
+    facts = _facts(page, notes or {}, frontier.meta)
+    body = (
+        f"<header><p class=kicker>{text(title)}</p>\n{_headline(page)}</header>\n"
+        f"<main><div class=cards>\n{_figures(page)}{facts}</div>\n{_guarantees(page)}{_table(page)}"
+        f"{_details(page)}</main>\n"
+        f"{_footer(page)}"
+    )
+    return SHELL.format(title=text(title), style=CSS + figures.CSS, body=body)
+
+
+def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable) -> _Row:
+    outcome = evaluate(records, costs, config)
+    full = records.final_quality.astype(np.float64)
+    own = full.copy()
+    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
+        here = outcome.position == at
+        own[here] = records.quality[at, head, here]
+    lost = full - own  # paired: the same samples under both
+    spread = float(lost.std(ddof=1)) if lost.size > 1 else math.nan
+    assert config.expected is not None  # Frontier accepts no other
+    margin = _Z * spread / math.sqrt(lost.size)
+    return _Row(number, config, config.expected, outcome, float(lost.mean()), margin, int((lost != 0).sum()))
+
+
+def _choose(rows: Sequence[_Row]) -> tuple[_Row, str]:
+    """The headline's configuration and the rule that picked it, by the search split's figures alone."""
+    limit = f"{100 * HEADLINE_DROP:g} points"
+    for row in rows:
+        if row.expected.drop <= HEADLINE_DROP + 1e-12:  # the same slack as Frontier.at
+            return row, f"the cheapest one that loses at most {limit} on the search split"
+    return rows[-1], f"the best one on the search split, where none stays within {limit} of the full model"
+
+
+def _measure(records: ExitRecords) -> str:
+    """What to call quality: a share of right answers is an accuracy, other scores are not."""
+    if (records.meta or {}).get("quality") == "agreement":
+        return "agreement"
+    values = (records.quality[records.exists], records.final_quality)
+    return "accuracy" if all(((v == 0) | (v == 1)).all() for v in values) else "quality"
+
+
+def _headline(page: _Page) -> str:
+    row, spent, name = page.chosen, text(page.spent), page.measure
+    cost, own, full = _percent(row.outcome.relative_cost), _points(row.outcome.quality), _points(page.full)
+    if not row.config.choices:
+        sentence = f"No early exit pays here: the rule picks the full model itself ({full} points of {name})."
+    elif row.drop >= 0:
+        sentence = f"At {cost} of {_FULL} {spent}, this model keeps {own} of its {full} points of {name}."
+    else:
+        sentence = f"At {cost} of {_FULL} {spent}, this model reaches {own} points of {name}, up from {full}."
+    keys = {
+        cost: f"of {_FULL} {spent}",
+        f"{_points(-row.drop, sign=True)} points": f"of {name}; 95% interval {_interval(row, -1)}",
+        f"{page.records.samples:,}": "samples that the search has not seen",
+    }
+    tiles = "".join(f"<li><b>{value}</b> <span>{label}</span></li>" for value, label in keys.items())
+    return (
+        f"<h1>{sentence}</h1>\n<ul class=keys>{tiles}</ul>\n"
+        f"<p class=quiet>This is configuration {row.number}: {page.rule}. Its figures here are from the "
+        "report split, which had no part in the choice.</p>\n"
+    )
+
+
+def _figures(page: _Page) -> str:
+    records, costs, rows = page.records, page.costs, page.rows
+    cost = np.array([100 * row.outcome.relative_cost for row in rows] + [100.0])
+    quality = np.array([100 * row.outcome.quality for row in rows] + [100 * page.full])
+    reached = records.quality.mean(axis=2, dtype=np.float64)
+    paid = (costs.backbone[:-1, None] + costs.heads) / costs.full
+    alone = tuple(100 * np.where(records.exists, values, np.nan) for values in (paid, reached))
+    shares = np.array([row.outcome.exit_shares for row in rows])
+    labels = [f"{row.number} · {100 * row.outcome.relative_cost:.0f}%" for row in rows]
+    names, heads = (page.spent, page.measure), records.heads
+    return (
+        figures.frontier_figure(cost, quality, page.chosen.number, (alone[0], alone[1]), heads, names)
+        + figures.depth_figure(records.positions, alone[1], 100 * page.full, heads, page.measure)
+        + figures.shares_figure(labels, shares, records.positions, page.chosen.number)
+    )
+
+
+def _facts(page: _Page, notes: Mapping[str, str], search: Mapping[str, Any]) -> str:
+    facts = {
+        f"Full model, {page.measure}": f"{_points(page.full)}%",
+        "Full model, cost": _amount(page.costs.full, page.costs.unit),
+        "Configurations": f"{len(page.rows)}",
+        "Report split": f"{page.records.samples:,} samples",
+        "Search split": f"{page.rows[0].expected.samples:,} samples",
+    }
+    parts = (facts, notes, _plain("search", search), _plain("cost", page.costs.meta or {}))
+    items = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for part in parts for k, v in part.items())
+    return f"<section class=card><h2>At a glance</h2><dl>{items}</dl></section>\n"
+
+
+def _plain(label: str, meta: Mapping[str, Any]) -> dict[str, str]:
+    """The entries of a meta mapping that are one word or number."""
+    words = {k: v for k, v in meta.items() if isinstance(v, (str, int, float)) and v is not False}
+    return {f"{label}: {k}": str(v) for k, v in words.items()}
+
+
+def _table(page: _Page) -> str:
+    measure, spent, last = page.measure, page.spent, len(page.records.positions)
+    own = (spent, measure, "drop", "95% interval of drop", "exits", "mean exit position")
+    columns = ("no.", "λ", *own, spent, measure, "drop")
+    names = "".join(f"<th scope=col>{text(name)}</th>" for name in columns)
+    body = "\n".join(_table_row(page, row) for row in page.rows)
+    searched = _points(page.rows[0].expected.full_quality)
+    full = ("", "100.0%", _points(page.full), "0.00", "", "0", f"{last}.0", "100.0%", searched, "0.00")
+    return f"""<section><h2>All configurations</h2>
+<div class=scroll tabindex=0 role=region aria-label="All configurations"><table class=figures>
+<thead><tr class=groups><td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>
+<th scope=colgroup colspan=3>Expected, from the search split</th></tr>
+<tr>{names}</tr></thead>
+<tbody>
+{body}
+</tbody>
+<tfoot><tr><th scope=row>full</th>{_cells(full)}</tr></tfoot>
+</table></div>
+<p class=quiet>The number is the index: <code>frontier[{page.chosen.number}]</code> is the highlighted one.
+{measure.capitalize()} and drop are in points (hundredths); a negative drop means better than the full model.
+Mean exit position counts from 0, the model&rsquo;s input, to {last}, the backbone&rsquo;s own output.
+{_table_remarks(page)}</p></section>
+"""
+
+
+def _table_row(page: _Page, row: _Row) -> str:
+    cells = (
+        "&ndash;" if row.config.tradeoff is None else f"{row.config.tradeoff:.4g}",
+        _percent(row.outcome.relative_cost),
+        _points(row.outcome.quality),
+        _points(row.drop),
+        _interval(row) + "*" * row.doubtful,
+        f"{len(row.config.choices)}",
+        f"{row.outcome.position.mean():.1f}",
+        _percent(row.expected.relative_cost),
+        _points(row.expected.quality),
+        _points(row.expected.drop),
+    )
+    mark = " class=chosen" if row is page.chosen else ""
+    return f"<tr{mark}><th scope=row>{row.number}</th>{_cells(cells)}</tr>"
+
+
+def _cells(values: Sequence[str]) -> str:
+    return "".join(f"<td>{value}</td>" for value in values)
+
+
+def _table_remarks(page: _Page) -> str:
+    remarks = ""
+    if any(row.doubtful for row in page.rows):
+        remarks += f"* Fewer than {FEW} samples differ from the full model: too few for this interval. "
+    if not math.isclose(page.rows[0].expected.full_cost, page.costs.full, rel_tol=1e-6):
+        remarks += "The search used another cost table: its relative costs are not those of this report."
+    return remarks
+
+
+def _guarantees(page: _Page) -> str:
+    """What was certified, in words and numbers; nothing where nothing was."""
+    certified = [(row, row.config.certificate) for row in page.rows if row.config.certificate]
+    if not certified:
+        return ""
+    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
+    names = "".join(f"<th scope=col>{name}</th>" for name in columns)
+    said = "".join(
+        f"<p><b>Configuration {row.number}.</b> {text(each).replace(' = ', '&nbsp;=&nbsp;')}</p>\n"
+        for row, each in certified
+    )
+    body = "\n".join(
+        f"<tr><th scope=row>{row.number}</th>{_guarantee(each.delta, one)}</tr>"
+        for row, each in certified
+        for one in each.guarantees
+    )
+    return f"""<section><h2>Guarantees</h2>
+{said}<div class=scroll tabindex=0 role=region aria-label="Guarantees"><table class=guarantees>
+<thead><tr>{names}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+<p class=quiet>A guarantee is about new samples of the same distribution, for one configuration at a time.
+Where it was made on the report split, that configuration was chosen on it: its other figures here are no
+independent evidence.</p></section>
+"""
+
+
+def _guarantee(delta: float, one: Guarantee) -> str:
+    numbers = (one.bound, one.observed + 0.0)
+    bound, observed = (f"{value:.4g}".replace("-", "\u2212") for value in numbers)
+    found = (bound, observed, f"{one.samples:,}", f"{delta:g}", f"{one.p_value:.2g}")
+    return _cells((text(one.risk), *found, text(one.test)))
+
+
+def _details(page: _Page) -> str:
+    groups = "\n".join(_exits_of(page, row) for row in page.rows)
+    names = "".join(
+        f"<th scope=col>{name}</th>" for name in ("no.", "position", "head", "threshold", "leave")
+    )
+    return f"""<details><summary>Enabled exits and thresholds of each configuration</summary>
+<div class=scroll tabindex=0 role=region aria-label="Enabled exits"><table class=exits>
+<thead><tr>{names}</tr></thead>
+{groups}
+</table></div></details>
+"""
+
+
+def _exits_of(page: _Page, row: _Row) -> str:
+    lines = [
+        (choice.position, choice.head, f"{choice.threshold:.6g}".replace("inf", "∞"))
+        for choice in row.config.choices
+    ]
+    places = [page.records.positions.index(line[0]) for line in lines]
+    left = [_percent(float(row.outcome.exit_shares[at])) for at in (*places, -1)]
+    lines.append((figures.OWN_OUTPUT, "", ""))
+    cells = [_cells([*map(text, line), share]) for line, share in zip(lines, left, strict=True)]
+    number = f'<th scope=rowgroup rowspan="{len(lines)}">{row.number}</th>'
+    return f"<tbody><tr>{number}{'</tr><tr>'.join(cells)}</tr></tbody>"
+
+
+def _footer(page: _Page) -> str:
+    unit = "MACs" if page.costs.unit == "macs" else text(page.costs.unit)
+    full = text(_amount(page.costs.full, page.costs.unit))
+    searched, seen = f"{page.rows[0].expected.samples:,}", f"{page.records.samples:,}"
+    return f"""<footer><p><b>Cost</b> is the mean per sample in {unit}: the backbone up to the exit taken plus
+every enabled head passed on the way, taken or not. The full model costs {full}.
+<b>{page.measure.capitalize()}</b> is {_MEANING[page.measure]}. A sample leaves at the first enabled exit
+whose confidence is strictly above its threshold.</p>
+<p><b>Splits.</b> Configurations were searched on {searched} samples (search split); their expected figures
+come from those and can be optimistic. Everything else was measured on {seen} other samples (report split).
+<b>Intervals</b> are 95% intervals of the mean paired difference per sample, by the normal approximation; each
+holds for one configuration, not for all at once.</p>
+<p>Made with offramp {text(__version__)}.</p></footer>
+"""
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _points(fraction: float, sign: bool = False) -> str:
+    """Hundredths with two decimals and a real minus sign; never "-0.00"."""
+    value = round(100 * fraction, 2) + 0.0
+    return f"{value:{'+' if sign and value else ''}.2f}".replace("-", "\u2212")
+
+
+def _interval(row: _Row, direction: int = 1) -> str:
+    if math.isnan(row.margin):
+        return "not known"
+    ends = (direction * row.drop - row.margin, direction * row.drop + row.margin)
+    return " to ".join(_points(end, sign=direction < 0) for end in ends)
+
+
+def _amount(value: float, unit: str) -> str:
+    """``1.2575e8 macs`` as "125.8 M MACs", ``0.0123 seconds`` as "12.3 ms"."""
+    if unit not in _UNITS:
+        return f"{value:.4g} {unit}"
+    power = min(max(math.floor(math.log10(value) / 3), -3), 4)
+    prefix = ("n", "µ", "m", "", "k", "M", "G", "T")[power + 3]
+    return f"{value / 1000**power:.4g} {prefix}{_UNITS[unit][0]}".replace("  ", " ")

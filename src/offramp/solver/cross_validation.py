@@ -1,0 +1,119 @@
+"""How dear an exit should be, or one threshold for all: folds of the records, held out, decide.
+
+J on held-out samples is the only thing that counts, but folds are noisy judges: the usual price stands unless
+another beats it by more than two standard errors of the differences between folds. One threshold for all
+exits, the simplest choice, needs only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
+from offramp.solver.candidates import Goals, Pool
+from offramp.solver.constructive import same_threshold
+from offramp.solver.pruning import LUCK, RUNGS
+from offramp.solver.solve import COARSE, Exits, Plan, draft, exits_of, fewer, spread
+
+FOLDS = 5
+_FEWEST = 4 * FOLDS  # with fewer samples held-out folds say nothing
+_GOALS = 9
+_DEALS = 3  # one deal into folds moves mean J by 0.003 at N = 500, more than the choices differ by
+_DEALT = 2000
+_USUAL = RUNGS.index(LUCK)
+_DOUBT = np.array([*(2.0 for _ in RUNGS), 1.0])
+"""Standard errors by which the prices, and one threshold for all, must beat the usual price."""
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+def choose(
+    records: ExitRecords,
+    costs: CostTable,
+    lambdas: list[float],
+    plan: Plan,
+    report: Callable[[], None],
+) -> Plan:
+    """The plan with the price, or the common threshold, that holds up best on samples held out.
+
+    With too few samples for folds it is the highest price.
+    """
+    samples = records.samples
+    if samples > COARSE:
+        records = fewer(records)
+    held_out = folds(records.samples, plan.seed)
+    if not held_out:
+        return replace(plan, price=RUNGS[-1] / samples, parsimonious=True)
+    distinct = sorted(set(lambdas))
+    some = [distinct[i] for i in spread(len(distinct), _GOALS)]
+    scale = full_quality(records) or 1.0
+    values = []
+    for mask in held_out:
+        kept, held = records.subset(~mask), records.subset(mask)
+        answers = _answers(kept, costs, plan, some)
+        values.append([mean_objective(held, costs, some, exits, scale) for exits in answers])
+        report()
+    chosen = best_of(np.array(values), _USUAL, _DOUBT)
+    if chosen == len(RUNGS):
+        return replace(plan, method="same-threshold", parsimonious=True)
+    return replace(plan, price=RUNGS[chosen] / samples, parsimonious=True)
+
+
+def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.float64]) -> int:
+    """The column of the lowest mean; the usual one unless that beats it clearly.
+
+    Args:
+        values: (F, K) J of K choices on F folds.
+        usual: index of the choice that stands if nothing is clearly better.
+        doubt: (K,) standard errors, of the mean of F paired differences, that are clear enough.
+
+    >>> best_of(np.array([[2.0, 1.0], [2.0, 1.1]]), usual=0, doubt=np.ones(2))
+    1
+    """
+    difference = values - values[:, usual : usual + 1]
+    mean = difference.mean(axis=0)
+    error = difference.std(axis=0, ddof=1) / np.sqrt(len(values))
+    clear = np.where(mean < -doubt * error, mean, 0.0)
+    return int(clear.argmin()) if clear.min() < 0 else usual
+
+
+def _answers(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float]) -> list[list[Exits]]:
+    pool, goals = draft(records, costs, plan, lambdas)
+    answers = []
+    for rung in RUNGS:
+        priced = Goals(goals.tradeoff, np.full(len(lambdas), rung / records.samples), goals.cap)
+        answers.append([exits_of(pool, i, records) for i in pool.best(priced)[0].tolist()])
+    common = Pool(pool.problem)
+    best = same_threshold(pool.problem, goals, common)
+    return [*answers, [exits_of(common, i, records) for i in best.tolist()]]
+
+
+def folds(samples: int, seed: int) -> Masks:
+    """(N,) masks of the samples each fold holds out; few samples are dealt several times, too few never."""
+    if samples < _FEWEST:
+        return []
+    random = np.random.default_rng(seed)
+    deals = min(max(_DEALT // samples, 1), _DEALS)
+    dealt = [random.permutation(samples) % FOLDS for _ in range(deals)]
+    return [deal == fold for deal in dealt for fold in range(FOLDS)]
+
+
+def rounds(samples: int, seed: int) -> int:
+    """How often ``choose`` reports."""
+    return len(folds(min(samples, COARSE), seed))
+
+
+def mean_objective(
+    records: ExitRecords, costs: CostTable, lambdas: list[float], answers: list[Exits], scale: float
+) -> float:
+    """Mean J over lambdas, each with its own answer; quality differences are over ``scale``."""
+    full, figures = full_quality(records), {}
+    for exits in set(answers):
+        outcome = evaluate(records, costs, ExitConfig(exits))
+        figures[exits] = (full - outcome.quality) / scale, outcome.relative_cost
+    terms = [(lam, *figures[exits]) for lam, exits in zip(lambdas, answers, strict=True)]
+    return float(np.mean([lam * drop + (1 - lam) * cost for lam, drop, cost in terms]))

@@ -1,0 +1,343 @@
+"""Exact lines: the best exit at one position with everything else fixed, for many configurations at once.
+
+A sample that arrives at a position gains W - L by leaving there: W is what going on costs it, L what leaving
+costs, both in units of the objective J. With samples sorted by confidence, the best threshold is the best
+prefix of the running sum of these gains. One sort (done once per head), one cumulative sum: the global
+optimum of that line, over all thresholds and heads of the position.
+
+    Rows      B configurations with what each one minimises; a cut k means "the k surest samples leave"
+    sweeps    lines at every position, back to front or front to back; descend alternates until none helps
+
+Letters: B rows, P positions, C heads at a position, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.solver.problem import Bools, Floats, Ints, Problem, Spot
+
+SAME = 1e-11
+"""Differences in J below this are rounding of the running sums (N = 1e5 samples of magnitude 1)."""
+
+Stages = npt.NDArray[np.int16]
+
+OFF = -1
+_SWEEPS = 100  # each sweep lowers J by more than SAME; a bound all the same
+
+
+@dataclass(eq=False)
+class Rows:
+    """B configurations, each with what it minimises. Sweeps change ``head`` and ``cut`` in place.
+
+    Args:
+        head: (B, P) index into the spot's heads, or OFF.
+        cut: (B, P) how many of the surest samples would leave there; 0 where off.
+        tradeoff: (B,) lambda.
+        price: (B,) added to J for each enabled exit.
+        cap: (B,) at most so many enabled exits.
+    """
+
+    head: Ints
+    cut: Ints
+    tradeoff: Floats
+    price: Floats
+    cap: Ints
+
+    def take(self, index: Ints | slice) -> Rows:
+        """Rows picked by index, as a copy."""
+        return Rows(*(np.array(getattr(self, field.name)[index]) for field in fields(self)))
+
+    def put(self, index: Ints | slice, rows: Rows) -> None:
+        """Write configurations back to where ``take`` found them."""
+        self.head[index], self.cut[index] = rows.head, rows.cut
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    def enabled(self, p: int) -> bool:
+        """Has any row an exit here?"""
+        return bool((self.head[:, p] >= 0).any())
+
+
+def by_batch(problem: Problem, rows: Rows, work: Callable[[Rows], object]) -> None:
+    """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
+
+    def one(part: slice) -> None:
+        batch = rows.take(part)
+        work(batch)
+        rows.put(part, batch)
+
+    problem.by_batch(len(rows), one)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The best choice at one position for each row: head (OFF for none), cut, and how much J falls by it."""
+
+    head: Ints
+    cut: Ints
+    fall: Floats
+
+
+def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
+    """The best head and threshold at a position, or off, with everything else as it is.
+
+    Args:
+        problem: with heads at ``p``.
+        p: the position.
+        rows: B configurations.
+        alive: (B, N) which samples arrive.
+        onward: (B, N) what a sample costs if it goes on from here, in units of J.
+    """
+    spot = problem.spots[p]
+    assert spot is not None  # callers go through Problem.used
+    worth = _prefix_gains(spot, rows.tradeoff[:, None], alive, onward, problem.unit)
+    step = 1 / (problem.unit * problem.samples)
+    entry = (1 - rows.tradeoff)[:, None] * spot.cost * np.count_nonzero(alive, axis=1)[:, None]
+    fixed = entry / problem.samples + rows.price[:, None]  # (B, C): what having the exit costs
+    ends = worth.argmax(axis=2)
+    gains = np.take_along_axis(worth, ends[:, :, None], axis=2)[:, :, 0] * step - fixed
+    every, head = np.arange(len(rows)), gains.argmax(axis=1)
+    on = rows.head[:, p] >= 0
+    now = worth[every, rows.head[:, p], rows.cut[:, p] - 1] * step - fixed[every, rows.head[:, p]]
+    now = np.where(on, now, 0.0)
+    gain = gains[every, head]
+    enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
+    cut = np.where(enable, ends[every, head] + 1, 0)
+    return Line(np.where(enable, head, OFF), cut, np.where(enable, gain, 0.0) - now)
+
+
+def own_worth(problem: Problem, p: int, rows: Rows, i: int, arrive: Bools | Floats, onward: Floats) -> Ints:
+    """(N,): the sum of gains, times unit, if the samples up to here, surest by row i's own head, leave.
+
+    Args:
+        problem: with heads at ``p``.
+        p: a position where row i has an exit.
+        rows: B configurations.
+        i: which of them.
+        arrive: (N,) how often each sample counts.
+        onward: (N,) what a sample costs if it goes on from here, in units of J.
+    """
+    spot, own, lam = problem.spots[p], int(rows.head[i, p]), rows.tradeoff[i]
+    assert spot is not None  # callers go through Problem.used
+    gains = lam * spot.quality[own] + (onward - (1 - lam) * spot.backbone)
+    gains *= arrive * problem.unit
+    worth: Ints = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
+    if spot.ends is not None:
+        worth += spot.ends[own]
+    return worth
+
+
+def own_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
+    """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
+    spot = problem.spots[p]
+    assert spot is not None  # callers go through Problem.used
+    head, cut, fall = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
+    step = 1 / (problem.unit * problem.samples)
+    for i in np.flatnonzero(head >= 0):
+        own, worth = head[i], own_worth(problem, p, rows, int(i), alive[i], onward[i])
+        end = int(worth.argmax())
+        fixed = (1 - rows.tradeoff[i]) * spot.cost[own] * np.count_nonzero(
+            alive[i]
+        ) / problem.samples + rows.price[i]
+        gain, now = worth[end] * step - fixed, worth[cut[i] - 1] * step - fixed
+        head[i], cut[i] = (own, end + 1) if gain > SAME else (OFF, 0)
+        fall[i] = max(gain, 0.0) - now
+    return Line(head, cut, fall)
+
+
+def _prefix_gains(spot: Spot, tradeoff: Floats, alive: Bools, onward: Floats, unit: float) -> Ints:
+    """(B, C, N): the sum of gains, times unit, if the samples up to here, surest first, leave."""
+    arrive = alive * unit
+    going = (onward - (1 - tradeoff) * spot.backbone) * arrive
+    gains = (tradeoff * arrive)[:, None, :] * spot.quality
+    gains += going[:, None, :]
+    b, c, n = gains.shape
+    ranked = gains.astype(np.int64).reshape(b, c * n).take(spot.order, axis=1).reshape(b, c, n)
+    np.cumsum(ranked, axis=2, out=ranked)
+    if spot.ends is not None:
+        ranked += spot.ends
+    return ranked
+
+
+def leaving(spot: Spot, p: int, rows: Rows) -> Bools:
+    """(B, N): which samples would leave if they arrived."""
+    return spot.rank[rows.head[:, p]] < rows.cut[:, p, None]  # where off the cut is 0 and nobody leaves
+
+
+def finals(problem: Problem, tradeoff: Floats) -> Floats:
+    """(B, N): what the backbone's own output costs each sample, in units of J."""
+    return (1 - tradeoff)[:, None] - tradeoff[:, None] * problem.final
+
+
+def _one_back(spot: Spot, p: int, rows: Rows, onward: Floats) -> Floats:
+    """(B, N): what arriving at p costs, from what going on costs."""
+    head, on = rows.head[:, p], rows.head[:, p] >= 0
+    if not on.any():
+        return onward
+    dear = (1 - rows.tradeoff)[:, None]
+    left = dear * spot.backbone - rows.tradeoff[:, None] * spot.quality[head]
+    entry = dear[:, 0] * spot.cost[head] * on
+    return np.where(leaving(spot, p, rows), left, onward) + entry[:, None]
+
+
+def stages(problem: Problem, rows: Rows) -> Stages:
+    """(B, N): the position at which each sample leaves; P for the backbone's output."""
+    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
+    for p, spot in reversed(problem.used):
+        if rows.enabled(p):
+            np.putmask(stage, leaving(spot, p, rows), p)
+    return stage
+
+
+FindLine = Callable[[Problem, int, Rows, Bools, Floats], Line]
+"""``best_line`` or ``own_line``."""
+
+Visit = Callable[[int, Line], None]
+"""What a sweep does with the best line at a position."""
+
+
+def backward(
+    problem: Problem, rows: Rows, stage: Stages, visit: Visit, find: FindLine = best_line
+) -> dict[int, Floats]:
+    """Lines from the last position to the first; ``visit`` may change the rows at that position.
+
+    Returns what going on from each position costs, (B, N) each, under the rows as they are now.
+    """
+    onward: dict[int, Floats] = {}
+    cost = finals(problem, rows.tradeoff)
+    for p, spot in reversed(problem.used):
+        onward[p] = cost
+        if find is best_line or rows.enabled(p):
+            visit(p, find(problem, p, rows, stage >= p, cost))
+            cost = _one_back(spot, p, rows, cost)
+    return onward
+
+
+def forward(
+    problem: Problem, rows: Rows, onward: dict[int, Floats], visit: Visit, find: FindLine = best_line
+) -> Stages:
+    """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
+    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
+    alive = np.ones(stage.shape, bool)
+    for p, spot in problem.used:
+        if find is best_line or rows.enabled(p):
+            visit(p, find(problem, p, rows, alive, onward[p]))
+        if rows.enabled(p):
+            leaves = alive & leaving(spot, p, rows)
+            np.putmask(stage, leaves, p)
+            alive &= ~leaves
+    return stage
+
+
+def descend(problem: Problem, rows: Rows, find: FindLine = best_line, sweeps: int = _SWEEPS) -> None:
+    """Sweep back and forth until no single position can be improved, in place."""
+    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps))
+
+
+def _descend_batch(problem: Problem, rows: Rows, find: FindLine, sweeps: int) -> None:
+    active = np.arange(len(rows))
+    part, stage = rows.take(active), stages(problem, rows)
+    onward: dict[int, Floats] = {}
+    for sweep in range(sweeps):
+        moved = np.zeros(len(part), bool)
+        visit = _commit(part, moved)
+        if sweep % 2 == 0:
+            onward = backward(problem, part, stage, visit, find)
+        else:
+            stage = forward(problem, part, onward, visit, find)
+        rows.put(active, part)
+        keep = np.flatnonzero(moved)
+        if not keep.size:
+            return
+        active, part = active[keep], part.take(keep)
+        if sweep % 2 == 0:
+            onward = {p: cost[keep] for p, cost in onward.items()}
+        else:
+            stage = stage[keep]
+
+
+def _commit(rows: Rows, moved: Bools) -> Visit:
+    def visit(p: int, line: Line) -> None:
+        useless = (line.head == OFF) & (rows.head[:, p] != OFF)  # at equal J the fewer exits
+        better = (line.fall > SAME) | useless
+        np.copyto(rows.head[:, p], line.head, where=better)
+        np.copyto(rows.cut[:, p], line.cut, where=better)
+        np.logical_or(moved, better, out=moved)
+
+    return visit
+
+
+def commit_best(problem: Problem, rows: Rows) -> Bools:
+    """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
+    falls = np.zeros(rows.head.shape)
+    heads, cuts = rows.head.copy(), rows.cut.copy()
+
+    def visit(p: int, line: Line) -> None:
+        falls[:, p], heads[:, p], cuts[:, p] = line.fall, line.head, line.cut
+
+    backward(problem, rows, stages(problem, rows), visit)
+    every, best = np.arange(len(rows)), falls.argmax(axis=1)
+    moved: Bools = falls[every, best] > SAME
+    chosen = every[moved], best[moved]
+    rows.head[chosen], rows.cut[chosen] = heads[chosen], cuts[chosen]
+    return moved
+
+
+def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, Ints]:
+    """What configurations do; exits that nobody takes are switched off in place.
+
+    Args:
+        problem: P positions, N samples.
+        head: (B, P).
+        cut: (B, P).
+
+    Returns:
+        Quality (B,) and cost (B,) in the problem's scale, and (B, P) how many samples leave where.
+    """
+    b, n = len(head), problem.samples
+    alive, quality = np.ones((b, n), bool), np.zeros(b)
+    cost, leavers = np.zeros(b), np.zeros(head.shape, np.int64)
+    for p, spot in problem.used:
+        here = head[:, p].copy()
+        if not (here >= 0).any():
+            continue
+        leaves = alive & (spot.rank[here] < cut[:, p, None])
+        count = np.count_nonzero(leaves, axis=1)
+        taken = count > 0
+        cost += np.where(taken, np.count_nonzero(alive, axis=1) * spot.cost[here], 0) + count * spot.backbone
+        quality += np.where(leaves, spot.quality[here], 0.0).sum(axis=1)
+        head[~taken, p], cut[~taken, p] = OFF, 0
+        leavers[:, p] = count
+        alive &= ~leaves
+    cost += np.count_nonzero(alive, axis=1)
+    quality += np.where(alive, problem.final, 0.0).sum(axis=1)
+    return quality / n, cost / n, leavers
+
+
+def per_sample(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats]:
+    """Quality and cost (N,) each, of every sample under one configuration (P,), in the problem's scale."""
+    alive, spent = np.ones(problem.samples, bool), 0.0
+    quality, cost = problem.final.copy(), np.empty(problem.samples)
+    for p, spot in problem.used:
+        own = head[p]
+        if own == OFF:
+            continue
+        spent += float(spot.cost[own])
+        leaves = alive & (spot.rank[own] < cut[p])
+        quality[leaves], cost[leaves] = spot.quality[own][leaves], spot.backbone + spent
+        alive &= ~leaves
+    cost[alive] = 1 + spent
+    return quality, cost
+
+
+def without(head: Ints, cut: Ints, off: int | Ints) -> tuple[Ints, Ints]:
+    """One configuration (P,) with the exits at these positions off, as a copy."""
+    head, cut = head.copy(), cut.copy()
+    head[off], cut[off] = OFF, 0
+    return head, cut

@@ -1,0 +1,49 @@
+"""How far from the optimum a search can at most be: a lower bound on J.
+
+Every configuration has a first enabled exit, or none. The bound takes the best first exit and threshold with
+everything behind it as an oracle would have it: each sample that goes on leaves wherever that is best for it,
+paying for no other head. No configuration does better; with one position the bound is the optimum itself.
+An oracle knows the labels, so with many exits the bound is loose: among many guesses one is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
+from offramp.solver.line_search import OFF, Rows, best_line, finals
+from offramp.solver.problem import Problem
+
+
+def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> dict[float, float]:
+    """For each trade-off a value that J of no configuration is below.
+
+    Args:
+        records: P positions, C heads, N samples.
+        costs: of the same P and C.
+        tradeoffs: lambda values in [0, 1].
+
+    Raises:
+        InputError: records and costs do not match, or a trade-off is not in [0, 1].
+    """
+    check_match(records, costs)
+    lambdas = check_tradeoffs(tradeoffs, "lower_bound(tradeoffs=...)")
+    problem = Problem.of(records, costs)
+    return {lam: _bound(problem, lam) for lam in lambdas}
+
+
+def _bound(problem: Problem, tradeoff: float) -> float:
+    shape = 1, len(problem.spots)
+    lam, dear = np.array([tradeoff]), 1 - tradeoff
+    rows = Rows(np.full(shape, OFF), np.zeros(shape, np.int64), lam, np.zeros(1), np.full(1, shape[1]))
+    everyone = np.ones((1, problem.samples), bool)
+    onward = finals(problem, lam)
+    lowest = float(onward.mean())
+    for p, spot in reversed(problem.used):
+        line = best_line(problem, p, rows, everyone, onward)
+        lowest = min(lowest, float(onward.mean() - line.fall[0]))
+        leave = dear * (spot.backbone + spot.cost[:, None]) - tradeoff * spot.quality
+        onward = np.minimum(onward, leave.min(axis=0))
+    return tradeoff * problem.full + lowest

@@ -1,0 +1,196 @@
+"""Exact lines and the sweeps made of them, against trying every threshold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from instances import LAMBDAS, every_choice, objective, objective_of_each, random_case, synthetic
+from offramp.core.config import ExitConfig
+from offramp.core.evaluate import evaluate
+from offramp.solver.candidates import Pool
+from offramp.solver.line_search import (
+    OFF,
+    SAME,
+    Rows,
+    backward,
+    best_line,
+    commit_best,
+    descend,
+    finals,
+    forward,
+    own_line,
+    per_sample,
+    simulate,
+    stages,
+)
+from offramp.solver.problem import Problem
+from offramp.solver.solve import exits_of
+
+
+def some_rows(problem, count, seed, price=0.0, cap=99):
+    """Random configurations whose cuts a threshold makes."""
+    rng = np.random.default_rng(seed)
+    head = np.full((count, len(problem.spots)), OFF)
+    cut = np.zeros_like(head)
+    for p, spot in problem.used:
+        for row in np.flatnonzero(rng.random(count) < 0.7):
+            own = int(rng.integers(len(spot.heads)))
+            size = spot.cut_near(own, int(rng.integers(1, problem.samples + 1)))
+            if size:
+                head[row, p], cut[row, p] = own, size
+    tradeoff = rng.choice(LAMBDAS, count)
+    return Rows(head, cut, tradeoff, np.full(count, price), np.full(count, cap))
+
+
+def value(problem, head, cut, lam, price=0.0):
+    """(B,) J by definition: every enabled exit counts, whether samples leave there or not."""
+    shape = len(head), problem.samples
+    quality, cost = np.broadcast_to(problem.final, shape), np.ones(shape)
+    for p, spot in reversed(problem.used):
+        on = (head[:, p] != OFF)[:, None]
+        leaves = on & (spot.rank[head[:, p]] < cut[:, p, None])
+        quality = np.where(leaves, spot.quality[head[:, p]], quality)
+        cost = np.where(leaves, spot.backbone, cost) + on * spot.cost[head[:, p]][:, None]
+    total = lam * (problem.full - quality.mean(axis=1)) + (1 - lam) * cost.mean(axis=1)
+    return total + price * np.count_nonzero(head != OFF, axis=1)
+
+
+def with_line(problem, rows, p):
+    """Each row with every head and every cut at p, and off: (rows, heads, cuts)."""
+    spot = problem.spots[p]
+    options = [(OFF, 0)] + [
+        (h, k) for h in range(len(spot.heads)) for k in range(1, problem.samples + 1)
+        if spot.cut_near(h, k) == k
+    ]  # fmt: skip
+    head, cut = np.repeat(rows.head, len(options), axis=0), np.repeat(rows.cut, len(options), axis=0)
+    head[:, p], cut[:, p] = np.tile(options, (len(rows), 1)).T
+    return head.reshape(len(rows), len(options), -1), cut.reshape(len(rows), len(options), -1)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(LAMBDAS))
+@settings(max_examples=60, deadline=None)
+def test_line_finds_the_best_of_all_thresholds(seed, lam):
+    records, costs = random_case(seed, 2, 2, 8)
+    problem = Problem.of(records, costs)
+    for p, spot in problem.used:
+        off = np.full((1, 2), OFF)
+        rows = Rows(off, np.zeros_like(off), np.array([lam]), np.zeros(1), np.array([2]))
+        line = best_line(problem, p, rows, np.ones((1, 8), bool), finals(problem, rows.tradeoff))
+        full = objective(records, costs, ExitConfig(), lam)
+        options = [ExitConfig((choice,)) for choice in every_choice(records, p) if choice]
+        least = min([full, *(objective(records, costs, config, lam) for config in options)])
+        assert full - line.fall[0] == pytest.approx(least, abs=1e-9)
+        if line.head[0] != OFF:
+            falling = np.sort(spot.confidence[line.head[0]])[::-1]
+            cut = line.cut[0]
+            assert np.isfinite(falling[cut - 1])
+            assert cut == 8 or falling[cut - 1] > falling[cut]
+
+
+@pytest.mark.parametrize("find", [best_line, own_line])
+@pytest.mark.parametrize("price", [0.0, 0.02])
+@pytest.mark.parametrize("seed", range(6))
+def test_lines_in_a_sweep_equal_trying_everything(find, price, seed):
+    """``own_line``: the same, among the thresholds of the head in place; what is off stays off."""
+    records, costs = random_case(seed, 3, 2, 8, gaps=0.2)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 20, seed, price)
+    now = value(problem, rows.head, rows.cut, rows.tradeoff, price)
+    seen = []
+
+    def look(p, line):
+        head, cut = with_line(problem, rows, p)
+        for i in range(len(rows)):
+            allowed = np.full(len(head[i]), find is best_line)
+            allowed |= (head[i][:, p] == rows.head[i, p]) | (head[i][:, p] == OFF)
+            if find is own_line and rows.head[i, p] == OFF:
+                allowed = head[i][:, p] == OFF
+            tried = value(problem, head[i], cut[i], rows.tradeoff[i], price)[allowed]
+            assert now[i] - line.fall[i] == pytest.approx(tried.min(), abs=1e-9)
+            assert line.fall[i] >= -SAME
+            changed = Rows(rows.head[[i]], rows.cut[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]])
+            changed.head[0, p], changed.cut[0, p] = line.head[i], line.cut[i]
+            reached = value(problem, changed.head, changed.cut, rows.tradeoff[i], price)
+            assert reached[0] == pytest.approx(tried.min(), abs=1e-9)
+        seen.append(p)
+
+    onward = backward(problem, rows, stages(problem, rows), look, find)
+    forward(problem, rows, onward, look, find)
+    places = [p for p, _ in problem.used if find is best_line or rows.enabled(p)]
+    assert seen == places[::-1] + places
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cap_leaves_no_room_for_another_exit(seed):
+    records, costs = random_case(seed, 4, 2, 8, gaps=0.1)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 30, seed)
+    rows.cap = np.maximum(np.count_nonzero(rows.head != OFF, axis=1), 1)
+    before = rows.cap.copy()
+    descend(problem, rows)
+    assert (np.count_nonzero(rows.head != OFF, axis=1) <= before).all()
+
+
+@pytest.mark.parametrize("find", [best_line, own_line])
+@pytest.mark.parametrize("sweeps", [1, 2, 100])
+def test_descent_never_rises(find, sweeps):
+    records, costs = synthetic(n=80, p=5)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 40, 1, price=0.002)
+    start = rows.take(slice(None))
+    descend(problem, rows, find, sweeps)
+    before, after = (value(problem, r.head, r.cut, r.tradeoff, 0.002) for r in (start, rows))
+    assert (after <= before + SAME).all()
+    assert after.sum() < before.sum()
+    if find is own_line:
+        kept = rows.head != OFF
+        assert (rows.head[kept] == start.head[kept]).all()
+
+
+def test_descent_ends_where_no_line_helps():
+    records, costs = synthetic(n=60, p=4)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 20, 3)
+    descend(problem, rows)
+    reached = value(problem, rows.head, rows.cut, rows.tradeoff)
+    assert not commit_best(problem, rows).any()
+    for p, _ in problem.used:
+        head, cut = with_line(problem, rows, p)
+        for i in range(len(rows)):
+            assert value(problem, head[i], cut[i], rows.tradeoff[i]).min() >= reached[i] - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_figures_equal_those_of_evaluate_sample_by_sample(seed):
+    records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 12, seed)
+    pool = Pool(problem)
+    at = pool.add(rows.head, rows.cut)
+    full = records.final_quality.astype(float).mean() or 1
+    for i in at.tolist():
+        config = ExitConfig(exits_of(pool, i, records))
+        outcome = evaluate(records, costs, config)
+        assert pool.quality[i] == pytest.approx(outcome.quality / full)
+        assert pool.cost[i] == pytest.approx(outcome.relative_cost)
+        quality, cost = per_sample(problem, pool.head[i], pool.cut[i])
+        for lam in LAMBDAS:
+            each = lam * (problem.full - quality) + (1 - lam) * cost
+            assert each == pytest.approx(objective_of_each(records, costs, config, lam), abs=1e-12)
+            assert each.mean() == pytest.approx(objective(records, costs, config, lam), abs=1e-12)
+    quality, cost, leavers = simulate(problem, rows.head, rows.cut)
+    assert (pool.quality[at] == quality).all()
+    assert (pool.cost[at] == cost).all()
+    assert ((leavers > 0) == (rows.head != OFF)).all()
+
+
+def test_stages_are_where_samples_leave():
+    records, costs = random_case(5, 4, 2, 9, gaps=0.1)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 10, 5)
+    stage = stages(problem, rows)
+    pool = Pool(problem)
+    for row, i in zip(stage, pool.add(rows.head, rows.cut).tolist(), strict=True):
+        assert (
+            row.tolist() == evaluate(records, costs, ExitConfig(exits_of(pool, i, records))).position.tolist()
+        )

@@ -1,0 +1,146 @@
+"""Records prepared for lines: order, ranks, cuts, scale, threads."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
+
+from instances import make_records, random_case, synthetic
+from offramp.solver.problem import NEVER, Problem, surest_first
+
+SINGLE = st.floats(width=32, allow_nan=False) | st.sampled_from(
+    [0.0, -0.0, 0.5, np.inf, -np.inf, 1.401298464324817e-45, -1.401298464324817e-45, 1.1754943508222875e-38]
+)
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=SINGLE))
+def test_surest_first_is_a_stable_sort_by_falling_value(confidence):
+    order = surest_first(confidence)
+    falling = np.take_along_axis(confidence, order, axis=1)
+    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(order.shape[1]), (len(order), 1)))
+    assert np.array_equal(falling, -np.sort(-confidence, axis=1))
+    for row, places in zip(confidence, order, strict=True):
+        if not (np.signbit(row[row == 0]).any() and (~np.signbit(row[row == 0])).any()):
+            assert places.tolist() == np.argsort(-row, kind="stable").tolist()
+
+
+def test_the_two_zeros_are_ties_of_one_threshold():
+    """A radix sort may part them; a threshold must not."""
+    confidence = np.array([0.0, -0.0, 0.0, -0.0, 1.0], np.float32).reshape(1, 1, 5)
+    records, costs = make_records(confidence, np.ones((1, 1, 5)), np.ones(5))
+    spot = Problem.of(records, costs).spots[0]
+    assert spot.ends.tolist() == [[0, NEVER, NEVER, NEVER, 0]]
+    assert spot.cut_at(0, -0.5) == 5
+    assert spot.cut_at(0, 0.0) == spot.cut_at(0, -0.0) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cut_is_allowed_exactly_where_a_threshold_makes_it(seed):
+    records, costs = random_case(seed, 3, 2, 9)
+    problem = Problem.of(records, costs)
+    for p, spot in problem.used:
+        assert spot.heads == tuple(np.flatnonzero(records.exists[p]))
+        for own, c in enumerate(spot.heads):
+            known = records.confidence[p, c]
+            finite = known[np.isfinite(known)]
+            possible = {int(np.count_nonzero(finite >= value)) for value in finite}
+            near = {spot.cut_near(own, cut) for cut in range(10)} - {0}
+            assert near == possible
+            for cut in range(1, 10):
+                later = [size for size in sorted(possible) if size >= cut]
+                assert spot.cut_near(own, cut) == (later[0] if later else 0)
+            for cut in possible:
+                leaves = spot.rank[own] < cut
+                assert finite.size
+                assert spot.cut_at(own, np.nextafter(known[leaves].min(), np.float32(-np.inf))) == cut
+
+
+def test_without_ties_every_cut_is_allowed():
+    records, costs = synthetic(n=50)
+    spot = Problem.of(records, costs).spots[1]
+    assert spot.ends is None
+    assert [spot.cut_near(0, cut) for cut in (1, 7, 50)] == [1, 7, 50]
+    assert spot.ordered(1).tolist() == np.argsort(-records.confidence[1, 1], kind="stable").tolist()
+
+
+def test_scaled_by_the_full_model():
+    records, costs = random_case(3, 2, 2, 6, gaps=0)
+    problem = Problem.of(records, costs)
+    mean = records.final_quality.astype(float).mean()
+    assert problem.full == 1.0
+    assert problem.final.mean() == pytest.approx(1.0)
+    assert problem.samples == 6
+    assert problem.cells == 2 * 2 * 6
+    for p, spot in problem.used:
+        assert spot.quality == pytest.approx(records.quality[p].astype(float) / mean)
+        assert spot.cost == pytest.approx(costs.heads[p] / costs.full)
+        assert spot.backbone == pytest.approx(costs.backbone[p] / costs.full)
+
+
+def test_a_full_model_of_quality_0_leaves_qualities_alone():
+    records, costs = make_records(np.ones((1, 1, 4)), np.full((1, 1, 4), 0.5), np.zeros(4))
+    problem = Problem.of(records, costs)
+    assert problem.full == 0.0
+    assert problem.spots[0].quality.tolist() == [[0.5] * 4]
+
+
+def test_no_head_anywhere():
+    records, costs = random_case(0, 3, 2, 30, gaps=1.1)
+    problem = Problem.of(records, costs)
+    assert problem.spots == (None, None, None)
+    assert problem.used == []
+    assert problem.cells == 0
+    assert problem.batch >= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_of_gains_fit_into_64_bits(seed):
+    """The largest sum there can be stays below the value that forbids a cut, and far from overflow."""
+    records, costs = random_case(seed, 4, 2, 50, gaps=0)
+    costs.heads[:] *= 1000
+    problem = Problem.of(records, costs)
+    most = max(spot.quality.max() for _, spot in problem.used) + problem.final.max()
+    most += 2 + sum(spot.cost.max() for _, spot in problem.used)
+    assert problem.samples * most * problem.unit < -NEVER
+    assert np.log2(problem.unit) == int(np.log2(problem.unit))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("rows", [0, 1, 10])
+def test_batches_cover_all_rows_in_order(monkeypatch, workers, rows):
+    monkeypatch.setattr("offramp.solver.problem._CELLS", 3 * 2 * 50)
+    records, costs = synthetic(n=50)
+    problem = Problem.of(records, costs, workers)
+    assert problem.batch == 3
+    parts = problem.by_batch(rows, lambda part: list(range(rows))[part])
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert all(len(part) <= 3 for part in parts)
+
+
+def test_an_error_in_a_thread_is_not_lost(monkeypatch):
+    monkeypatch.setattr("offramp.solver.problem._CELLS", 1)
+    problem = Problem.of(*synthetic(n=50), workers=2)
+    with pytest.raises(ZeroDivisionError):
+        problem.by_batch(4, lambda part: 1 // (part.start - 2))
+
+
+def test_canonical_is_by_mean_rank():
+    records, costs = synthetic(n=40)
+    problem = Problem.of(records, costs)
+    order = problem.canonical()
+    assert sorted(order.tolist()) == list(range(40))
+    ranks = np.argsort(np.argsort(-records.confidence[1:], axis=2), axis=2).sum(axis=(0, 1))
+    assert (np.diff(ranks[order]) >= 0).all()
+
+
+def test_canonical_does_not_depend_on_the_order_given():
+    rng = np.random.default_rng(0)
+    records, costs = synthetic(n=60, p=3)
+    tied = replace(records, confidence=np.round(records.confidence, 1))
+    given = rng.permutation(60)
+    first, again = (Problem.of(r, costs) for r in (tied, tied.subset(given)))
+    one, two = first.canonical(), given[again.canonical()]
+    for column in (tied.confidence[tied.exists], tied.quality[tied.exists], tied.final_quality):
+        np.testing.assert_array_equal(column[..., one], column[..., two])

@@ -1,0 +1,439 @@
+"""The verb: its arguments, what "auto" chooses, what a frontier holds, hard records, errors."""
+
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from instances import LAMBDAS, brute_force, generated, make_records, objective, random_case, synthetic
+from offramp.core.config import ExitChoice
+from offramp.core.costs import CostTable
+from offramp.core.evaluate import evaluate
+from offramp.core.frontier import Frontier
+from offramp.errors import InputError
+from offramp.solver.search import DEFAULT_TRADEOFFS, search
+from offramp.solver.solve import METHODS
+
+MODULE = sys.modules["offramp.search"]  # the package has a function of this name
+EXTREMES = (np.float32(3.4e38), np.float32(-3.4e38), np.float32(1e-45))
+SOME = (0.5, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0)
+
+
+def figures(frontier):
+    return [(config.expected.relative_cost, config.expected.quality) for config in frontier]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cap", [0, 1, 3])
+def test_max_exits_is_kept_by_every_method(method, cap):
+    records, costs = synthetic()
+    frontier = search(records, costs, method=method, regularise=None, max_exits=cap)
+    assert max(len(config.choices) for config in frontier.by_tradeoff.values()) == cap
+    assert max(len(config.choices) for config in frontier) == cap
+    assert frontier.meta["max_exits"] == cap
+    if cap == 0:
+        assert [config.choices for config in frontier] == [()]
+        assert frontier[0].expected.relative_cost == 1.0
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2])
+def test_max_exits_is_kept_by_auto(cap):
+    records, costs = synthetic(n=200)
+    frontier = search(records, costs, tradeoffs=SOME, max_exits=cap)
+    assert max(len(config.choices) for config in (*frontier, *frontier.by_tradeoff.values())) <= cap
+
+
+def test_a_price_buys_fewer_exits():
+    records, costs = synthetic()
+    counts = [
+        sum(len(c.choices) for c in search(records, costs, regularise=price).by_tradeoff.values())
+        for price in (0.0, 0.002, 0.01, 10.0)
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[2] > counts[3] == 0
+
+
+def test_auto_generalises():
+    """Held-out J, mean over seeds: not worse than the pure optimum on few samples, here clearly better."""
+    lambdas = [0.6, 0.75, 0.85, 0.92, 0.97]
+    reached = {None: 0.0, "auto": 0.0}
+    for seed in range(5):
+        records, costs = synthetic(n=3000, seed=seed)
+        chosen_on, held = records.subset(np.arange(120)), records.subset(np.arange(120, 3000))
+        for regularise in reached:
+            found = search(chosen_on, costs, tradeoffs=lambdas, regularise=regularise).by_tradeoff
+            reached[regularise] += sum(objective(held, costs, found[lam], lam) for lam in lambdas) / 25
+    assert reached["auto"] <= reached[None] - 1e-3
+
+
+def test_auto_prefers_one_threshold_where_that_holds_out_better():
+    """The confidence is the probability of being right, at every exit: one threshold is the right answer."""
+    rng = np.random.default_rng(0)
+    confidence = rng.random((8, 1, 60), np.float32)
+    quality = (rng.random((8, 1, 60)) < confidence).astype(np.float32)
+    records, costs = make_records(confidence, quality, np.ones(60))
+    frontier = search(records, costs, tradeoffs=[0.6, 0.7, 0.8], step=None)
+    assert frontier.meta["chosen"] == {"method": "same-threshold", "price": 0.0}
+    assert all(len({c.threshold for c in config.choices}) <= 1 for config in frontier.by_tradeoff.values())
+
+
+def test_auto_with_too_few_samples_takes_the_highest_price():
+    records, costs = synthetic(n=19)
+    chosen = search(records, costs, tradeoffs=[0.8]).meta["chosen"]
+    assert chosen == {"method": "exact", "price": 4 / 19}
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 20, 21])
+def test_auto_answers_however_few_samples_there_are(n):
+    records, costs = random_case(n, 3, 2, n)
+    for config in search(records, costs, tradeoffs=LAMBDAS):
+        outcome = evaluate(records, costs, config)
+        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+
+
+@pytest.mark.parametrize("samples", [10, 100, 3000])
+@pytest.mark.parametrize("arguments", [{}, {"regularise": None}, {"method": "iterative"}])
+def test_progress_counts_every_step(samples, arguments):
+    records, costs = synthetic(n=samples, p=3)
+    seen = []
+    search(records, costs, tradeoffs=[0.9], progress=lambda *step: seen.append(step), **arguments)
+    total = seen[-1][1]
+    assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_by_tradeoff_and_meta():
+    records, costs = synthetic(n=100)
+    frontier = search(records, costs, tradeoffs=[0.9, 0.55, 0.9])
+    assert list(frontier.by_tradeoff) == [0.9, 0.55]
+    keys = {"method", "regularise", "chosen", "max_exits", "step", "samples", "unit", "seed"}
+    assert keys <= frontier.meta.keys()
+    wanted = {"samples": 100, "unit": "macs", "method": "exact", "regularise": "auto", "step": 0.01}
+    assert wanted.items() <= frontier.meta.items()
+    assert Frontier.from_json(frontier.to_json()) == frontier
+    assert search(records, costs, tradeoffs=[0.9], regularise=np.float32(0.5)).meta["regularise"] == 0.5
+    assert search(records, costs, tradeoffs=[0.9], regularise=None).meta["regularise"] is None
+    assert search(records, costs, tradeoffs=[0.9], regularise=0).meta["regularise"] == 0
+    assert search(records, costs, tradeoffs=[0.9], step=None).meta["step"] is None
+    assert search(records, costs, tradeoffs=[0.9], method="iterative").meta["step"] is None
+
+
+def test_default_tradeoffs():
+    records, costs = synthetic(n=50, p=3)
+    frontier = search(records, costs, regularise=None)
+    assert tuple(frontier.by_tradeoff) == DEFAULT_TRADEOFFS
+    assert (DEFAULT_TRADEOFFS[0], DEFAULT_TRADEOFFS[-1], len(set(DEFAULT_TRADEOFFS))) == (0.5, 1.0, 101)
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+@pytest.mark.parametrize("step", [None, 0.01])
+def test_frontier_holds_what_is_not_dominated_with_true_figures(regularise, step):
+    records, costs = synthetic(n=300)
+    frontier = search(records, costs, regularise=regularise, step=step)
+    for config in (*frontier, *frontier.by_tradeoff.values()):
+        outcome = evaluate(records, costs, config)
+        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+    for (cost, quality), (dearer, better) in pairwise(figures(frontier)):
+        assert cost < dearer
+        assert quality < better
+    full = (1.0, float(records.final_quality.astype(float).mean()))
+    for cost, quality in (*figures(frontier.by_tradeoff.values()), full):
+        assert any(c <= cost and q >= quality for c, q in figures(frontier))
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_step_adds_configurations_and_leaves_those_of_the_tradeoffs_alone(regularise):
+    records, costs = synthetic(n=300)
+    plain, fine = (search(records, costs, regularise=regularise, step=step) for step in (None, 0.01))
+    assert fine.by_tradeoff == plain.by_tradeoff
+    assert len(fine) > len(plain)
+    known = {config.choices for config in fine}
+    missing = [config for config in plain if config.choices not in known]
+    for config in missing:  # only what something between beats
+        cost, quality = config.expected.cost, config.expected.quality
+        assert any(c.expected.cost <= cost and c.expected.quality >= quality for c in fine)
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_at_picks_the_cheapest_that_reaches_and_the_best_that_fits(regularise):
+    records, costs = synthetic(n=300, seed=4)
+    frontier = search(records, costs, regularise=regularise)
+    full = frontier.full_model.expected.quality
+    rng = np.random.default_rng(0)
+    known = figures(frontier)
+    for wanted in rng.uniform(known[0][1], known[-1][1], 20):
+        reaching = min(cost for cost, quality in known if quality >= wanted)
+        for config in (frontier.at(min_quality=wanted), frontier.at(max_drop=full - wanted)):
+            assert config.expected.relative_cost == reaching
+    for budget in rng.uniform(known[0][0], known[-1][0], 20):
+        config = frontier.at(max_cost=budget)
+        assert config.expected.quality == max(quality for cost, quality in known if cost <= budget)
+        assert config.expected.relative_cost <= budget
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_same_seed_same_frontier(regularise):
+    records, costs = synthetic(n=150)
+    first, again = (search(records, costs, regularise=regularise, seed=3) for _ in range(2))
+    assert first.to_json() == again.to_json()
+
+
+def test_another_seed_averages_over_other_resamples(monkeypatch):
+    records, costs = synthetic(n=300)
+    monkeypatch.setattr(MODULE, "choose", priced)
+    one, other = (search(records, costs, tradeoffs=SOME, seed=seed).by_tradeoff for seed in (0, 1))
+    assert one != other
+
+
+@pytest.mark.parametrize("regularise", [None, "auto", 0.002])
+def test_threads_change_nothing(monkeypatch, regularise):
+    monkeypatch.setattr("offramp.solver.problem._CELLS", 2000)  # several batches
+    records, costs = synthetic(n=200)
+    frontiers = [search(records, costs, tradeoffs=SOME, regularise=regularise, workers=w) for w in (1, 2, 3)]
+    assert frontiers[0].to_json() == frontiers[1].to_json() == frontiers[2].to_json()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_size_changes_nothing(monkeypatch, method):
+    records, costs = synthetic(n=100)
+    arguments = {"tradeoffs": SOME, "method": method, "regularise": None}
+    whole = search(records, costs, **arguments)
+    monkeypatch.setattr("offramp.solver.problem._CELLS", 1)
+    assert search(records, costs, **arguments).to_json() == whole.to_json()
+
+
+# ----------------------------------------------------------------------------------------------- invariance
+
+
+def priced(records, costs, lambdas, plan, report):
+    """What ``regularise.choose`` answers as a rule; folds are by the order of samples, this is not."""
+    return replace(plan, price=2 / records.samples, parsimonious=True)
+
+
+def reordered(records, costs):
+    order = np.random.default_rng(5).permutation(records.samples)
+    return records.subset(order), costs
+
+
+def other_heads(records, costs):
+    """The last head first, and new names."""
+    back = slice(None, None, -1)
+    arrays = {name: getattr(records, name)[:, back] for name in ("confidence", "quality", "exists")}
+    names = tuple(f"x{name}" for name in records.heads[back])
+    return replace(records, heads=names, **arrays), replace(costs, heads=costs.heads[:, back])
+
+
+def dearer(factor):
+    def change(records, costs):
+        return records, CostTable(costs.backbone * factor, costs.heads * factor, "joules")
+
+    return change
+
+
+def ranked(records, costs):
+    """Confidences replaced by the cube of their rank among all of them: monotone, exact, far from linear."""
+    values = np.unique(records.confidence, return_inverse=True)[1].reshape(records.confidence.shape)
+    return replace(records, confidence=(values - 100.0).astype(np.float32) ** 3), costs
+
+
+def halved(records, costs):
+    return replace(records, confidence=records.confidence / 2 - 0), costs
+
+
+def ranked_each(records, costs):
+    """Every head's confidences replaced by their ranks among themselves."""
+    places = np.argsort(np.argsort(records.confidence, axis=2, kind="stable"), axis=2)
+    return replace(records, confidence=places.astype(np.float32)), costs
+
+
+CHANGES = {
+    "samples": reordered,
+    "heads": other_heads,
+    "cost": dearer(8.0),
+    "cost, rounded": dearer(0.3),
+    "scale": halved,
+    "monotone": ranked,
+    "monotone, each": ranked_each,
+}
+
+
+def meaning(configs):
+    """Exits without thresholds, and figures: what must not change."""
+    return [
+        (
+            tuple((choice.position, choice.head.lstrip("x")) for choice in config.choices),
+            pytest.approx(config.expected.relative_cost, abs=1e-12),
+            pytest.approx(config.expected.quality, abs=1e-12),
+        )
+        for config in configs
+    ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("regularise", [None, 0.003])
+@pytest.mark.parametrize("make", [synthetic, generated])
+def test_what_must_not_matter_does_not(change, regularise, make):
+    records, costs = make(seed=2, n=200, p=5) if make is synthetic else make(2, 200, positions=5, heads=2)
+    arguments = {"tradeoffs": SOME[:-1], "regularise": regularise}  # at 1, cost breaks no ties
+    first, again = search(records, costs, **arguments), search(*CHANGES[change](records, costs), **arguments)
+    assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
+    if change not in ("samples", "cost, rounded"):  # rounding may part two that are equally good
+        assert meaning(again) == meaning(first)
+
+
+@pytest.mark.parametrize("change", ["heads", "cost", "cost, rounded", "scale", "monotone"])
+def test_what_must_not_matter_to_auto_does_not(monkeypatch, change):
+    """Thresholds lie midway between confidences: to folds held out, only linear maps are the same."""
+    records, costs = synthetic(n=200, p=5, seed=2)
+    if change == "monotone":
+        monkeypatch.setattr(MODULE, "choose", priced)
+    first = search(records, costs, tradeoffs=SOME)
+    again = search(*CHANGES[change](records, costs), tradeoffs=SOME)
+    assert again.meta["chosen"]["method"] == first.meta["chosen"]["method"]
+    assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
+
+
+@pytest.mark.parametrize("make", [synthetic, generated])
+def test_the_order_of_samples_does_not_matter_to_averages(monkeypatch, make):
+    records, costs = make(seed=2, n=200, p=5) if make is synthetic else make(2, 200, positions=5, heads=2)
+    monkeypatch.setattr(MODULE, "choose", priced)
+    first = search(records, costs, tradeoffs=SOME)
+    again = search(*reordered(records, costs), tradeoffs=SOME)
+    assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_monotone_maps_of_each_head_leave_the_optimum_as_it_is(seed):
+    """J, ties included; among equals another configuration may be found."""
+    records, costs = random_case(seed, 3, 2, 8, gaps=0.1)
+    maps = np.random.default_rng(seed).choice([1, 3, 5], (3, 2, 1))
+    bent = replace(records, confidence=(records.confidence.astype(float) * 4 - 1) ** maps)
+    for lam in LAMBDAS:
+        reached = [
+            objective(r, costs, search(r, costs, tradeoffs=[lam], regularise=None).by_tradeoff[lam], lam)
+            for r in (records, bent)
+        ]
+        assert reached[0] == pytest.approx(reached[1], abs=1e-12)
+
+
+# -------------------------------------------------------------------------------------------- hard records
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_head_anywhere_is_the_full_model(method):
+    records, costs = random_case(0, 3, 2, 30, gaps=1.1)
+    frontier = search(records, costs, method=method, tradeoffs=[0, 0.5, 1])
+    assert [config.choices for config in frontier.by_tradeoff.values()] == [(), (), ()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_confidences_that_are_not_finite_never_exit(method, value):
+    records, costs = make_records(np.full((2, 1, 30), value), np.ones((2, 1, 30)), np.ones(30))
+    frontier = search(records, costs, method=method, tradeoffs=[0, 0.5, 1])
+    assert [config.choices for config in frontier.by_tradeoff.values()] == [(), (), ()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [1, 30])
+def test_equal_confidences_leave_all_or_none(method, n):
+    records, costs = make_records(np.full((2, 1, n), 0.5), np.ones((2, 1, n)), np.ones(n))
+    found = search(records, costs, method=method, tradeoffs=[0.0, 0.5, 1.0], regularise=None).by_tradeoff
+    assert found[0.0].choices == found[0.5].choices == (ExitChoice("input", "h0", -np.inf),)
+    assert found[1.0].choices == ()  # nothing to gain in quality, and cost has no weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_full_model_that_is_always_wrong(method):
+    rng = np.random.default_rng(0)
+    quality = rng.random((3, 2, 40)) < 0.5
+    records, costs = make_records(rng.random((3, 2, 40)), quality, np.zeros(40))
+    found = search(records, costs, method=method, tradeoffs=[0.0, 0.7, 1.0], regularise=None).by_tradeoff
+    assert found[1.0].expected.quality >= found[0.7].expected.quality > 0
+    assert objective(records, costs, found[0.7], 0.7) < 0.3
+    auto = search(records, costs, tradeoffs=[0.7])
+    assert objective(records, costs, auto.by_tradeoff[0.7], 0.7) < 0.3
+
+
+def test_an_exit_that_is_free_and_right_for_all_is_the_whole_frontier():
+    """Nothing costs less than nothing: there is nothing between."""
+    records, costs = make_records(
+        np.ones((2, 1, 30)), np.ones((2, 1, 30)), np.ones(30), costs=(np.arange(3.0), np.zeros((2, 1)))
+    )
+    for regularise in (None, "auto"):
+        frontier = search(records, costs, regularise=regularise)
+        assert figures(frontier) == [(0.0, 1.0)]
+
+
+def test_extreme_confidences_and_heads_dearer_than_the_model():
+    values = np.array([*EXTREMES, 0, 1, -0.0], np.float32)
+    records, costs = make_records(
+        np.tile(values, (2, 1, 5)),
+        np.tile([1, 0, 1, 1, 0, 1.0], (2, 1, 5)),
+        np.full(30, 0.5),
+        costs=(np.array([0, 1, 2.0]), np.array([[0.01], [50.0]])),
+    )
+    frontier = search(records, costs, tradeoffs=LAMBDAS, regularise=None)
+    for lam, lowest in brute_force(records, costs, LAMBDAS).items():
+        assert objective(records, costs, frontier.by_tradeoff[lam], lam) == pytest.approx(lowest, abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tradeoffs": []}, r"at least one value, all in \[0, 1\], got none; near 1 buys quality"),
+        ({"tradeoffs": [0.5, 1.1]}, r"all in \[0, 1\], got \[1.1\]"),
+        ({"tradeoffs": [float("nan")]}, r"got \[nan\]"),
+        ({"tradeoffs": 0.5}, r"several numbers in \[0, 1\], got 0.5; give a list"),
+        ({"tradeoffs": ["much"]}, r"several numbers in \[0, 1\], got \['much'\]"),
+        ({"method": "greedy"}, "unknown; choose one of exact, single-pass, iterative, same-threshold"),
+        ({"regularise": -0.1}, 'expected "auto", None or a price per exit of at least 0'),
+        ({"regularise": float("inf")}, "price per exit"),
+        ({"regularise": "much"}, "regularise='much'"),
+        ({"regularise": True}, "regularise=True"),
+        ({"regularise": [1]}, "price per exit"),
+        ({"max_exits": -1}, "max_exits=-1.*whole number of at least 0; leave it out for no limit"),
+        ({"max_exits": 1.5}, "whole number"),
+        ({"max_exits": True}, "whole number"),
+        ({"step": 0}, "step=0.*expected a share from 0.0001 to 1, 0.01 for one per cent, or None"),
+        ({"step": 1.1}, "share"),
+        ({"step": 5e-5}, "share"),
+        ({"step": float("nan")}, "step=nan"),
+        ({"step": True}, "step=True"),
+        ({"step": "0.01"}, "step='0.01'"),
+        ({"step": 0, "method": "iterative"}, "step=0"),
+        ({"workers": 0}, "workers=0.*expected a number of threads, at least 1"),
+        ({"workers": 1.0}, "workers=1.0"),
+        ({"workers": True}, "workers=True"),
+        ({"workers": None}, "workers=None"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, message):
+    records, costs = synthetic(n=20)
+    with pytest.raises(InputError, match=message):
+        search(records, costs, **arguments)
+
+
+def test_numpy_numbers_are_numbers():
+    records, costs = synthetic(n=20, p=3)
+    frontier = search(
+        records,
+        costs,
+        tradeoffs=np.array([0.5, 0.9]),
+        max_exits=np.int64(1),
+        step=np.float32(0.5),
+        workers=np.int32(2),
+    )
+    assert Frontier.from_json(frontier.to_json()) == frontier
+
+
+def test_records_and_costs_must_match():
+    records, costs = synthetic(n=20)
+    with pytest.raises(InputError, match="measure and record the same network"):
+        search(records, synthetic(n=20, p=4)[1])
+    with pytest.raises(InputError, match="at least one sample"):
+        search(records.subset(np.zeros(0, int)), costs)

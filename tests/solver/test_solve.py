@@ -1,0 +1,109 @@
+"""Many samples: some of them say which exits, all of them the thresholds. Here with few "many" samples."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from instances import make_records, objective, random_case, synthetic
+from offramp.core.evaluate import evaluate
+from offramp.core.frontier import Frontier
+from offramp.solver.search import search
+from offramp.solver.solve import fewer
+
+SOME = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def small_coarse(monkeypatch):
+    """100 samples stand for all wherever there are more than 200."""
+    monkeypatch.setattr("offramp.solver.solve.COARSE", 100)
+    monkeypatch.setattr("offramp.solver.cross_validation.COARSE", 100)
+    monkeypatch.setattr("offramp.solver.solve.fewer", partial(fewer, samples=100))
+    monkeypatch.setattr("offramp.solver.cross_validation.fewer", partial(fewer, samples=100))
+
+
+@pytest.mark.parametrize("regularise", [None, 0.002, "auto"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_figures_are_true(regularise, ties):
+    records, costs = (
+        random_case(1, 4, 2, 400, levels=9 if ties else 10**6, gaps=0.15) if ties else synthetic()
+    )
+    frontier = search(records, costs, tradeoffs=SOME, regularise=regularise)
+    for config in (*frontier, *frontier.by_tradeoff.values()):
+        outcome = evaluate(records, costs, config)
+        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+        assert all(outcome.exit_shares[records.positions.index(c.position)] > 0 for c in config.choices)
+    assert Frontier.from_json(frontier.to_json()) == frontier
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("cap", [None, 1, 2])
+def test_never_worse_than_the_reference_methods(seed, cap):
+    records, costs = (
+        random_case(seed, 4, 2, 300, levels=9, gaps=0.1) if seed % 2 else synthetic(n=300, seed=seed)
+    )
+    arguments = {"tradeoffs": SOME, "regularise": None, "max_exits": cap}
+    found = search(records, costs, **arguments).by_tradeoff
+    for method in ("single-pass", "iterative"):
+        rivals = search(records, costs, method=method, **arguments).by_tradeoff
+        for lam in SOME:
+            reached, rival = (objective(records, costs, each[lam], lam) for each in (found, rivals))
+            assert reached <= rival + 1e-9
+            assert reached <= 1 - lam + 1e-9
+            assert len(found[lam].choices) <= (99 if cap is None else cap)
+
+
+def test_beyond_the_budget_reference_methods_are_left_out_and_little_is_lost(monkeypatch):
+    records, costs = synthetic(n=1000)
+    lambdas = np.linspace(0.5, 1, 30).tolist()
+    full = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
+    monkeypatch.setattr("offramp.solver.solve._REFERENCE_CELLS", 0)
+    quick = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
+    monkeypatch.setattr("offramp.solver.solve.COARSE", 10_000)
+    single = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
+    totals = [sum(objective(records, costs, f[lam], lam) for lam in lambdas) for f in (full, quick, single)]
+    assert totals[0] <= totals[1] + 1e-9
+    assert totals[1] <= totals[2] * 1.02
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2])
+def test_auto_keeps_the_cap(cap):
+    records, costs = synthetic(n=300)
+    frontier = search(records, costs, tradeoffs=SOME, max_exits=cap)
+    assert max(len(config.choices) for config in (*frontier, *frontier.by_tradeoff.values())) <= cap
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_threads_change_nothing(monkeypatch, regularise):
+    monkeypatch.setattr("offramp.solver.problem._CELLS", 2000)
+    records, costs = synthetic(n=300)
+    one, two = (search(records, costs, tradeoffs=SOME, regularise=regularise, workers=w) for w in (1, 2))
+    assert one.to_json() == two.to_json()
+
+
+def test_more_goals_than_are_polished_each(monkeypatch):
+    monkeypatch.setattr("offramp.solver.solve._FULL", 3)
+    monkeypatch.setattr("offramp.solver.solve._COARSE_GOALS", 4)
+    records, costs = synthetic(n=300)
+    lambdas = np.linspace(0.5, 1, 20).tolist()
+    found = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
+    single = search(records, costs, tradeoffs=lambdas, method="single-pass").by_tradeoff
+    for lam in lambdas:
+        reached, rival = (objective(records, costs, each[lam], lam) for each in (found, single))
+        assert reached <= rival + 1e-9
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_without_heads_it_is_the_full_model(regularise):
+    records, costs = random_case(0, 3, 2, 300, gaps=1.1)
+    frontier = search(records, costs, tradeoffs=SOME, regularise=regularise)
+    assert [config.choices for config in frontier] == [()]
+
+
+@pytest.mark.parametrize("regularise", [None, "auto"])
+def test_equal_confidences_leave_all_or_none(regularise):
+    records, costs = make_records(np.full((2, 1, 300), 0.5), np.ones((2, 1, 300)), np.ones(300))
+    frontier = search(records, costs, tradeoffs=[0.0, 0.5, 1.0], regularise=regularise)
+    assert [len(config.choices) for config in frontier] == [1]
+    assert frontier[0].choices[0].threshold == -np.inf
