@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import offramp
-from offramp.feature import FeatureSpec
-from offramp.heads import register_head
+from offramp.heads.features import FeatureSpec
+from offramp.heads.registry import register_head
 
 HEADS = ("linear", "mlp", "conv")
 """Every kind these models were made for; "auto" takes fewer."""

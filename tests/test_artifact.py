@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 import small
-from offramp import _files, artifact, heads, manifest
+from offramp import _files, artifact, manifest
 from offramp.artifact import replace_frontier
 from offramp.core.certificate import Expected
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.heads import register_head
+from offramp.heads import registry
+from offramp.heads.registry import register_head
 from offramp.manifest import load_records, read_manifest
 from offramp.storage.documents import canonical
 
@@ -491,7 +492,7 @@ def test_parts_that_do_not_belong_together_are_refused(made, copy):
 def test_a_head_that_is_not_registered(tmp_path):
     made = Made(small.Vector, "a", heads=("linear", "small-own"))
     made.save(tmp_path / "a")
-    factory = heads._HEADS._entries.pop("small-own")
+    factory = registry._HEADS._entries.pop("small-own")
     try:
         with pytest.raises(ArtifactError, match=r"do not fit this model: unknown head 'small-own'"):
             offramp.load(tmp_path / "a", small.model(small.Vector))

@@ -13,8 +13,8 @@ import small
 from offramp import TrainConfig, caching, train_exits
 from offramp.caching import run_backbone
 from offramp.errors import InputError
-from offramp.feature import FeatureSpec
-from offramp.heads import register_head
+from offramp.heads.features import FeatureSpec
+from offramp.heads.registry import register_head
 
 QUICK = TrainConfig(epochs=3, batch_size=20)
 

@@ -14,9 +14,9 @@ import small
 from offramp import TrainConfig, calibration, head_training, train_exits
 from offramp.caching import Cache
 from offramp.calibration import Truth, calibrate
-from offramp.confidence import get_confidence, get_fitted
 from offramp.core.ranking import auroc
 from offramp.errors import InputError
+from offramp.tasks.confidence import get_confidence, get_fitted
 
 QUICK = TrainConfig(epochs=4, batch_size=40, calibration=0.25)
 COUNT = 160

@@ -16,7 +16,7 @@ import offramp
 from offramp.core.config import ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.records import ExitRecords
-from offramp.packed import packed_layers
+from offramp.graph.dynamic_quant import packed_layers
 
 FOLDER = Path(__file__).parents[1] / "bench" / "compression"
 MODULES = ("shared", "vision", "backbones", "networks", "compare", "timing", "picture", "run")

@@ -14,7 +14,7 @@ from offramp.errors import InputError
 from offramp.model_specs import SourceModel
 from offramp.preprocessing import ImageInput, TextInput
 from offramp.specs import parse_spec
-from offramp.task import make_task
+from offramp.tasks.base import make_task
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -479,7 +479,7 @@ def test_tables_that_do_not_fit(reviews, tmp_path):
 
 
 def test_ratings_to_be_predicted(tmp_path):
-    from offramp.regression import Regression
+    from offramp.tasks.regression import Regression
 
     path = write(tmp_path / "a.csv", [(f"good {'x ' * i}", i) for i in range(10)])
     splits = load(f"csv:{path},text=body,label=stars", text_source(), task=Regression(scale=1.0))

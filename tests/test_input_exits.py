@@ -15,7 +15,7 @@ import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import ArtifactError, InputError
-from offramp.macs import count_macs, count_module
+from offramp.graph.macs import count_macs, count_module
 from offramp.manifest import write_manifest
 from offramp.network import InputExit
 

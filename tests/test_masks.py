@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_heads import registry  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
-from offramp.feature import FeatureSpec
-from offramp.heads import register_head
-from test_heads import registry  # noqa: F401 (a fixture)
+from offramp.heads.features import FeatureSpec
+from offramp.heads.registry import register_head
 
 
 class Text(small.Tokens):

@@ -16,7 +16,7 @@ from offramp.errors import InputError, MissingExtraError
 from offramp.model_specs import MODEL_SCHEMES, load_source, of_callable
 from offramp.project import load_input_exits
 from offramp.specs import parse_spec
-from offramp.task import make_task
+from offramp.tasks.base import make_task
 
 Image = pytest.importorskip("PIL.Image")
 

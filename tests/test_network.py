@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from test_heads import registry  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 from offramp import ExitNetwork, attach_exits
 from offramp.errors import InputError, PartitionError
-from offramp.feature import FeatureSpec
-from offramp.heads import register_head
-from offramp.macs import count_macs, count_module
-from test_heads import registry  # noqa: F401 (a fixture)
+from offramp.graph.macs import count_macs, count_module
+from offramp.heads.features import FeatureSpec
+from offramp.heads.registry import register_head
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
 HEADS = ("linear", "mlp", "conv")

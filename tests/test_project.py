@@ -20,7 +20,7 @@ from offramp.project import (
     load_splits,
     parse_task,
 )
-from offramp.task import make_task
+from offramp.tasks.base import make_task
 
 CODE = """
 import torch

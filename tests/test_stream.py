@@ -8,7 +8,7 @@ import small
 from offramp.engine import Engine
 from offramp.errors import InputError
 from offramp.stream import measure_stream, read_batches, run_stream, time_model
-from offramp.tasks import TokenClassification
+from offramp.tasks.classification import TokenClassification
 
 
 @pytest.fixture(scope="module")

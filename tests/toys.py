@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from offramp import partition
-from offramp.partition import Partition
+from offramp.graph.partition import Partition
 
 Draw = Callable[..., Any]
 TOYS: dict[str, Callable[[], tuple[nn.Module, Draw]]] = {}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import offramp
-from offramp.tasks import IGNORED
+from offramp.tasks.classification import IGNORED
 
 CLASSES = ("space", "name", "keyword", "operator", "number", "string", "comment")
 LENGTH = 64  # characters of a line that are looked at

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from offramp.artifact import load as load, save as save
     from offramp.attach import attach_exits as attach_exits
     from offramp.calibration import CalibrationReport as CalibrationReport, calibrate as calibrate
-    from offramp.confidence import (
-        register_confidence as register_confidence,
-        register_fitted as register_fitted,
-    )
     from offramp.core import (
         BatchCosts as BatchCosts,
         Certificate as Certificate,
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
     from offramp.engine import Engine as Engine, EngineOutput as EngineOutput
     from offramp.errors import Expired as Expired, OfframpError as OfframpError, QueueFull as QueueFull
     from offramp.execution import Execution as Execution
-    from offramp.gauges import FittedConfidence as FittedConfidence
+    from offramp.graph import Segment as Segment, partition as partition
     from offramp.guarantees import (
         Answers as Answers,
         Risk as Risk,
@@ -56,14 +52,19 @@ if TYPE_CHECKING:
         with_answers as with_answers,
     )
     from offramp.network import ExitNetwork as ExitNetwork
-    from offramp.partition import Segment as Segment, partition as partition
-    from offramp.regression import Regression as Regression
     from offramp.solver import search as search
     from offramp.stream_engine import StreamEngine as StreamEngine
     from offramp.stream_ledger import StreamStats as StreamStats
     from offramp.stream_request import StreamAnswer as StreamAnswer, StreamFuture as StreamFuture
-    from offramp.task import Task as Task, register_task as register_task
     from offramp.task_artifact import load_tasks as load_tasks, save_tasks as save_tasks
+    from offramp.tasks import (
+        FittedConfidence as FittedConfidence,
+        Regression as Regression,
+        Task as Task,
+        register_confidence as register_confidence,
+        register_fitted as register_fitted,
+        register_task as register_task,
+    )
     from offramp.train_config import TrainConfig as TrainConfig
     from offramp.training import train_exits as train_exits
 
@@ -76,10 +77,6 @@ _HOME = {
     "calibration": (
         "CalibrationReport",
         "calibrate",
-    ),
-    "confidence": (
-        "register_confidence",
-        "register_fitted",
     ),
     "core": (
         "BatchCosts",
@@ -108,7 +105,10 @@ _HOME = {
         "QueueFull",
     ),
     "execution": ("Execution",),
-    "gauges": ("FittedConfidence",),
+    "graph": (
+        "Segment",
+        "partition",
+    ),
     "guarantees": (
         "Answers",
         "Risk",
@@ -125,11 +125,6 @@ _HOME = {
         "with_answers",
     ),
     "network": ("ExitNetwork",),
-    "partition": (
-        "Segment",
-        "partition",
-    ),
-    "regression": ("Regression",),
     "solver": ("search",),
     "stream_engine": ("StreamEngine",),
     "stream_ledger": ("StreamStats",),
@@ -137,13 +132,17 @@ _HOME = {
         "StreamAnswer",
         "StreamFuture",
     ),
-    "task": (
-        "Task",
-        "register_task",
-    ),
     "task_artifact": (
         "load_tasks",
         "save_tasks",
+    ),
+    "tasks": (
+        "FittedConfidence",
+        "Regression",
+        "Task",
+        "register_confidence",
+        "register_fitted",
+        "register_task",
     ),
     "train_config": ("TrainConfig",),
     "training": ("train_exits",),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from offramp.attach import Columns, network_on
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
+from offramp.graph import INPUT, Partition, partition
 from offramp.manifest import (
     ARTIFACT_FORMAT,
     MANIFEST,
@@ -33,10 +34,9 @@ from offramp.manifest import (
     write_manifest,
 )
 from offramp.network import ExitNetwork
-from offramp.partition import INPUT, Partition, partition
 from offramp.state import model_digest, plain_state, save_tensors
 from offramp.storage import parse_document, read_text, storage_errors, whole_folder
-from offramp.task import make_task
+from offramp.tasks import make_task
 
 
 def save(

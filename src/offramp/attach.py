@@ -8,17 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offramp.confidence import check_confidence
+from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
-from offramp.feature import FeatureSpec
-from offramp.heads import choose, head_factory
-from offramp.inputs import InputSpec
-from offramp.layout import find_layout
-from offramp.modes import eval_mode
+from offramp.graph import INPUT, Partition, eval_mode, find_layout, partition
+from offramp.heads import FeatureSpec, choose, head_factory
 from offramp.network import Answer, Exit, ExitNetwork, InputExit
-from offramp.partition import INPUT, Partition, partition
-from offramp.task import Task, as_task
-from offramp.tasks import select_output
+from offramp.tasks import Task, as_task, check_confidence, select_output
 
 
 @dataclass(frozen=True)

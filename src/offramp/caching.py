@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.features import Array, collect
+from offramp.graph import eval_mode
 from offramp.heads import reduced
-from offramp.modes import eval_mode
 from offramp.network import Exit, ExitNetwork
 from offramp.state import graph_digest, model_digest
 

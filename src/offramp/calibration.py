@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from offramp._progress import progress_bar
-from offramp.confidence import get_confidence, get_fitted, is_fitted
 from offramp.core import auroc
+from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.features import Array, collect
 from offramp.network import Exit, ExitNetwork, Judge
 from offramp.recording import check_finite
 from offramp.state import graph_digest, model_digest, scratch
-from offramp.task import token_mean
+from offramp.tasks import get_confidence, get_fitted, is_fitted, token_mean
 
 
 @dataclass(frozen=True)

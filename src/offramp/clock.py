@@ -28,7 +28,7 @@ from offramp._progress import progress_bar
 from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.execution import Execution
-from offramp.modes import eval_mode, evaluating
+from offramp.graph import eval_mode, evaluating
 from offramp.runner import Runner
 from offramp.steps import Handed, Run, leaving
 

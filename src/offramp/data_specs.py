@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from offramp.graph import evaluating
 from offramp.model_specs import SourceModel, with_tokenizer
-from offramp.modes import evaluating
 from offramp.readings import Readings, Sample, Sets, read_arrays, read_image_folder, read_tables
 from offramp.specs import Scheme, Spec
 from offramp.splits import NAMES, Guarded, Splits, class_numbers, limited, three_sets
-from offramp.task import Task
-from offramp.tasks import select_output
+from offramp.tasks import Task, select_output
 
 _COMMON = ("batch", "seed", "limit", "workers")
 DATA_SCHEMES = (

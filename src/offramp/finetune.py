@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from offramp._progress import progress_bar
 from offramp.caching import Cache
+from offramp.data import checked_batches
 from offramp.errors import InputError
-from offramp.features import checked_batches
 from offramp.head_training import check_finite, cycle, mixed_losses, seeded
 from offramp.heads import ask
 from offramp.network import Exit, ExitNetwork

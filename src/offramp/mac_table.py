@@ -8,7 +8,7 @@ import numpy as np
 
 from offramp.core import CostTable
 from offramp.errors import InputError
-from offramp.macs import count_macs, count_module
+from offramp.graph import count_macs, count_module
 from offramp.network import ExitNetwork
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()

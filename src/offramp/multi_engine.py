@@ -21,10 +21,10 @@ from torch import Tensor
 from offramp.core import ExitConfig, PlanCache, names_of, resolve
 from offramp.engine import EngineOutput
 from offramp.errors import InputError
+from offramp.graph import Span
 from offramp.mac_table import mac_table
 from offramp.network import ExitNetwork
 from offramp.questions import Call, Question, Stop
-from offramp.spans import Span
 
 Wanted = Sequence[str] | Tensor
 """Names of tasks, for the whole batch; or (B, T) bool, a column per task in the order of ``engine.tasks``."""

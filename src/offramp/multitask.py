@@ -16,13 +16,12 @@ from typing import Any
 from torch import nn
 
 from offramp.attach import check_exits, network_on
-from offramp.confidence import check_confidence
 from offramp.core import names_of
+from offramp.data import LABEL_KEYS
 from offramp.errors import InputError, PartitionError
-from offramp.inputs import LABEL_KEYS
+from offramp.graph import INPUT, partition
 from offramp.network import ExitNetwork
-from offramp.partition import INPUT, partition
-from offramp.task import as_task
+from offramp.tasks import as_task, check_confidence
 
 OPTIONS = ("heads", "task", "confidence", "output", "input_exits", "mask", "seed")
 """What may differ between tasks: these options of ``attach_exits``."""

@@ -15,14 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp.confidence import get_confidence, get_fitted, is_fitted
-from offramp.feature import FeatureSpec
-from offramp.heads import head_factory
-from offramp.inputs import InputSpec
-from offramp.modes import eval_mode, evaluating
-from offramp.partition import INPUT, Partition
-from offramp.task import Task, token_mean
-from offramp.tasks import select_output
+from offramp.data import InputSpec
+from offramp.graph import INPUT, Partition, eval_mode, evaluating
+from offramp.heads import FeatureSpec, head_factory
+from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_output, token_mean
 
 Exit = tuple[int, int]
 """(position, head index)."""

@@ -18,13 +18,13 @@ from offramp._progress import progress_bar
 from offramp.attach import attach_exits
 from offramp.caching import DTYPES, reduction
 from offramp.core import CostTable, ExitRecords, Frontier, measure_cost, record_outputs
+from offramp.data import checked_batches
 from offramp.errors import InputError, StorageError
-from offramp.features import checked_batches
 from offramp.heads import reduced
 from offramp.network import ExitNetwork
 from offramp.solver import search
 from offramp.splits import Splits
-from offramp.task import Task
+from offramp.tasks import Task
 from offramp.train_config import TrainConfig
 from offramp.training import TrainReport, train_exits
 

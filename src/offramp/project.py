@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from offramp.data import LABEL_KEYS
 from offramp.data_specs import DATA_SCHEMES, beside, load_samples
 from offramp.errors import InputError
-from offramp.inputs import LABEL_KEYS
 from offramp.model_specs import MODEL_SCHEMES, SourceModel, load_source, of_callable
 from offramp.preprocessing import Adapted
 from offramp.specs import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
 from offramp.splits import Check, Guarded, Splits
-from offramp.task import Task, make_task
+from offramp.tasks import Task, make_task
 
 __all__ = [
     "Project",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, arange
 
+from offramp.graph import Span
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.spans import Span
 from offramp.steps import keep
 
 Part = tuple[int, Tensor, Tensor, Tensor]

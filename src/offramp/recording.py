@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from offramp.core import ExitRecords
+from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.features import Array, collect
 from offramp.network import ExitNetwork
 from offramp.state import graph_digest, model_digest, scratch
 

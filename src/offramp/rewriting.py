@@ -20,9 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from offramp.errors import InputError
-from offramp.flow import Flow, operation_name
-from offramp.spans import Border, Span
-from offramp.tracing import Slot
+from offramp.graph import Border, Flow, Slot, Span, operation_name
 
 _ATEN = torch.ops.aten
 _CHUNK = 256  # rows at a time: what is between the steps stays in the cache; measured

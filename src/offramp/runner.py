@@ -19,7 +19,7 @@ from torch import Tensor
 from offramp.compiled import compile_span
 from offramp.errors import InputError
 from offramp.execution import Execution
-from offramp.flow import Flow, operation_name
+from offramp.graph import Flow, operation_name
 from offramp.network import Ask, ExitNetwork, InputExit
 from offramp.rewriting import Parameters, draft, frozen, lay_out, linear_layer, narrow, quantise
 

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from offramp._progress import progress_bar
 from offramp.core import ExitConfig
+from offramp.data import InputSpec, checked_batches
 from offramp.engine import Engine
 from offramp.errors import InputError
-from offramp.features import checked_batches
-from offramp.inputs import InputSpec
-from offramp.modes import evaluating
+from offramp.graph import evaluating
 
 Batch = tuple[Any, Tensor | None]
 """Inputs as the model takes them, and labels where there are any."""

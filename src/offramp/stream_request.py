@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offramp.data import InputSpec
 from offramp.errors import InputError
-from offramp.inputs import InputSpec
 from offramp.stream_routes import Route
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from offramp import survivors
 from offramp.caching import Cache, Ints, fed, in_parts, predicted, reduction, run_backbone
 from offramp.calibration import Truth, fit_gauges, install
-from offramp.confidence import is_fitted
 from offramp.core import ExitConfig
 from offramp.errors import InputError
 from offramp.finetune import finetuned
@@ -32,6 +31,7 @@ from offramp.head_training import HeadTraining
 from offramp.mac_table import mac_table
 from offramp.network import Exit, ExitNetwork, Judge
 from offramp.state import scratch
+from offramp.tasks import is_fitted
 from offramp.train_config import TrainConfig  # imported from here, beside the verb
 
 

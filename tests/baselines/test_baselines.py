@@ -11,13 +11,13 @@ import torch
 from offramp.baselines.derived_records import entropy_records, patience_records
 from offramp.baselines.published import GRID, brent_iterative, brent_single_pass, greedy_grid
 from offramp.baselines.rules import entropy_thresholds, patience, same_threshold, single_exit
-from offramp.confidence import get_confidence
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError, MissingExtraError
 from offramp.solver.search import search
+from offramp.tasks.confidence import get_confidence
 
 LAMBDAS = (0.0, 0.5, 0.8, 0.95, 1.0)
 

@@ -13,7 +13,7 @@ from offramp.errors import InputError
 from offramp.export.graphs import Piece
 from offramp.export.layout import ExitGraph, Port, Signature
 from offramp.export.running import Array, Call
-from offramp.modes import evaluating
+from offramp.graph import evaluating
 
 TOLERANCE = 1e-4
 """How far a result may be from PyTorch's, as a share of the largest value, or of 1 if that is less."""

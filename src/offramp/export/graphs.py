@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from offramp.core import Frontier, resolve
 from offramp.errors import InputError
 from offramp.export.layout import BATCH, MASK, ExitGraph, Port, Signature, SpanGraph, every_config
-from offramp.modes import evaluating
+from offramp.graph import Span, evaluating
 from offramp.network import ExitNetwork, InputExit
-from offramp.spans import Span
 
 
 @dataclass(frozen=True)

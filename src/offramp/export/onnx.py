@@ -32,7 +32,7 @@ from offramp.export.layout import (
 from offramp.export.ort import load_graph, runtime, session_options
 from offramp.export.pooling import replace_pooling
 from offramp.export.running import Call
-from offramp.modes import evaluating
+from offramp.graph import evaluating
 from offramp.network import ExitNetwork
 from offramp.storage import whole_folder
 

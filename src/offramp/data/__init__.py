@@ -1,0 +1,9 @@
+"""Batches in, rows on disk: checked inputs and labels, and arrays computed once from a loader, resumably."""
+
+from offramp.data.batches import checked_batches
+from offramp.data.collect import Array, collect
+from offramp.data.inputs import LABEL_KEYS, InputSpec
+
+__all__ = [
+    "LABEL_KEYS", "Array", "InputSpec", "checked_batches", "collect",
+]  # fmt: skip

@@ -1,0 +1,292 @@
+"""What is alive where in a traced graph, and what each value depends on.
+
+Every operation's value is one of
+    free      made from parameters, buffers, constants and sizes alone: computed again where it is needed
+    carried   depends on the inputs but on no parameter (a mask): handed on beside the feature
+    feature   depends on both: what the network knows so far
+In-place operations write to the value they are applied to; values that share storage are one group, and
+whatever is written to one of them the others depend on too. Multiples of the batch size depend on nothing:
+they are read off the tensor that is handed on.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree
+
+from offramp.errors import PartitionError
+from offramp.graph.dynamic_quant import layer_of
+from offramp.graph.trace import Trace
+
+_MAY_RETURN_ITS_ARGUMENT = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"}
+"""Operations that can return their argument itself although their schema does not say so."""
+_NORMS = {"batch_norm", "instance_norm"}
+"""Change running statistics (arguments 3 and 4) where argument 5 is true; the schema does not say so."""
+_CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
+
+
+class Flow:
+    """Dependencies, aliases and liveness of a trace. ``nodes`` are the operations that must run, in order."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.nodes = _needed(trace)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        self.same = _in_place_results(self.nodes)
+        self._group, writes = _storage(self.nodes)
+        self._last_write = {self._group.find(node): i for node, i in writes}
+        self._refuse_changed_parameters()
+        self._on_input = self._dependent_on(trace.inputs)
+        packed = (node for node in self.nodes if layer_of(node) is not None)
+        self._on_parameter = self._dependent_on((*trace.parameters, *packed))
+
+    @cached_property
+    def last_use(self) -> dict[Node, int]:
+        """Index of the last operation that reads each value; the outputs are read after all of them."""
+        uses: dict[Node, int] = {}
+        for i, node in enumerate(self.nodes):
+            for source in self.reads(node):
+                uses[source] = i
+        for output in self.outputs():
+            uses[output] = len(self.nodes)
+        return uses
+
+    @cached_property
+    def written_inputs(self) -> frozenset[Node]:
+        """Inputs that the model changes in place: a span that starts with them must copy them first."""
+        return frozenset(node for node in self.trace.inputs if self._group.find(node) in self._last_write)
+
+    def root(self, node: Node) -> Node:
+        """The value itself, where ``node`` is the result of an in-place operation on it."""
+        while node in self.same:
+            node = self.same[node]
+        return node
+
+    def reads(self, node: Node) -> Iterator[Node]:
+        """The values an operation reads; none for a multiple of the batch size."""
+        if not self.batch_factor(node.meta.get("val")):
+            yield from (self.root(source) for source in node.all_input_nodes)
+
+    def outputs(self) -> list[Node]:
+        """The values the model returns."""
+        return [self.root(output) for output in self.trace.outputs if isinstance(output, Node)]
+
+    def batch_factor(self, size: object) -> int:
+        """K where ``size`` is k times the batch size, k a positive integer; else 0."""
+        if not isinstance(size, torch.SymInt):
+            return 0
+        batch = self.trace.inputs[0].meta["val"].shape[0]
+        ratio = size.node.expr / batch.node.expr
+        return int(ratio) if ratio.is_Integer and ratio > 0 else 0
+
+    def batch_first(self, node: Node) -> bool:
+        """Whether a value's first dimension is the batch and no other depends on it."""
+        shape = node.meta["val"].shape
+        return len(shape) > 0 and self.batch_factor(shape[0]) == 1 and not any(map(_symbolic, shape[1:]))
+
+    def is_free(self, node: Node) -> bool:
+        """Made from parameters, constants and sizes alone, and never changed in place."""
+        return not (node in self._on_input or self._group.find(node) in self._last_write)
+
+    def is_feature(self, node: Node) -> bool:
+        """Depends on inputs and on parameters."""
+        return node in self._on_input and node in self._on_parameter
+
+    def alive(self, after: int) -> list[Node]:
+        """Values made before or at operation ``after`` that later operations read, except free ones."""
+        made = [*self.trace.inputs, *(n for n in self.nodes[: after + 1] if n not in self.same)]
+        return [n for n in made if self.last_use.get(n, -1) > after and not self.is_free(n)]
+
+    def owned(self, node: Node, others: Iterable[Node]) -> bool:
+        """Whether ``node`` shares its storage with no input, no parameter and none of ``others``."""
+        group = self._group.find(node)
+        known = (*self.trace.inputs, *self.trace.slots, *others)
+        return not any(self._group.find(other) is group for other in known if other is not node)
+
+    def changed_through_an_alias(self, node: Node, after: int, others: list[Node]) -> bool:
+        """Whether ``node`` shares storage with another alive value and is written after the cut."""
+        group = self._group.find(node)
+        shared = any(self._group.find(other) is group for other in others if other is not node)
+        return shared and self._last_write.get(group, -1) > after
+
+    def _refuse_changed_parameters(self) -> None:
+        for node, (_, name) in self.trace.slots.items():
+            if self._group.find(node) in self._last_write:
+                writer = self.nodes[self._last_write[self._group.find(node)]]
+                raise PartitionError(
+                    f"{type(self.trace.model).__name__} changes its own parameter or buffer {name!r} "
+                    f"in eval mode{source_line(writer)}\n  try: make forward free of side effects, "
+                    "for instance behind `if self.training:`"
+                )
+
+    def _dependent_on(self, sources: Iterable[Node]) -> set[Node]:
+        """Every value that depends on one of ``sources``, also by a write to what it shares storage with."""
+        found, tainted, size = set(sources), set[Node](), -1
+        while len(found) + len(tainted) > size:
+            size = len(found) + len(tainted)
+            for node in self.nodes:
+                if any(s in found or self._group.find(s) in tainted for s in self.reads(node)):
+                    found.add(node)
+                    tainted.update(self._group.find(written) for written in _writes(node))
+            found.update(n for n in (*self.trace.inputs, *self.nodes) if self._group.find(n) in tainted)
+        return found
+
+
+class _Groups:
+    """Union-find over values that share storage."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Node, Node] = {}
+
+    def find(self, node: Node) -> Node:
+        while (parent := self._parent.get(node)) is not None:
+            node = parent
+        return node
+
+    def join(self, a: Node, b: Node) -> None:
+        a, b = self.find(a), self.find(b)
+        if a is not b:
+            self._parent[a] = b
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether a node's value is one tensor (not a size, nor a list of tensors)."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def is_size(node: Node) -> bool:
+    """Whether a node's value is a number: a size or arithmetic on sizes, or a number read off a tensor."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
+
+
+def batch_free(node: Node) -> bool:
+    """Whether no dimension of a value depends on the batch."""
+    return not any(map(_symbolic, node.meta["val"].shape))
+
+
+def operation_name(node: Node) -> str:
+    """Name of an ATen operation without overload and trailing underscore; empty for other nodes."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    return node.target._schema.name.split("::")[1].rstrip("_")
+
+
+def is_check(node: Node) -> bool:
+    """Whether an operation only asserts something at run time."""
+    return operation_name(node) in _CHECKS
+
+
+def source_line(node: Node) -> str:
+    """The user's line that an operation came from, for messages; empty if unknown."""
+    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines() if line.strip()]
+    return "".join(f"\n  {line}" for line in lines[-2:])
+
+
+def _symbolic(size: object) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
+def _needed(trace: Trace) -> tuple[Node, ...]:
+    """Drop whatever nobody reads and changes nothing, run-time checks included."""
+    kept: list[Node] = []
+    used: set[Node] = {n for n in trace.outputs if isinstance(n, Node)}
+    for node in reversed(trace.nodes):
+        if node in used or _writes(node):
+            kept.append(node)
+            used.update(node.all_input_nodes)
+    return tuple(reversed(kept))
+
+
+def _writes(node: Node) -> list[Node]:
+    """The values that an operation changes in place."""
+    if node.op != "call_function":
+        return []
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return _written_in_subgraphs(node)
+    if operation_name(node) in _NORMS and len(node.args) > 5 and node.args[5]:
+        return [value for value in node.args[3:5] if isinstance(value, Node)]
+    return [value for argument, value in _arguments(node) if argument.alias_info.is_write]
+
+
+def _arguments(node: Node) -> list[tuple[Any, Node]]:
+    """(schema argument, value) where the schema says that the value is written, or shared with a result."""
+    arguments = enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
+    given = ((a, node.args[i] if i < len(node.args) else node.kwargs.get(a.name)) for i, a in arguments)
+    return [
+        (argument, value)
+        for argument, values in given
+        if argument.alias_info is not None
+        for value in _pytree.tree_leaves(values)
+        if isinstance(value, Node)
+    ]
+
+
+def _subgraphs(node: Node) -> Iterator[tuple[tuple[Node, ...], dict[Node, Node]]]:
+    """The graphs of an operation with its own (autocast, gradient mode): (nodes, placeholder -> operand)."""
+    operands = _pytree.tree_leaves((node.args, node.kwargs))
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            nodes = tuple(getattr(node.graph.owning_module, str(source.target)).graph.nodes)
+            inputs = [n for n in nodes if n.op == "placeholder"]
+            pairs = zip(inputs, operands[len(operands) - len(inputs) :], strict=True)
+            yield nodes, {inner: outer for inner, outer in pairs if isinstance(outer, Node)}
+
+
+def _written_in_subgraphs(node: Node) -> list[Node]:
+    written: list[Node] = []
+    for nodes, operands in _subgraphs(node):
+        groups, writes = _storage(nodes)
+        changed = {groups.find(value) for value, _ in writes}
+        written += [outer for inner, outer in operands.items() if groups.find(inner) in changed]
+    return written
+
+
+def _returned_by_subgraphs(node: Node) -> list[Node]:
+    returned: list[Node] = []
+    for nodes, operands in _subgraphs(node):
+        groups, _ = _storage(nodes)
+        results = {groups.find(result) for result in nodes[-1].all_input_nodes}
+        returned += [outer for inner, outer in operands.items() if groups.find(inner) in results]
+    return returned
+
+
+def _storage(nodes: tuple[Node, ...]) -> tuple[_Groups, list[tuple[Node, int]]]:
+    """Groups of values that share storage, and (value, index of the operation) of every write."""
+    groups, writes = _Groups(), list[tuple[Node, int]]()
+    for i, node in enumerate(nodes):
+        for source in _shares_storage_with(node):
+            groups.join(node, source)
+        writes += [(written, i) for written in _writes(node)]
+    return groups, writes
+
+
+def _in_place_results(nodes: tuple[Node, ...]) -> dict[Node, Node]:
+    """In-place operations return the value they changed: result -> value."""
+    results: dict[Node, Node] = {}
+    for node in nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and is_tensor(node):
+            returned = node.target._schema.returns[0].alias_info
+            if returned is not None and returned.is_write:
+                results[node] = _writes(node)[0]
+    return results
+
+
+def _shares_storage_with(node: Node) -> list[Node]:
+    if node.op != "call_function" or is_size(node):
+        return []
+    if node.target is operator.getitem:
+        return node.all_input_nodes
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return _returned_by_subgraphs(node)
+    if operation_name(node) in _MAY_RETURN_ITS_ARGUMENT:
+        return node.all_input_nodes[:1]
+    if all(result.alias_info is None for result in node.target._schema.returns):
+        return []
+    return [value for _, value in _arguments(node)]

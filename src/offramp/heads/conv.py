@@ -1,0 +1,119 @@
+"""Heads that convolve: a feature on a grid, or a small network from there to the answer.
+
+    conv        8x8 grid ── depthwise 3x3, pointwise ── 4x4 ── linear; for sequences too
+    convnet     14x14 grid ── dense 3x3 convolutions, half the size, twice the width ── 7x7 ── linear
+    separable   the same of depthwise-separable ones: no better at equal operations, slower to train and run
+
+The last linear map sees where things are (a grid, not its mean) as long as that stays small: in so small a
+network this is worth more than another convolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offramp.heads.base import Head
+from offramp.heads.features import FeatureSpec
+
+_SIDE = 14  # of the grid a feature is pooled to: training keeps a quarter of 28x28
+_INPUT_SIDE = 56  # of a model's input, which has few channels
+_READOUT = 2**19  # MACs of the last linear map, at most
+
+
+class ConvHead(Head):
+    """Average pool to an 8x8 grid, depthwise 3x3 and pointwise convolution, a 4x4 grid, linear map."""
+
+    def __init__(self, feature: FeatureSpec, outputs: int) -> None:
+        super().__init__(feature, grid=8)
+        convolution = nn.Conv1d if len(self.cells) == 1 else nn.Conv2d
+        norm = nn.BatchNorm1d if len(self.cells) == 1 else nn.BatchNorm2d
+        channels, width = feature.channels, max(32, min(128, feature.channels))
+        self.local = convolution(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.mix = convolution(channels, width, 1, bias=False)
+        self.norm = norm(width)
+        self.readout = _readout(self.cells, 4, width * outputs)
+        self.out = nn.Linear(width * math.prod(self.readout), outputs)
+
+    def predict(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, K)."""
+        z = F.relu(self.norm(self.mix(self.local(z))))
+        out: Tensor = self.out(_coarser(z, self.readout).flatten(1))
+        return out
+
+
+def conv_head(feature: FeatureSpec, outputs: int) -> nn.Module | None:
+    """One depthwise-separable convolution; None without an extent of at least 2, and per token."""
+    if not feature.extent or min(feature.extent) < 2 or feature.per_token:
+        return None
+    return ConvHead(feature, outputs)
+
+
+class ConvNetHead(Head):
+    """A small network: convolutions from the grid down to about 7x7, one linear map of what is there.
+
+    Args:
+        feature: what it will be given: an image.
+        outputs: K.
+        separable: depthwise 3x3 and pointwise convolutions, twice as wide, in place of dense 3x3 ones.
+        deep: one more convolution at the end, which doubles the cost.
+    """
+
+    def __init__(self, feature: FeatureSpec, outputs: int, separable: bool, deep: bool) -> None:
+        super().__init__(feature, grid=_INPUT_SIDE if feature.inputs else _SIDE)
+        block, channels, sides = _separable if separable else _dense, feature.channels, list(self.cells)
+        width = max(32, min(64, channels)) * (2 if separable else 1)
+        layers: list[nn.Module] = []
+        while max(sides) > _SIDE + 2:  # CIFAR's 32 pixels end at 8
+            layers += _dense(channels, width // 2, 2)  # few channels: a dense convolution is cheap
+            channels, sides = width // 2, [(side + 1) // 2 for side in sides]
+        layers += block(channels, width, 1)
+        if max(sides) > 8:
+            layers += block(width, 2 * width, 2)
+            width, sides = 2 * width, [(side + 1) // 2 for side in sides]
+        if deep:
+            layers += block(width, width, 1)
+        self.body = nn.Sequential(*layers)
+        self.readout = _readout(sides, 8, width * outputs)
+        self.out = nn.Linear(width * math.prod(self.readout), outputs)
+
+    def predict(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, K)."""
+        out: Tensor = self.out(_coarser(self.body(z), self.readout).flatten(1))
+        return out
+
+
+def _dense(channels: int, width: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+
+
+def _separable(channels: int, width: int, stride: int) -> list[nn.Module]:
+    local = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+    return [local, nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+
+
+def _readout(sides: list[int], finest: int, each: int) -> tuple[int, ...]:
+    """The finest grid, of ``each`` MACs a cell, that the last linear map can afford."""
+    grids = [tuple(min(cells, side) for side in sides) for cells in (8, 4, 2, 1) if cells <= finest]
+    return next((grid for grid in grids if math.prod(grid) * each <= _READOUT), grids[-1])
+
+
+def _coarser(z: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """(B, C, l) or (B, C, h, w), averaged down to ``sides``."""
+    if tuple(z.shape[2:]) == sides:
+        return z
+    if len(sides) == 1:
+        return F.adaptive_avg_pool1d(z, sides[0])
+    return F.adaptive_avg_pool2d(z, (sides[0], sides[1]))
+
+
+def conv_net_head(
+    feature: FeatureSpec, outputs: int, *, separable: bool = False, deep: bool = False
+) -> nn.Module | None:
+    """A small convolutional network; only for images of at least 4x4, and not per token."""
+    if len(feature.extent) != 2 or min(feature.extent) < 4 or feature.per_token:
+        return None
+    return ConvNetHead(feature, outputs, separable, deep)

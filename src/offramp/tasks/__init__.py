@@ -1,0 +1,20 @@
+"""What an answer is worth (quality) and how certain an exit is of it (confidence)."""
+
+from offramp.tasks.base import Task, as_task, make_task, register_task, token_mean
+from offramp.tasks.confidence import (
+    check_confidence,
+    get_confidence,
+    get_fitted,
+    is_fitted,
+    register_confidence,
+    register_fitted,
+)
+from offramp.tasks.fitted_confidence import FittedConfidence
+from offramp.tasks.outputs import select_output
+from offramp.tasks.regression import Regression
+
+__all__ = [
+    "FittedConfidence", "Regression", "Task", "as_task", "check_confidence", "get_confidence", "get_fitted",
+    "is_fitted", "make_task", "register_confidence", "register_fitted", "register_task", "select_output",
+    "token_mean",
+]  # fmt: skip
