@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import offramp
 from offramp import ExitRecords, cli
+from offramp.artifacts.manifest import load_frontier, read_manifest
 from offramp.core.config import config_to_dict
-from offramp.manifest import load_frontier, read_manifest
 
 OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
 
@@ -477,7 +477,7 @@ def test_unexpected_errors_ask_for_debug(invoke, artifact, monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("offramp.artifact.load_frontier", broken)
+    monkeypatch.setattr("offramp.artifacts.artifact.load_frontier", broken)
     code, _, err = invoke("eval", artifact)
     assert code == 70
     assert err == "unexpected error: RuntimeError: a bug\nrun again with --debug and report the traceback\n"
@@ -500,7 +500,7 @@ def test_control_c_is_130_and_a_closed_pipe_is_silent(invoke, artifact, monkeypa
         def stop(*_, error=error):
             raise error
 
-        monkeypatch.setattr("offramp.artifact.load_frontier", stop)
+        monkeypatch.setattr("offramp.artifacts.artifact.load_frontier", stop)
         code, _, err = invoke("eval", artifact)
         assert (code, err.startswith(wanted[1])) == (wanted[0], True)
         assert "Traceback" not in err

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import offramp
 import small
 from offramp import cli
-from offramp.manifest import load_costs, load_frontier, read_manifest
+from offramp.artifacts.manifest import load_costs, load_frontier, read_manifest
 
 MODULE = """
 import small

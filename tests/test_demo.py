@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 import offramp
+from offramp.artifacts.manifest import load_records, read_manifest
 from offramp.core.evaluate import full_quality
 from offramp.demo import BORDER, digit_splits, run_demo
 from offramp.digits import DigitsResNet, load_digits
 from offramp.errors import MissingExtraError
-from offramp.manifest import load_records, read_manifest
 from offramp.report.tables import frontier_rows, non_dominated, shares, thinned, with_exits
 from offramp.stream import read_batches, run_stream, time_model
 

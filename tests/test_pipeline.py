@@ -10,11 +10,11 @@ import torch
 import offramp
 import small
 from offramp import pipeline
-from offramp.caching import run_backbone
 from offramp.errors import InputError, StorageError
 from offramp.pipeline import BuildConfig, build, kept_bytes, summary
 from offramp.splits import Splits
-from offramp.train_config import TrainConfig
+from offramp.training.cache import run_backbone
+from offramp.training.config import TrainConfig
 
 QUICK = TrainConfig(epochs=1)
 

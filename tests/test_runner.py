@@ -18,7 +18,7 @@ import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
 from offramp.execution import Execution
-from offramp.network import ExitNetwork
+from offramp.network.network import ExitNetwork
 from offramp.rewriting import Conversion, Draft, Int8Linear, Parameters, draft, narrow, quantise
 from offramp.runner import Runner, difference
 

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from offramp._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from offramp.artifact import load as load, save as save
-    from offramp.attach import attach_exits as attach_exits
-    from offramp.calibration import CalibrationReport as CalibrationReport, calibrate as calibrate
+    from offramp.artifacts import (
+        load as load,
+        load_tasks as load_tasks,
+        save as save,
+        save_tasks as save_tasks,
+    )
     from offramp.core import (
         BatchCosts as BatchCosts,
         Certificate as Certificate,
@@ -46,17 +49,17 @@ if TYPE_CHECKING:
     from offramp.heads import register_head as register_head
     from offramp.memory import keep_memory as keep_memory
     from offramp.multi_engine import MultiEngine as MultiEngine
-    from offramp.multitask import (
+    from offramp.network import (
+        ExitNetwork as ExitNetwork,
+        attach_exits as attach_exits,
         attach_tasks as attach_tasks,
         labels_of as labels_of,
         with_answers as with_answers,
     )
-    from offramp.network import ExitNetwork as ExitNetwork
     from offramp.solver import search as search
     from offramp.stream_engine import StreamEngine as StreamEngine
     from offramp.stream_ledger import StreamStats as StreamStats
     from offramp.stream_request import StreamAnswer as StreamAnswer, StreamFuture as StreamFuture
-    from offramp.task_artifact import load_tasks as load_tasks, save_tasks as save_tasks
     from offramp.tasks import (
         FittedConfidence as FittedConfidence,
         Regression as Regression,
@@ -65,18 +68,19 @@ if TYPE_CHECKING:
         register_fitted as register_fitted,
         register_task as register_task,
     )
-    from offramp.train_config import TrainConfig as TrainConfig
-    from offramp.training import train_exits as train_exits
+    from offramp.training import (
+        CalibrationReport as CalibrationReport,
+        TrainConfig as TrainConfig,
+        calibrate as calibrate,
+        train_exits as train_exits,
+    )
 
 _HOME = {
-    "artifact": (
+    "artifacts": (
         "load",
+        "load_tasks",
         "save",
-    ),
-    "attach": ("attach_exits",),
-    "calibration": (
-        "CalibrationReport",
-        "calibrate",
+        "save_tasks",
     ),
     "core": (
         "BatchCosts",
@@ -119,22 +123,19 @@ _HOME = {
     "heads": ("register_head",),
     "memory": ("keep_memory",),
     "multi_engine": ("MultiEngine",),
-    "multitask": (
+    "network": (
+        "ExitNetwork",
+        "attach_exits",
         "attach_tasks",
         "labels_of",
         "with_answers",
     ),
-    "network": ("ExitNetwork",),
     "solver": ("search",),
     "stream_engine": ("StreamEngine",),
     "stream_ledger": ("StreamStats",),
     "stream_request": (
         "StreamAnswer",
         "StreamFuture",
-    ),
-    "task_artifact": (
-        "load_tasks",
-        "save_tasks",
     ),
     "tasks": (
         "FittedConfidence",
@@ -144,8 +145,12 @@ _HOME = {
         "register_fitted",
         "register_task",
     ),
-    "train_config": ("TrainConfig",),
-    "training": ("train_exits",),
+    "training": (
+        "CalibrationReport",
+        "TrainConfig",
+        "calibrate",
+        "train_exits",
+    ),
 }
 _PACKAGE_OF = {name: package for package, names in _HOME.items() for name in names}
 

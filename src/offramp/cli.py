@@ -172,10 +172,10 @@ def build(
 
     A run that is stopped goes on where it was when you give the same command again.
     """
-    from offramp.artifact import check_replaceable, save
+    from offramp.artifacts import check_replaceable, save
     from offramp.pipeline import BuildConfig, build as run_build, summary
     from offramp.project import load_project
-    from offramp.train_config import TrainConfig
+    from offramp.training import TrainConfig
 
     config = BuildConfig(
         heads=heads_of(heads),
@@ -220,8 +220,7 @@ def search(
     json_: Json = False,
 ) -> None:
     """Search the configurations of an artifact again; the model is not needed."""
-    from offramp.artifact import replace_frontier
-    from offramp.manifest import load_costs, load_frontier, load_records, read_manifest
+    from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest, replace_frontier
     from offramp.pipeline import find_frontier
 
     manifest = read_manifest(artifact)
@@ -245,8 +244,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Show what the configurations do on the report split, from the artifact alone."""
+    from offramp.artifacts import load_frontier, read_manifest
     from offramp.core import Frontier
-    from offramp.manifest import load_frontier, read_manifest
 
     frontier = load_frontier(artifact, read_manifest(artifact))
     chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
@@ -272,10 +271,9 @@ def certify(
     Its certificate is stored in the artifact; `offramp report` shows it. The exit code is 3 where no
     configuration can be certified; the artifact then stays as it is.
     """
-    from offramp.artifact import replace_frontier
+    from offramp.artifacts import load_costs, load_frontier, read_manifest, replace_frontier
     from offramp.core import config_to_dict
     from offramp.guarantees import certify as run_certify, samples_needed
-    from offramp.manifest import load_costs, load_frontier, read_manifest
 
     seen, source = calibration_records(artifact, split, records)
     manifest = read_manifest(artifact)
@@ -319,7 +317,7 @@ def run(
     json_: Json = False,
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
-    from offramp.artifact import load
+    from offramp.artifacts import load
     from offramp.core import ExitConfig
     from offramp.engine import Engine
     from offramp.project import load_input_exits, load_source_model, load_splits
@@ -363,7 +361,7 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
 ) -> None:
     """Write one self-contained HTML page with the plots and the table of an artifact."""
-    from offramp.manifest import load_costs, load_frontier, load_records, read_manifest
+    from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest
     from offramp.report import write_report
 
     manifest = read_manifest(artifact)

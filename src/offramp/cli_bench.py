@@ -40,10 +40,9 @@ def bench(
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
     from offramp import memory
-    from offramp.artifact import check_replaceable, load, save
+    from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
     from offramp.core import measure_cost
     from offramp.execution import Execution
-    from offramp.manifest import load_records, read_manifest
     from offramp.pipeline import find_frontier
     from offramp.project import load_input_exits, load_source_model
 

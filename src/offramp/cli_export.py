@@ -41,7 +41,7 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write the network for another runtime, with every configuration or with the one you pick."""
-    from offramp.artifact import load
+    from offramp.artifacts import load
     from offramp.core import Frontier
     from offramp.export.layout import check_replaceable
     from offramp.project import load_input_exits, load_source_model

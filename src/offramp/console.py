@@ -35,7 +35,7 @@ def pick(
 
 def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     """Print what configurations do on the artifact's report records, or its search records without any."""
-    from offramp.manifest import load_costs, load_records, read_manifest
+    from offramp.artifacts import load_costs, load_records, read_manifest
     from offramp.report import frontier_rows
 
     manifest = read_manifest(folder)
@@ -74,8 +74,8 @@ def calibration_records(artifact: Path, split: str | None, file: Path | None) ->
         InputError: both are given, the split was trained or searched on, or the file is of another network.
         ArtifactError: there are no such records, or they are damaged.
     """
+    from offramp.artifacts import load_records, read_manifest
     from offramp.core import ExitRecords
-    from offramp.manifest import load_records, read_manifest
 
     if split is not None and file is not None:
         raise InputError("expected --split or --records, got both; choose one")

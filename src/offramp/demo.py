@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offramp._progress import progress_bar
-from offramp.artifact import save
+from offramp.artifacts import save
 from offramp.core import ExitConfig, evaluate
 from offramp.digits import Digits, augmented, batches, load_digits, train_backbone
 from offramp.engine import Engine

@@ -22,8 +22,7 @@ from torch import Tensor
 from offramp.core import CostTable, ExitConfig, PlanCache
 from offramp.errors import InputError
 from offramp.execution import Execution
-from offramp.mac_table import counted_by
-from offramp.network import ExitNetwork
+from offramp.network import ExitNetwork, counted_by
 from offramp.runner import Runner
 from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
 

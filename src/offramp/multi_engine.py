@@ -22,8 +22,7 @@ from offramp.core import ExitConfig, PlanCache, names_of, resolve
 from offramp.engine import EngineOutput
 from offramp.errors import InputError
 from offramp.graph import Span
-from offramp.mac_table import mac_table
-from offramp.network import ExitNetwork
+from offramp.network import ExitNetwork, mac_table
 from offramp.questions import Call, Question, Stop
 
 Wanted = Sequence[str] | Tensor

@@ -15,18 +15,15 @@ import torch
 from torch import nn
 
 from offramp._progress import progress_bar
-from offramp.attach import attach_exits
-from offramp.caching import DTYPES, reduction
 from offramp.core import CostTable, ExitRecords, Frontier, measure_cost, record_outputs
 from offramp.data import checked_batches
 from offramp.errors import InputError, StorageError
 from offramp.heads import reduced
-from offramp.network import ExitNetwork
+from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
 from offramp.splits import Splits
 from offramp.tasks import Task
-from offramp.train_config import TrainConfig
-from offramp.training import TrainReport, train_exits
+from offramp.training import DTYPES, TrainConfig, TrainReport, reduction, train_exits
 
 
 @dataclass(frozen=True)

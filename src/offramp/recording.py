@@ -15,8 +15,8 @@ from torch import Tensor
 from offramp.core import ExitRecords
 from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.network import ExitNetwork
-from offramp.state import graph_digest, model_digest, scratch
+from offramp.network import ExitNetwork, check_finite, graph_digest, model_digest
+from offramp.storage import scratch
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -87,18 +87,6 @@ def _fingerprint(net: ExitNetwork, *options: bool) -> str:
         options,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
-    """Refuse NaN and infinities, naming where they come from."""
-    if not bool(torch.isfinite(final).all()):
-        raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")
-    for (p, c), out in answers.items():
-        if not bool(torch.isfinite(out).all()):
-            raise InputError(
-                f"head {net.head_names[c]!r} at {net.positions[p]!r} gives an answer that is not finite; "
-                "train it again"
-            )
 
 
 def _assemble(

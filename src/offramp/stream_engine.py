@@ -18,8 +18,7 @@ from types import TracebackType
 from offramp.core import CostTable, ExitConfig
 from offramp.errors import InputError
 from offramp.execution import Execution
-from offramp.mac_table import counted_by
-from offramp.network import ExitNetwork
+from offramp.network import ExitNetwork, counted_by
 from offramp.runner import Runner
 from offramp.steps import Planner
 from offramp.stream_ledger import StreamStats

@@ -162,6 +162,6 @@ def measure_cost(
             f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
             "other units"
         )
-    from offramp.mac_table import count_macs_of
+    from offramp.network import count_macs_of
 
     return count_macs_of(net)

@@ -9,6 +9,7 @@ from offramp.storage.arrays import load_arrays, save_arrays
 from offramp.storage.atomic import (
     file_digest,
     read_text,
+    scratch,
     storage_errors,
     whole_file,
     whole_folder,
@@ -18,5 +19,5 @@ from offramp.storage.documents import canonical, dump_document, parse_document
 
 __all__ = [
     "canonical", "dump_document", "file_digest", "load_arrays", "parse_document", "read_text", "save_arrays",
-    "storage_errors", "whole_file", "whole_folder", "write_text",
+    "scratch", "storage_errors", "whole_file", "whole_folder", "write_text",
 ]  # fmt: skip

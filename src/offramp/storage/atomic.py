@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,3 +159,19 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}; copy it again") from error
+
+
+@contextmanager
+def scratch(work_dir: str | Path | None) -> Iterator[Path]:
+    """The user's folder, kept; or a temporary one, removed at the end.
+
+    Raises:
+        StorageError: there is no place for temporary files.
+    """
+    if work_dir is not None:
+        yield Path(work_dir)
+        return
+    with storage_errors(Path(tempfile.gettempdir())):
+        temporary = tempfile.TemporaryDirectory(prefix="offramp-")
+    with temporary as folder:
+        yield Path(folder)

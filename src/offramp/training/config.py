@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.caching import DTYPES
 from offramp.errors import InputError
+from offramp.training.cache import DTYPES
 
 BACKBONES = ("frozen", "finetune")
 

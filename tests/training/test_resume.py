@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import ArtifactError
-from offramp.state import CHECKPOINT_FORMAT
 from offramp.storage.arrays import load_arrays
+from offramp.training.checkpoint import CHECKPOINT_FORMAT
 
 BATCHES, EPOCHS, STEPS = 12, 6, 4
 FINISHED = 0

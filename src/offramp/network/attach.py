@@ -12,7 +12,7 @@ from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
 from offramp.graph import INPUT, Partition, eval_mode, find_layout, partition
 from offramp.heads import FeatureSpec, choose, head_factory
-from offramp.network import Answer, Exit, ExitNetwork, InputExit
+from offramp.network.network import Answer, Exit, ExitNetwork, InputExit
 from offramp.tasks import Task, as_task, check_confidence, select_output
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from offramp.attach import check_exits, network_on
 from offramp.core import names_of
 from offramp.data import LABEL_KEYS
 from offramp.errors import InputError, PartitionError
 from offramp.graph import INPUT, partition
-from offramp.network import ExitNetwork
+from offramp.network.attach import check_exits, network_on
+from offramp.network.network import ExitNetwork
 from offramp.tasks import as_task, check_confidence
 
 OPTIONS = ("heads", "task", "confidence", "output", "input_exits", "mask", "seed")

@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 import small
-from offramp import _files, artifact, manifest
-from offramp.artifact import replace_frontier
+from offramp import _files
+from offramp.artifacts import artifact, manifest
+from offramp.artifacts.artifact import replace_frontier
+from offramp.artifacts.manifest import load_records, read_manifest
 from offramp.core.certificate import Expected
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.heads import registry
 from offramp.heads.registry import register_head
-from offramp.manifest import load_records, read_manifest
 from offramp.storage.documents import canonical
 
 FILES = {"manifest.json", "heads.safetensors", "example.safetensors", "frontier.json", "costs.json"}

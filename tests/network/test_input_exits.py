@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp
 import small
 from offramp import Engine, ExitChoice, ExitConfig
+from offramp.artifacts.manifest import write_manifest
 from offramp.errors import ArtifactError, InputError
 from offramp.graph.macs import count_macs, count_module
-from offramp.manifest import write_manifest
-from offramp.network import InputExit
+from offramp.network.network import InputExit
 
 
 class Little(nn.Module):

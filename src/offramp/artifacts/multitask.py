@@ -13,12 +13,11 @@ from pathlib import Path
 
 from torch import nn
 
-from offramp.artifact import check_replaceable, load, names_in, save
+from offramp.artifacts.artifact import check_replaceable, load, names_in, save
+from offramp.artifacts.manifest import pinned
 from offramp.core import CostTable, ExitRecords, Frontier, names_of
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.manifest import pinned
-from offramp.multitask import check_names
-from offramp.network import ExitNetwork
+from offramp.network import ExitNetwork, check_names
 from offramp.storage import dump_document, parse_document, read_text, storage_errors, whole_folder
 
 TASKS_FORMAT = "offramp.tasks"

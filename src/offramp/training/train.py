@@ -21,18 +21,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp import survivors
-from offramp.caching import Cache, Ints, fed, in_parts, predicted, reduction, run_backbone
-from offramp.calibration import Truth, fit_gauges, install
 from offramp.core import ExitConfig
 from offramp.errors import InputError
-from offramp.finetune import finetuned
-from offramp.head_training import HeadTraining
-from offramp.mac_table import mac_table
-from offramp.network import Exit, ExitNetwork, Judge
-from offramp.state import scratch
+from offramp.network import Exit, ExitNetwork, Judge, mac_table
+from offramp.storage import scratch
 from offramp.tasks import is_fitted
-from offramp.train_config import TrainConfig  # imported from here, beside the verb
+from offramp.training import survivors
+from offramp.training.cache import Cache, Ints, fed, in_parts, predicted, reduction, run_backbone
+from offramp.training.calibrate import Truth, fit_gauges, install
+from offramp.training.config import TrainConfig  # imported from here, beside the verb
+from offramp.training.finetune import finetuned
+from offramp.training.head_trainer import HeadTraining
 
 
 @dataclass(frozen=True)

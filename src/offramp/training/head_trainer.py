@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp import survivors
 from offramp._progress import progress_bar
-from offramp.caching import Cache, Ints, Scale, fed, in_parts, predicted, reduction
-from offramp.calibration import unfitted
 from offramp.errors import InputError
 from offramp.network import Exit, ExitNetwork
-from offramp.state import Checkpoint
-from offramp.train_config import TrainConfig
+from offramp.training import survivors
+from offramp.training.cache import Cache, Ints, Scale, fed, in_parts, predicted, reduction
+from offramp.training.calibrate import unfitted
+from offramp.training.checkpoint import Checkpoint
+from offramp.training.config import TrainConfig
 
 _SETTLED = 0.25  # of the epochs; before, heads' confidences say little about who will leave
 

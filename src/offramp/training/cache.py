@@ -23,8 +23,7 @@ from offramp.data import Array, collect
 from offramp.errors import InputError
 from offramp.graph import eval_mode
 from offramp.heads import reduced
-from offramp.network import Exit, ExitNetwork
-from offramp.state import graph_digest, model_digest
+from offramp.network import Exit, ExitNetwork, graph_digest, model_digest
 
 Key = tuple[int, str]
 """(position, reduction): heads with equal keys share cached features."""

@@ -9,7 +9,7 @@ import numpy as np
 from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.graph import count_macs, count_module
-from offramp.network import ExitNetwork
+from offramp.network.network import ExitNetwork
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 """MACs of each network, counted once."""

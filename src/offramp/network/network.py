@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.data import InputSpec
+from offramp.errors import InputError
 from offramp.graph import INPUT, Partition, eval_mode, evaluating
 from offramp.heads import FeatureSpec, head_factory
 from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_output, token_mean
@@ -23,8 +24,10 @@ from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_ou
 Exit = tuple[int, int]
 """(position, head index)."""
 
+
 Ask = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """(what is handed over at a position, mask or None) -> an exit's outputs."""
+
 
 Judge = Callable[..., Tensor]
 """(outputs, mask=None) -> confidence (B,) float32."""
@@ -325,3 +328,15 @@ def make_heads(
             head = head_factory(kind)(spec, outputs)
         if head is not None:
             yield (p, c), head
+
+
+def check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
+    """Refuse NaN and infinities, naming where they come from."""
+    if not bool(torch.isfinite(final).all()):
+        raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")
+    for (p, c), out in answers.items():
+        if not bool(torch.isfinite(out).all()):
+            raise InputError(
+                f"head {net.head_names[c]!r} at {net.positions[p]!r} gives an answer that is not finite; "
+                "train it again"
+            )

@@ -18,11 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.attach import Columns, network_on
-from offramp.core import CostTable, ExitRecords, Frontier
-from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
-from offramp.graph import INPUT, Partition, partition
-from offramp.manifest import (
+from offramp.artifacts.manifest import (
     ARTIFACT_FORMAT,
     MANIFEST,
     RECORDS,
@@ -33,8 +29,11 @@ from offramp.manifest import (
     read_manifest,
     write_manifest,
 )
-from offramp.network import ExitNetwork
-from offramp.state import model_digest, plain_state, save_tensors
+from offramp.artifacts.tensors import plain_state, save_tensors
+from offramp.core import CostTable, ExitRecords, Frontier
+from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
+from offramp.graph import INPUT, Partition, partition
+from offramp.network import Columns, ExitNetwork, model_digest, network_on
 from offramp.storage import parse_document, read_text, storage_errors, whole_folder
 from offramp.tasks import make_task
 

@@ -21,9 +21,8 @@ from offramp._progress import progress_bar
 from offramp.core import auroc
 from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.network import Exit, ExitNetwork, Judge
-from offramp.recording import check_finite
-from offramp.state import graph_digest, model_digest, scratch
+from offramp.network import Exit, ExitNetwork, Judge, check_finite, graph_digest, model_digest
+from offramp.storage import scratch
 from offramp.tasks import get_confidence, get_fitted, is_fitted, token_mean
 
 

@@ -10,11 +10,12 @@ from torch import nn
 
 import offramp
 import small
-from offramp import TrainConfig, caching, train_exits
-from offramp.caching import run_backbone
+from offramp import TrainConfig, train_exits
 from offramp.errors import InputError
 from offramp.heads.features import FeatureSpec
 from offramp.heads.registry import register_head
+from offramp.training import cache
+from offramp.training.cache import run_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=20)
 
@@ -46,7 +47,7 @@ def size(folder):
 
 def test_sixteen_bits_take_half_the_disk_and_round(tmp_path):
     net, loader = small.network(heads=("linear", "conv")), small.loader()
-    found = {dtype: run_backbone(net, loader, tmp_path / dtype, dtype=dtype) for dtype in caching.DTYPES}
+    found = {dtype: run_backbone(net, loader, tmp_path / dtype, dtype=dtype) for dtype in cache.DTYPES}
     exact = found["float32"]
     rest = 96 * (8 + 3 * 4)  # labels and answers stay as they are
     for dtype, epsilon in (("float16", 2**-11), ("bfloat16", 2**-8)):
@@ -141,7 +142,7 @@ def test_scales_are_the_means_and_deviations_of_rows():
     random = torch.Generator().manual_seed(0)
     features = torch.randn(500, 3, 4, generator=random) * torch.arange(1, 5) + 2
     features[:, 0, 0] = 1.0
-    scale = caching.Scale(features, torch.device("cpu"))
+    scale = cache.Scale(features, torch.device("cpu"))
     flat = features.flatten(1)
     torch.testing.assert_close(scale.mean, flat.mean(0))
     torch.testing.assert_close(scale.std[1:], flat.std(0, unbiased=False)[1:])

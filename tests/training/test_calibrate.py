@@ -11,12 +11,13 @@ from torch import nn
 
 import offramp
 import small
-from offramp import TrainConfig, calibration, head_training, train_exits
-from offramp.caching import Cache
-from offramp.calibration import Truth, calibrate
+from offramp import TrainConfig, train_exits
 from offramp.core.ranking import auroc
 from offramp.errors import InputError
 from offramp.tasks.confidence import get_confidence, get_fitted
+from offramp.training import calibrate, head_trainer
+from offramp.training.cache import Cache
+from offramp.training.calibrate import Truth, calibrate
 
 QUICK = TrainConfig(epochs=4, batch_size=40, calibration=0.25)
 COUNT = 160
@@ -83,13 +84,13 @@ def test_training_fits_a_gauge_for_every_exit_on_the_rows_held_out(name):
 
 def test_heads_do_not_see_what_is_held_out(monkeypatch):
     seen = set()
-    step = head_training.HeadTraining._step
+    step = head_trainer.HeadTraining._step
 
     def watching(self, rows, rate):
         seen.update(rows.tolist())
         step(self, rows, rate)
 
-    monkeypatch.setattr(head_training.HeadTraining, "_step", watching)
+    monkeypatch.setattr(head_trainer.HeadTraining, "_step", watching)
     for name, share, expected in (("learned", 0.25, 120), ("learned", 0.0, 160), ("margin", 0.25, 160)):
         seen.clear()
         net = small.network(heads=("linear", "conv"), confidence=name)
@@ -223,12 +224,12 @@ def test_a_module_given_for_the_input_is_gauged_and_not_trained():
 def test_unfitted_confidences():
     outputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     for name in ("margin", "temperature"):
-        sure = calibration.unfitted(small.network(small.Vector, confidence=name))
+        sure = calibrate.unfitted(small.network(small.Vector, confidence=name))
         plain = get_confidence("margin" if name == "margin" else "max-probability")
         torch.testing.assert_close(sure(outputs), plain(outputs))
     net = small.network(small.Vector, confidence="temperature")
     train_exits(net, learnable(small.Vector), config=QUICK)
-    assert torch.equal(calibration.unfitted(net)(outputs), sure(outputs))  # whatever was fitted before
+    assert torch.equal(calibrate.unfitted(net)(outputs), sure(outputs))  # whatever was fitted before
 
 
 def test_truth_by_labels_and_by_agreement():

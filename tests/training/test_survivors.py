@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 import offramp
 import small
-from offramp import TrainConfig, head_training, state, survivors, train_exits
+from offramp import TrainConfig, state, train_exits
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.errors import InputError
+from offramp.training import head_trainer, survivors
 
 QUICK = TrainConfig(epochs=4, batch_size=20, survivors=0.7)
 
@@ -104,7 +105,7 @@ def plain_loop(net, x, y, config, reach):
         for step, rows in enumerate(np.array_split(order, steps)):
             done = (epoch * steps + step) / (config.epochs * steps)
             for exit_, (head, z, optimiser) in trained.items():
-                optimiser.param_groups[0]["lr"] = config.learning_rate * head_training.cycle(done)
+                optimiser.param_groups[0]["lr"] = config.learning_rate * head_trainer.cycle(done)
                 losses = F.cross_entropy(head.out(z[rows]), y[rows], reduction="none")
                 optimiser.zero_grad()
                 (losses * weights[exit_][rows]).mean().backward()
@@ -150,7 +151,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "_SAVE_EVERY", 0.0)
     whole = small.network(heads=("linear", "conv"))
     train_exits(whole, small.loader(), config=QUICK, work_dir=tmp_path / "whole")
-    steps, step = [], head_training.HeadTraining._step
+    steps, step = [], head_trainer.HeadTraining._step
 
     def stopping(self, *arguments):
         steps.append(1)
@@ -159,7 +160,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch):
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(head_training.HeadTraining, "_step", stopping)
+        patch.setattr(head_trainer.HeadTraining, "_step", stopping)
         net = small.network(heads=("linear", "conv"))
         with pytest.raises(KeyboardInterrupt):
             train_exits(net, small.loader(), config=QUICK, work_dir=tmp_path / "cut")

@@ -12,12 +12,12 @@ from torch import nn
 
 import offramp
 import small
-from offramp.artifact import replace_frontier
+from offramp.artifacts.artifact import replace_frontier
+from offramp.artifacts.manifest import pinned, read_manifest, write_manifest
+from offramp.artifacts.multitask import load_tasks, save_tasks
 from offramp.errors import ArtifactError, InputError, StorageError
-from offramp.manifest import pinned, read_manifest, write_manifest
 from offramp.multi_engine import MultiEngine
-from offramp.multitask import attach_tasks
-from offramp.task_artifact import load_tasks, save_tasks
+from offramp.network.multitask import attach_tasks
 from test_multitask import Guess, Shared, data
 
 

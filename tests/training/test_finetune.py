@@ -14,9 +14,10 @@ from torch.utils import _pytree
 import offramp
 import small
 import toys
-from offramp import TrainConfig, finetune, head_training, train_exits
+from offramp import TrainConfig, train_exits
 from offramp.errors import InputError
-from offramp.state import graph_digest
+from offramp.network.fingerprint import graph_digest
+from offramp.training import finetune, head_trainer
 
 QUICK = TrainConfig(
     epochs=3, batch_size=20, backbone="finetune", backbone_epochs=2, backbone_rate=1e-2, calibration=0.25
@@ -56,7 +57,7 @@ def test_it_equals_a_plain_loop():
             keep = torch.from_numpy(~held[start : start + 32])
             rows, labels = x[start : start + 32][keep], y[start : start + 32][keep]
             for group, rate in zip(optimiser.param_groups, (1e-2, 0.1 * config.learning_rate), strict=True):
-                group["lr"] = rate * head_training.cycle((epoch + start / 64) / 2)
+                group["lr"] = rate * head_trainer.cycle((epoch + start / 64) / 2)
             teacher = before(rows).detach()
             a = model.a(rows)
             b = model.b(torch.relu(a))
@@ -154,8 +155,8 @@ def test_an_interruption_puts_the_model_back(monkeypatch, error, where):
     if where == "mixed":
         monkeypatch.setattr(finetune._Mixed, "_step", interrupted(finetune._Mixed._step, 4))
     else:  # the second training of heads: 6 steps an epoch, 3 epochs
-        step = head_training.HeadTraining._step
-        monkeypatch.setattr(head_training.HeadTraining, "_step", interrupted(step, 20))
+        step = head_trainer.HeadTraining._step
+        monkeypatch.setattr(head_trainer.HeadTraining, "_step", interrupted(step, 20))
     with pytest.raises(type(error)):
         train_exits(net, learnable(), config=QUICK)
     assert len(calls) in (4, 20)

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp._progress import progress_bar
-from offramp.caching import Cache
 from offramp.data import checked_batches
 from offramp.errors import InputError
-from offramp.head_training import check_finite, cycle, mixed_losses, seeded
 from offramp.heads import ask
 from offramp.network import Exit, ExitNetwork
-from offramp.state import Checkpoint
-from offramp.train_config import TrainConfig
+from offramp.training.cache import Cache
+from offramp.training.checkpoint import Checkpoint
+from offramp.training.config import TrainConfig
+from offramp.training.head_trainer import check_finite, cycle, mixed_losses, seeded
 
 _HEADS_RATE = 0.1  # of config.learning_rate: the heads are trained already and follow
 

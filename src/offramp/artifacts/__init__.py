@@ -1,0 +1,10 @@
+"""Save and load: a folder of weights, frontier, costs and records, refused whole if anything differs."""
+
+from offramp.artifacts.artifact import check_replaceable, load, replace_frontier, save
+from offramp.artifacts.manifest import load_costs, load_frontier, load_records, read_manifest
+from offramp.artifacts.multitask import load_tasks, save_tasks
+
+__all__ = [
+    "check_replaceable", "load", "load_costs", "load_frontier", "load_records", "load_tasks",
+    "read_manifest", "replace_frontier", "save", "save_tasks",
+]  # fmt: skip
