@@ -29,8 +29,8 @@ from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.execution import Execution
 from offramp.graph import eval_mode, evaluating
-from offramp.runner import Runner
-from offramp.steps import Handed, Run, leaving
+from offramp.runner import Activations, Runner, SpanFn
+from offramp.steps import leaving
 
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork
@@ -180,7 +180,7 @@ class _Walk:
             handed = span(*handed)
         return _Pass(segments, heads, whole, plain)
 
-    def _step(self, span: Run, handed: Handed) -> tuple[float, Handed]:
+    def _step(self, span: SpanFn, handed: Activations) -> tuple[float, Activations]:
         """Cost of a span, and what it hands on. It may change its feature: each repeat gets a copy."""
         cost = 0.0
         if self._repeat_for:
@@ -191,7 +191,9 @@ class _Walk:
         self._wait()
         return cost or self._read() - start, handed
 
-    def _question(self, exit_: tuple[int, int], handed: Handed, mask: Tensor | None) -> Callable[[], object]:
+    def _question(
+        self, exit_: tuple[int, int], handed: Activations, mask: Tensor | None
+    ) -> Callable[[], object]:
         """Asking an exit and looking who leaves."""
         ask, sure = self._asks[exit_]
         return lambda: leaving(sure(ask(handed, mask), mask), math.inf)

@@ -23,7 +23,10 @@ from offramp.graph import Flow, operation_name
 from offramp.network import Ask, ExitNetwork, InputExit
 from offramp.rewriting import Parameters, draft, frozen, lay_out, linear_layer, narrow, quantise
 
-Run = Callable[..., tuple[Any, ...]]
+Activations = tuple[Any, ...]
+"""What crosses a border of the chain: the feature first, then what later segments need of the inputs."""
+
+SpanFn = Callable[..., Activations]
 """What is handed over at one position -> what is handed over at another, or the model's answer."""
 
 _ROWS = 4
@@ -50,7 +53,7 @@ class Runner:
     """
 
     enter: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-    span: Callable[[int, int], Run]
+    span: Callable[[int, int], SpanFn]
     caller: Callable[[int, int], Ask]
     answer: Callable[[Sequence[Tensor]], Tensor]
 
@@ -71,11 +74,11 @@ class _Other:
         self._net, self._execution = net, execution
         self._dtype = None if execution.dtype is None else getattr(torch, execution.dtype)
         self._parameters = Parameters()
-        self._spans: dict[tuple[int, int], Run] = {}
+        self._spans: dict[tuple[int, int], SpanFn] = {}
         self._plain: dict[int, tuple[Tensor, ...]] = {}
         self._building = threading.Lock()
 
-    def span(self, start: int, stop: int) -> Run:
+    def span(self, start: int, stop: int) -> SpanFn:
         """As ``Runner.span``.
 
         Raises:
@@ -105,7 +108,7 @@ class _Other:
             return lambda handed, mask: task.from_head(predict(reduce(handed[0], mask).to(dtype)))
         return lambda handed, mask: task.from_head(predict(reduce(handed[0]).to(dtype)))
 
-    def _made(self, start: int, stop: int) -> Run:
+    def _made(self, start: int, stop: int) -> SpanFn:
         parts, execution = self._net.partition, self._execution
         found = draft(parts.span(start, stop), parts.flow, parts.border(start))
         if self._last(stop):
@@ -151,7 +154,7 @@ class _Other:
     def _last(self, stop: int) -> bool:
         return stop == len(self._net.positions)
 
-    def _compared(self, start: int, stop: int) -> Run:
+    def _compared(self, start: int, stop: int) -> SpanFn:
         """A span that has been run, on a few samples and on one, and is close enough to the plain one."""
         names, tolerance = (*self._net.positions, "output"), self._execution.tolerance
         where = f"{self._execution}: from {names[start]!r} to {names[stop]!r}"
@@ -173,7 +176,7 @@ class _Other:
             )
         return run
 
-    def _apart(self, run: Run, start: int, stop: int, count: int) -> float:
+    def _apart(self, run: SpanFn, start: int, stop: int, count: int) -> float:
         rows = (True, *self._per_sample(start))
         given, wanted = (
             [

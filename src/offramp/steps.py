@@ -19,17 +19,14 @@ from torch import Tensor
 from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, part_sizes, resolve
 from offramp.execution import Execution
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runner import Runner
+from offramp.runner import Activations, Runner, SpanFn
 
 Rows = npt.NDArray[np.int64]
-Handed = tuple[Any, ...]
-"""What a span hands on: the feature first."""
-Run = Callable[..., Handed]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Run ``span``; then, unless it is the last step, ask an exit who leaves.
+    """SpanFn ``span``; then, unless it is the last step, ask an exit who leaves.
 
     Args:
         span: what was handed on at the step before, to what is handed on here; None: nothing to run.
@@ -43,7 +40,7 @@ class Step:
         here: (1,) int64, the position, on the network's device.
     """
 
-    span: Run | None
+    span: SpanFn | None
     macs: int
     position: int
     sure: Judge
@@ -70,8 +67,8 @@ class Plan:
     config: ExitConfig
     execution: Execution
     steps: tuple[Step, ...]
-    enter: Callable[[list[Tensor]], Handed]
-    answer: Callable[[Handed], Tensor]
+    enter: Callable[[list[Tensor]], Activations]
+    answer: Callable[[Activations], Tensor]
     masked: bool
 
 
@@ -87,8 +84,8 @@ class Planner:
 
     def __init__(self, net: ExitNetwork, macs: CostTable, runner: Runner, seconds: BatchCosts | None) -> None:
         self._net, self._macs, self._runner, self._seconds = net, macs, runner, seconds
-        self._spans: dict[tuple[int, int], Run] = {}
-        self._split: dict[tuple[int, int], Run] = {}
+        self._spans: dict[tuple[int, int], SpanFn] = {}
+        self._split: dict[tuple[int, int], SpanFn] = {}
         flow, cuts = net.partition.flow, net.partition.cuts
         self._owned = [False, *(flow.owned(cut.border.handed[0], cut.border.handed[1:]) for cut in cuts)]
 
@@ -129,7 +126,7 @@ class Planner:
     def _here(self, position: int) -> Tensor:
         return torch.full((1,), position, device=self._net.partition.spec.device)
 
-    def span(self, start: int, stop: int, in_parts: bool = True) -> Run:
+    def span(self, start: int, stop: int, in_parts: bool = True) -> SpanFn:
         """What runs between two positions; the same function each time it is asked for.
 
         Args:
@@ -145,7 +142,7 @@ class Planner:
             self._split[start, stop] = self._in_parts(self._spans[start, stop], start, stop, self._seconds)
         return self._split[start, stop]
 
-    def _in_parts(self, span: Run, start: int, stop: int, seconds: BatchCosts) -> Run:
+    def _in_parts(self, span: SpanFn, start: int, stop: int, seconds: BatchCosts) -> SpanFn:
         parts, _ = best_parts(seconds.span(start, stop))
         if parts.max() == 1:
             return span
@@ -183,13 +180,13 @@ class InParts:
     """
 
     def __init__(
-        self, span: Run, parts: npt.NDArray[np.int64], before: Sequence[bool], after: Sequence[bool] | None
+        self, span: SpanFn, parts: npt.NDArray[np.int64], before: Sequence[bool], after: Sequence[bool] | None
     ) -> None:
         self._span, self._parts = span, parts.tolist()
         self._largest = max(1, (len(parts) - 1) // self._parts[-1])
         self._before, self._after = tuple(before), after
 
-    def __call__(self, *handed: Tensor) -> Handed:
+    def __call__(self, *handed: Tensor) -> Activations:
         """As the span itself."""
         rows = len(handed[0])
         parts = self._parts[rows] if rows < len(self._parts) else -(-rows // self._largest)
@@ -224,14 +221,14 @@ def as_index(rows: Rows, device: torch.device) -> Tensor:
     return torch.from_numpy(rows).to(device)
 
 
-def keep(handed: Handed, stay: Tensor, per_sample: Sequence[bool]) -> Handed:
+def keep(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
     """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
     return (handed[0].index_select(0, stay), *_kept(handed, stay, per_sample))
 
 
 def close_gaps(
-    handed: Handed, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
-) -> tuple[Handed, Rows]:
+    handed: Activations, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
+) -> tuple[Activations, Rows]:
     """Take out who leaves, in place where that is safe: only the last rows move, into the gaps.
 
     Args:
@@ -266,6 +263,6 @@ def _dense(value: Tensor) -> bool:
     )
 
 
-def _kept(handed: Handed, stay: Tensor, per_sample: Sequence[bool]) -> Handed:
+def _kept(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
     carried = zip(handed[1:], per_sample, strict=True)
     return tuple(value.index_select(0, stay) if each else value for value, each in carried)

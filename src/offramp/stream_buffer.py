@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.runner import Activations
 from offramp.stream_request import Request
 
 _BATCHES = 3  # of memory: at most 1 waits when another lands, so that moving to the front never overlaps
-
-Handed = tuple[Any, ...]
 
 
 class Slab:
@@ -89,7 +88,7 @@ class Station:
         """When the first that waits came."""
         return self.requests[0].since
 
-    def land(self, requests: Sequence[Request], handed: Handed, index: Tensor | None) -> None:
+    def land(self, requests: Sequence[Request], handed: Activations, index: Tensor | None) -> None:
         """Let samples wait here.
 
         Args:
@@ -114,7 +113,7 @@ class Station:
         self._tail += len(requests)
         self.requests.extend(requests)
 
-    def take(self, limit: int) -> tuple[list[Request], Handed]:
+    def take(self, limit: int) -> tuple[list[Request], Activations]:
         """The first samples, at most ``limit``, and what is handed on; valid until more land here."""
         count = min(limit, len(self.requests))
         taken = [self.requests.popleft() for _ in range(count)]

@@ -17,7 +17,7 @@ from typing import Any
 from offramp.core import CostTable, ExitConfig, PlanCache, resolve
 from offramp.errors import InputError
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runner import Run, Runner
+from offramp.runner import Runner, SpanFn
 from offramp.steps import Planner
 
 
@@ -71,8 +71,10 @@ class Routes:
         self._net, self._macs, self._runner, self._planner = net, macs, runner, planner
         self._routes = PlanCache[ExitConfig, Route]()
         self._growing = threading.Lock()
-        self._spans: dict[tuple[int, int], Run] = {}  # replaced, never changed: the engine's thread reads it
-        self._joined: dict[tuple[int, int], Run] = {}
+        self._spans: dict[
+            tuple[int, int], SpanFn
+        ] = {}  # replaced, never changed: the engine's thread reads it
+        self._joined: dict[tuple[int, int], SpanFn] = {}
         self.stops: tuple[int, ...] = (0,)
         """Positions where samples may wait: 0 and every position of a configuration, rising."""
 
@@ -87,7 +89,7 @@ class Routes:
             raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
         return self._routes.get(config, lambda: self._build(config))
 
-    def span(self, start: int, stop: int) -> Run:
+    def span(self, start: int, stop: int) -> SpanFn:
         """The function from one stop to another: as made, or joined from such as are."""
         made = self._spans.get((start, stop)) or self._joined.get((start, stop))
         if made is None:
@@ -125,9 +127,9 @@ class Routes:
             self._spans = spans
             self.stops = tuple(union)
 
-    def _join(self, start: int, stop: int) -> Run:
+    def _join(self, start: int, stop: int) -> SpanFn:
         """The longest spans that lead from one stop to another, one after the other."""
-        parts, at = list[Run](), start
+        parts, at = list[SpanFn](), start
         while at != stop:
             further = max(b for a, b in self._spans if a == at and b <= stop)
             parts.append(self._spans[at, further])

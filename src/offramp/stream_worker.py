@@ -21,10 +21,10 @@ from torch import Tensor
 from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.network import ExitNetwork
-from offramp.runner import Runner
+from offramp.runner import Activations, Runner
 from offramp.scheduling import Pace, choose, has_room
 from offramp.steps import Rows, as_index, keep
-from offramp.stream_buffer import Handed, Station
+from offramp.stream_buffer import Station
 from offramp.stream_entrance import Entrance
 from offramp.stream_ledger import Ledger, StreamStats
 from offramp.stream_request import Request
@@ -198,7 +198,7 @@ class Worker:
             self._ledger.drop(requests[i])
         return np.delete(np.arange(len(requests)), gone)
 
-    def _enter(self, requests: Sequence[Request]) -> Handed:
+    def _enter(self, requests: Sequence[Request]) -> Activations:
         """Single samples as a batch: what the first span takes, and the mask last where there is one."""
         each = zip(*(request.values for request in requests), strict=True)
         values = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in each]
@@ -207,7 +207,7 @@ class Worker:
         handed = self._runner.enter(values)
         return (*handed, self._net.mask(values)) if self._masked else handed
 
-    def _serve(self, requests: list[Request], handed: Handed, at: int, stop: int, begun: float) -> None:
+    def _serve(self, requests: list[Request], handed: Activations, at: int, stop: int, begun: float) -> None:
         """Run samples from the position they wait behind to their nearest stop."""
         values, mask = (handed[:-1], handed[-1]) if self._masked else (handed, None)
         start = max(at, 0)
@@ -230,7 +230,7 @@ class Worker:
             self._ledger.answer(leaving, self._net.task.answer(outputs), confidence.tolist(), stop, now)
 
     def _ask(
-        self, requests: Sequence[Request], values: Handed, mask: Tensor | None, stop: int
+        self, requests: Sequence[Request], values: Activations, mask: Tensor | None, stop: int
     ) -> tuple[list[Left], Rows | None]:
         """Who leaves at a stop, and which samples stay (None: all)."""
         stays, left = np.ones(len(requests), bool), list[Left]()
@@ -256,7 +256,7 @@ class Worker:
         return left, np.flatnonzero(stays) if left else None
 
     def _land(
-        self, requests: list[Request], handed: Handed, rows: Rows | None, stop: int, now: float
+        self, requests: list[Request], handed: Activations, rows: Rows | None, stop: int, now: float
     ) -> None:
         """Let samples wait behind a stop; ``rows`` None: all of them."""
         staying = requests if rows is None else [requests[i] for i in rows]
