@@ -14,8 +14,8 @@ from offramp.core.evaluate import full_quality
 from offramp.demo import BORDER, digit_splits, run_demo
 from offramp.digits import DigitsResNet, load_digits
 from offramp.errors import MissingExtraError
+from offramp.measure.throughput import read_batches, run_stream, time_model
 from offramp.report.tables import frontier_rows, non_dominated, shares, thinned, with_exits
-from offramp.stream import read_batches, run_stream, time_model
 
 TRADEOFFS = tuple(np.linspace(0.5, 1.0, 51).round(6).tolist())
 

@@ -17,8 +17,8 @@ import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.core.joint import evaluate_together
 from offramp.errors import InputError, PartitionError
-from offramp.multi_engine import MultiEngine
 from offramp.network.multitask import attach_tasks, labels_of, with_answers
+from offramp.runtime.multi_engine import MultiEngine
 from offramp.tasks.base import make_task
 
 BORDER = 1e-5  # batch size moves the last bits of a confidence

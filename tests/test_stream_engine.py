@@ -25,11 +25,11 @@ from offramp.core.batch_costs import BatchCosts
 from offramp.demo import digit_splits
 from offramp.digits import load_digits, train_backbone
 from offramp.errors import Expired, InputError, QueueFull
-from offramp.execution import Execution
-from offramp.stream_buffer import Slab, Station
-from offramp.stream_engine import StreamEngine
-from offramp.stream_request import StreamFuture
-from offramp.stream_worker import Worker
+from offramp.runtime.execution import Execution
+from offramp.streaming.buffer import Slab, Station
+from offramp.streaming.engine import StreamEngine
+from offramp.streaming.request import StreamFuture
+from offramp.streaming.worker import Worker
 from toys import TOYS
 
 BORDER = 1e-5  # batch size moves the last bits of a confidence
@@ -599,7 +599,7 @@ def test_nobody_is_left_waiting_when_the_thread_dies(net, x, monkeypatch) -> Non
     engine = StreamEngine(net, never(net))
     with held(engine, x[0]):
         futures = [engine.submit(each) for each in x[:40]]
-        monkeypatch.setattr("offramp.stream_worker.choose", broken)
+        monkeypatch.setattr("offramp.streaming.worker.choose", broken)
     for future in futures:
         with pytest.raises(RuntimeError, match="broken"):
             future.result(LONG)

@@ -32,12 +32,8 @@ if TYPE_CHECKING:
         Outcome as Outcome,
         evaluate as evaluate,
         evaluate_together as evaluate_together,
-        measure_cost as measure_cost,
-        record_outputs as record_outputs,
     )
-    from offramp.engine import Engine as Engine, EngineOutput as EngineOutput
     from offramp.errors import Expired as Expired, OfframpError as OfframpError, QueueFull as QueueFull
-    from offramp.execution import Execution as Execution
     from offramp.graph import Segment as Segment, partition as partition
     from offramp.guarantees import (
         Answers as Answers,
@@ -47,8 +43,7 @@ if TYPE_CHECKING:
         missed_detection as missed_detection,
     )
     from offramp.heads import register_head as register_head
-    from offramp.memory import keep_memory as keep_memory
-    from offramp.multi_engine import MultiEngine as MultiEngine
+    from offramp.measure import measure_cost as measure_cost, record_outputs as record_outputs
     from offramp.network import (
         ExitNetwork as ExitNetwork,
         attach_exits as attach_exits,
@@ -56,10 +51,20 @@ if TYPE_CHECKING:
         labels_of as labels_of,
         with_answers as with_answers,
     )
+    from offramp.runtime import (
+        Engine as Engine,
+        EngineOutput as EngineOutput,
+        Execution as Execution,
+        MultiEngine as MultiEngine,
+        keep_memory as keep_memory,
+    )
     from offramp.solver import search as search
-    from offramp.stream_engine import StreamEngine as StreamEngine
-    from offramp.stream_ledger import StreamStats as StreamStats
-    from offramp.stream_request import StreamAnswer as StreamAnswer, StreamFuture as StreamFuture
+    from offramp.streaming import (
+        StreamAnswer as StreamAnswer,
+        StreamEngine as StreamEngine,
+        StreamFuture as StreamFuture,
+        StreamStats as StreamStats,
+    )
     from offramp.tasks import (
         FittedConfidence as FittedConfidence,
         Regression as Regression,
@@ -96,19 +101,12 @@ _HOME = {
         "Outcome",
         "evaluate",
         "evaluate_together",
-        "measure_cost",
-        "record_outputs",
-    ),
-    "engine": (
-        "Engine",
-        "EngineOutput",
     ),
     "errors": (
         "Expired",
         "OfframpError",
         "QueueFull",
     ),
-    "execution": ("Execution",),
     "graph": (
         "Segment",
         "partition",
@@ -121,8 +119,10 @@ _HOME = {
         "missed_detection",
     ),
     "heads": ("register_head",),
-    "memory": ("keep_memory",),
-    "multi_engine": ("MultiEngine",),
+    "measure": (
+        "measure_cost",
+        "record_outputs",
+    ),
     "network": (
         "ExitNetwork",
         "attach_exits",
@@ -130,12 +130,19 @@ _HOME = {
         "labels_of",
         "with_answers",
     ),
+    "runtime": (
+        "Engine",
+        "EngineOutput",
+        "Execution",
+        "MultiEngine",
+        "keep_memory",
+    ),
     "solver": ("search",),
-    "stream_engine": ("StreamEngine",),
-    "stream_ledger": ("StreamStats",),
-    "stream_request": (
+    "streaming": (
         "StreamAnswer",
+        "StreamEngine",
         "StreamFuture",
+        "StreamStats",
     ),
     "tasks": (
         "FittedConfidence",

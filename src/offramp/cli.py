@@ -319,10 +319,10 @@ def run(
     """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.artifacts import load
     from offramp.core import ExitConfig
-    from offramp.engine import Engine
+    from offramp.measure import measure_stream
     from offramp.project import load_input_exits, load_source_model, load_splits
     from offramp.report import shares
-    from offramp.stream import measure_stream
+    from offramp.runtime import Engine
 
     source = load_source_model(model, device)
     exits = load_input_exits(input_exit or (), source, device)

@@ -39,12 +39,11 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
-    from offramp import memory
     from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
-    from offramp.core import measure_cost
-    from offramp.execution import Execution
+    from offramp.measure import measure_cost
     from offramp.pipeline import find_frontier
     from offramp.project import load_input_exits, load_source_model
+    from offramp.runtime import Execution, memory
 
     if unit not in UNITS:
         raise InputError(f"--unit: expected {' or '.join(UNITS)}, got {unit!r}")

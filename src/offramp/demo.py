@@ -13,11 +13,11 @@ from offramp._progress import progress_bar
 from offramp.artifacts import save
 from offramp.core import ExitConfig, evaluate
 from offramp.digits import Digits, augmented, batches, load_digits, train_backbone
-from offramp.engine import Engine
+from offramp.measure import Batch, StreamResult, read_batches, run_stream, time_model
 from offramp.pipeline import BuildConfig, Built, build
 from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
+from offramp.runtime import Engine
 from offramp.splits import Splits
-from offramp.stream import Batch, StreamResult, read_batches, run_stream, time_model
 
 BORDER = (
     1e-5  # confidences this close to a threshold may fall on either side: batch size moves their last bits

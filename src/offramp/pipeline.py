@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from offramp._progress import progress_bar
-from offramp.core import CostTable, ExitRecords, Frontier, measure_cost, record_outputs
+from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.data import checked_batches
 from offramp.errors import InputError, StorageError
 from offramp.heads import reduced
+from offramp.measure import measure_cost, record_outputs
 from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
 from offramp.splits import Splits

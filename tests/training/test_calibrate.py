@@ -15,7 +15,7 @@ from offramp import TrainConfig, train_exits
 from offramp.core.ranking import auroc
 from offramp.errors import InputError
 from offramp.tasks.confidence import get_confidence, get_fitted
-from offramp.training import calibrate, head_trainer
+from offramp.training import head_trainer
 from offramp.training.cache import Cache
 from offramp.training.calibrate import Truth, calibrate
 

@@ -6,7 +6,7 @@ ExitRecords + CostTable -> evaluate(ExitConfig) -> Outcome      Frontier: config
 from offramp.core.batch_costs import BatchCosts, best_parts, part_sizes
 from offramp.core.certificate import Certificate, Expected, Guarantee
 from offramp.core.config import ExitChoice, ExitConfig, config_to_dict
-from offramp.core.costs import CostTable, measure_cost
+from offramp.core.costs import CostTable
 from offramp.core.evaluate import (
     Outcome,
     ResolvedConfig,
@@ -22,11 +22,11 @@ from offramp.core.frontier import Frontier
 from offramp.core.joint import JointOutcome, evaluate_together, names_of
 from offramp.core.plan_cache import PlanCache
 from offramp.core.ranking import auroc, rankings
-from offramp.core.records import ExitRecords, record_outputs
+from offramp.core.records import ExitRecords
 
 __all__ = [
     "BatchCosts", "Certificate", "CostTable", "ExitChoice", "ExitConfig", "ExitRecords", "Expected",
     "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig", "auroc", "best_parts",
     "check_match", "check_tradeoffs", "config_to_dict", "evaluate", "evaluate_together", "exits", "expected",
-    "full_quality", "measure_cost", "names_of", "part_sizes", "rankings", "record_outputs", "resolve",
+    "full_quality", "names_of", "part_sizes", "rankings", "resolve",
 ]  # fmt: skip

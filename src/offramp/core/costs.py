@@ -1,14 +1,10 @@
-"""Cost: what each segment and each head costs, in one unit. Search and evaluation only ever see this table.
-
-CostTable      cumulative backbone cost per position, cost per head
-measure_cost   counts MACs on the meta device (nothing is computed), or measures seconds or joules
-"""
+"""Costs: what each segment and each head costs, in one unit. Search and evaluation see only this table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +14,11 @@ from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
 if TYPE_CHECKING:
-    from offramp.execution import Execution
-    from offramp.network import ExitNetwork
+    pass
 
 COSTS_FORMAT = "offramp.costs"
+
+
 VERSION = 1
 
 
@@ -117,51 +114,3 @@ class CostTable:
             return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta, table)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
-
-
-def measure_cost(
-    net: ExitNetwork,
-    *,
-    unit: Literal["macs", "seconds", "joules"] = "macs",
-    batch_size: int = 1,
-    threads: int | None = None,
-    inputs: object = None,
-    execution: Execution | None = None,
-    rounds: int | None = None,
-    progress: bool | None = None,
-) -> CostTable:
-    """Cost of every segment and head, per sample.
-
-    Args:
-        net: from ``attach_exits``.
-        unit: "macs": multiply-accumulates of matrix products and convolutions, counted on the meta device at
-            batch size 1. "seconds": measured on the network's device; "joules": likewise, by the energy
-            counters of the processor (RAPL) or the accelerator (NVML). What follows is for these two.
-        batch_size: of the calls that the engine will get; smaller ones are measured too, since a batch
-            shrinks on the way.
-        threads: of PyTorch, while measuring; None: as now.
-        inputs: a batch of real inputs; None: the example's, repeated.
-        execution: how spans are computed; None is eager PyTorch.
-        rounds: passes over the network at each batch size, medians of which count; None: as many as give
-            steady figures.
-        progress: None shows a bar when standard error is a terminal.
-
-    Returns:
-        The table; of seconds and joules with ``by_batch``, and in ``meta`` how it was measured.
-
-    Raises:
-        InputError: another unit, a batch size or number of threads below 1, inputs that do not fit, a head
-            whose operations cannot be counted, or no energy counter that can be read.
-    """
-    if unit in ("seconds", "joules"):
-        from offramp.clock import measure
-
-        return measure(net, unit, batch_size, threads, inputs, execution, rounds, progress)
-    if unit != "macs":
-        raise InputError(
-            f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
-            "other units"
-        )
-    from offramp.network import count_macs_of
-
-    return count_macs_of(net)

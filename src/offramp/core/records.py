@@ -1,16 +1,12 @@
-"""Records: what every exit would have said, per sample. The model is not needed any more after this.
-
-ExitRecords      arrays (positions P x heads C x samples N); position 0 is the model's input
-record_outputs   network + loader -> ExitRecords, resumable
-"""
+"""Records: what every exit would have said, per sample. Arrays of positions P x heads C x samples N."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +15,14 @@ from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
 
 if TYPE_CHECKING:
-    from offramp.network import ExitNetwork
+    pass
 
 RECORDS_FORMAT = "offramp.records"
+
+
 VERSION = 1
+
+
 _OPTIONAL = ("final_confidence", "logits")
 
 
@@ -174,36 +174,3 @@ class ExitRecords:
             return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **arrays)
         except (KeyError, TypeError, InputError) as error:
             raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error
-
-
-def record_outputs(
-    net: ExitNetwork,
-    loader: Iterable[Any],
-    *,
-    quality: Literal["labels", "agreement"] = "labels",
-    keep_logits: bool = False,
-    work_dir: str | Path | None = None,
-    progress: bool | None = None,
-) -> ExitRecords:
-    """Run every exit on every sample and keep confidence and quality.
-
-    Args:
-        net: with trained heads.
-        loader: batches of inputs with or without labels, of the split to search or to report on.
-        quality: "labels" compares with the labels; "agreement" with the full model's own answer, so no labels
-            are needed and the full model's quality is 1 by definition.
-        keep_logits: also keep every exit's outputs, (P, C, N, K).
-        work_dir: where rows are kept while they are made; a killed run given the same folder goes on where it
-            stopped. Without it a temporary folder is used.
-        progress: None shows a bar when standard error is a terminal.
-
-    Raises:
-        InputError: the loader yields nothing, changes, does not fit the model, has no labels although
-            ``quality="labels"``, has labels out of range, or the model or an exit gives NaN.
-        StorageError: the folder cannot be written or is full.
-    """
-    from offramp.recording import collect_records
-
-    if quality not in ("labels", "agreement"):
-        raise InputError(f"quality: expected 'labels' or 'agreement', got {quality!r}")
-    return collect_records(net, loader, quality == "labels", keep_logits, work_dir, progress)

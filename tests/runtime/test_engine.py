@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
-from offramp.steps import Planner
+from offramp.runtime.plan import Planner
 
 ONE = offramp.Expected(1, 1, 1, 1, 1)
 BORDER = 1e-5  # batch size moves the last bits of a confidence

@@ -27,10 +27,8 @@ from torch import Tensor
 from offramp._progress import progress_bar
 from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
-from offramp.execution import Execution
 from offramp.graph import eval_mode, evaluating
-from offramp.runner import Activations, Runner, SpanFn
-from offramp.steps import leaving
+from offramp.runtime import Activations, Execution, Runner, SpanFn, leaving
 
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork
@@ -104,7 +102,7 @@ def _clock(unit: str, device: torch.device) -> tuple[Callable[[], float], float]
     """What to read, and for how many seconds to repeat a call between two readings; 0: call it once."""
     if unit == "seconds":
         return time.perf_counter, 0.0
-    from offramp.energy import find_meter
+    from offramp.measure.energy import find_meter
 
     meter = find_meter(device)
     return meter.read, _TICKS * meter.interval

@@ -13,8 +13,8 @@ import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.core.batch_costs import BatchCosts
 from offramp.errors import InputError
-from offramp.memory import keep_memory
-from offramp.steps import InParts, close_gaps, leaving
+from offramp.runtime.compaction import InParts, close_gaps, leaving
+from offramp.runtime.memory import keep_memory
 
 
 def images(count: int) -> torch.Tensor:

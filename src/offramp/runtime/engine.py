@@ -21,10 +21,11 @@ from torch import Tensor
 
 from offramp.core import CostTable, ExitConfig, PlanCache
 from offramp.errors import InputError
-from offramp.execution import Execution
 from offramp.network import ExitNetwork, counted_by
-from offramp.runner import Runner
-from offramp.steps import Plan, Planner, Rows, as_index, close_gaps, leaving
+from offramp.runtime.backend import Runner
+from offramp.runtime.compaction import Rows, as_index, close_gaps, leaving
+from offramp.runtime.execution import Execution
+from offramp.runtime.plan import Plan, Planner
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import torch
 
 import offramp
 import small
-from offramp.engine import Engine
 from offramp.errors import InputError
-from offramp.stream import measure_stream, read_batches, run_stream, time_model
+from offramp.measure.throughput import measure_stream, read_batches, run_stream, time_model
+from offramp.runtime.engine import Engine
 from offramp.tasks.classification import TokenClassification
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from offramp.errors import InputError
-from offramp.execution import Execution
+from offramp.runtime.execution import Execution
 
 WAYS = {
     "plain": Execution(),

@@ -17,10 +17,11 @@ import toys
 import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
-from offramp.execution import Execution
 from offramp.network.network import ExitNetwork
-from offramp.rewriting import Conversion, Draft, Int8Linear, Parameters, draft, narrow, quantise
-from offramp.runner import Runner, difference
+from offramp.runtime.backend import Runner, difference
+from offramp.runtime.execution import Execution
+from offramp.runtime.int8 import Int8Linear
+from offramp.runtime.rewrite import Conversion, Draft, Parameters, draft, narrow, quantise
 
 CHANNELS_LAST, BFLOAT16, INT8 = (
     Execution(channels_last=True),

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.runner import Activations
-from offramp.stream_request import Request
+from offramp.runtime import Activations
+from offramp.streaming.request import Request
 
 _BATCHES = 3  # of memory: at most 1 waits when another lands, so that moving to the front never overlaps
 

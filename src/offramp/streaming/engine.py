@@ -17,14 +17,12 @@ from types import TracebackType
 
 from offramp.core import CostTable, ExitConfig
 from offramp.errors import InputError
-from offramp.execution import Execution
 from offramp.network import ExitNetwork, counted_by
-from offramp.runner import Runner
-from offramp.steps import Planner
-from offramp.stream_ledger import StreamStats
-from offramp.stream_request import Request, StreamAnswer, StreamFuture, one_sample
-from offramp.stream_routes import Routes
-from offramp.stream_worker import Worker
+from offramp.runtime import Execution, Planner, Runner
+from offramp.streaming.request import Request, StreamAnswer, StreamFuture, one_sample
+from offramp.streaming.routes import Routes
+from offramp.streaming.stats import StreamStats
+from offramp.streaming.worker import Worker
 
 __all__ = ["StreamAnswer", "StreamEngine", "StreamFuture", "StreamStats"]
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.compiled import compile_span
 from offramp.errors import InputError
-from offramp.execution import Execution
 from offramp.graph import Flow, operation_name
 from offramp.network import Ask, ExitNetwork, InputExit
-from offramp.rewriting import Parameters, draft, frozen, lay_out, linear_layer, narrow, quantise
+from offramp.runtime.compile import compile_span
+from offramp.runtime.execution import Execution
+from offramp.runtime.rewrite import Parameters, draft, frozen, lay_out, linear_layer, narrow, quantise
 
 Activations = tuple[Any, ...]
 """What crosses a border of the chain: the feature first, then what later segments need of the inputs."""

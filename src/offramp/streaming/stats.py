@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from offramp.errors import Expired
-from offramp.stream_request import Request, StreamAnswer
+from offramp.streaming.request import Request, StreamAnswer
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,23 @@
-"""A configuration as steps: run a span, ask an exit who leaves, go on with the rest.
+"""A configuration made ready: every decision that can be made beforehand is made in a plan.
 
-Everything that can be decided beforehand is decided when a plan is made: which functions run, which exits
-want a mask, whether a span is run in parts, whether a feature may be changed in place.
+Which functions run, which exits want a mask, whether a span is run in parts, whether a feature may be changed
+in place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, part_sizes, resolve
-from offramp.execution import Execution
+from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, resolve
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runner import Activations, Runner, SpanFn
-
-Rows = npt.NDArray[np.int64]
+from offramp.runtime.backend import Activations, Runner, SpanFn
+from offramp.runtime.compaction import InParts
+from offramp.runtime.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -166,103 +162,3 @@ def wants_mask(net: ExitNetwork, position: int, column: int) -> bool:
     """Whether an exit looks at which tokens are real."""
     spec, head = net.specs[position], net.head(position, net.head_names[column])
     return net.mask_input is not None and spec is not None and spec.mask and getattr(head, "uses_mask", False)
-
-
-class InParts:
-    """A span over a large batch, run part by part: smaller pieces stay in the caches.
-
-    Args:
-        span: the function.
-        parts: by number of rows, in how many; more rows than it knows: parts as large as the best of these.
-        before: for each value handed in, whether it has one row per sample.
-        after: the same for what is handed on; None at the model's output, where everything that has rows has
-            one per sample.
-    """
-
-    def __init__(
-        self, span: SpanFn, parts: npt.NDArray[np.int64], before: Sequence[bool], after: Sequence[bool] | None
-    ) -> None:
-        self._span, self._parts = span, parts.tolist()
-        self._largest = max(1, (len(parts) - 1) // self._parts[-1])
-        self._before, self._after = tuple(before), after
-
-    def __call__(self, *handed: Tensor) -> Activations:
-        """As the span itself."""
-        rows = len(handed[0])
-        parts = self._parts[rows] if rows < len(self._parts) else -(-rows // self._largest)
-        if parts == 1:
-            return self._span(*handed)
-        sizes = part_sizes(rows, parts)
-        pieces = [
-            torch.split(value, sizes) if each else [value] * parts
-            for value, each in zip(handed, self._before, strict=True)
-        ]
-        found = [self._span(*piece) for piece in zip(*pieces, strict=True)]
-        return tuple(self._joined(i, values, sizes) for i, values in enumerate(zip(*found, strict=True)))
-
-    def _joined(self, index: int, values: tuple[Any, ...], sizes: list[int]) -> Any:
-        if self._after is None:
-            rows = [len(v) if isinstance(v, Tensor) and v.ndim else None for v in values]
-            each = rows == sizes
-        else:
-            each = self._after[index]
-        return torch.cat(values) if each else values[0]
-
-
-def leaving(confidence: Tensor, threshold: float) -> npt.NDArray[np.bool_]:
-    """(B,) who leaves: finite confidence strictly above the threshold. One transfer off the device."""
-    values = confidence.cpu().numpy()
-    found: npt.NDArray[np.bool_] = (values > threshold) & (values < math.inf)
-    return found
-
-
-def as_index(rows: Rows, device: torch.device) -> Tensor:
-    """Row numbers as a tensor on a device."""
-    return torch.from_numpy(rows).to(device)
-
-
-def keep(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
-    """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
-    return (handed[0].index_select(0, stay), *_kept(handed, stay, per_sample))
-
-
-def close_gaps(
-    handed: Activations, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
-) -> tuple[Activations, Rows]:
-    """Take out who leaves, in place where that is safe: only the last rows move, into the gaps.
-
-    Args:
-        handed: what the step's span handed on.
-        leaves: (B,) at least one, not all.
-        owned: whether the feature may be changed.
-        per_sample: for each carried tensor, whether it has one row per sample.
-
-    Returns:
-        What is handed on, and which of the B rows each of its rows was.
-    """
-    feature, count = handed[0], len(leaves) - int(np.count_nonzero(leaves))
-    order = np.arange(count)
-    gaps = np.flatnonzero(leaves[:count])
-    moved = count + np.flatnonzero(~leaves[count:])
-    order[gaps] = moved
-    device = feature.device
-    stay = as_index(order, device)
-    if owned and _dense(feature):
-        if len(gaps):
-            feature.index_copy_(0, as_index(gaps, device), feature.index_select(0, as_index(moved, device)))
-        feature = feature[:count]
-    else:
-        feature = feature.index_select(0, stay)
-    return (feature, *_kept(handed, stay, per_sample)), order
-
-
-def _dense(value: Tensor) -> bool:
-    """Whether every element has a place of its own, batch outermost."""
-    return value.is_contiguous() or (
-        value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _kept(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
-    carried = zip(handed[1:], per_sample, strict=True)
-    return tuple(value.index_select(0, stay) if each else value for value, each in carried)

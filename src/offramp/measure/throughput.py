@@ -18,9 +18,9 @@ from torch import Tensor
 from offramp._progress import progress_bar
 from offramp.core import ExitConfig
 from offramp.data import InputSpec, checked_batches
-from offramp.engine import Engine
 from offramp.errors import InputError
 from offramp.graph import evaluating
+from offramp.runtime import Engine
 
 Batch = tuple[Any, Tensor | None]
 """Inputs as the model takes them, and labels where there are any."""

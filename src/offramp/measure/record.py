@@ -1,4 +1,4 @@
-"""Making records: the part of ``record_outputs`` that needs the model (records never import torch)."""
+"""Recording: a network and a loader give ``ExitRecords``, resumably; the model is not needed after this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from offramp.data import Array, collect
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, check_finite, graph_digest, model_digest
 from offramp.storage import scratch
+
+if TYPE_CHECKING:
+    from offramp.network import ExitNetwork
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -116,3 +119,36 @@ def _assemble(
             **({"task_options": net.task.options()} if net.task.options() else {}),
         },
     )
+
+
+def record_outputs(
+    net: ExitNetwork,
+    loader: Iterable[Any],
+    *,
+    quality: Literal["labels", "agreement"] = "labels",
+    keep_logits: bool = False,
+    work_dir: str | Path | None = None,
+    progress: bool | None = None,
+) -> ExitRecords:
+    """Run every exit on every sample and keep confidence and quality.
+
+    Args:
+        net: with trained heads.
+        loader: batches of inputs with or without labels, of the split to search or to report on.
+        quality: "labels" compares with the labels; "agreement" with the full model's own answer, so no labels
+            are needed and the full model's quality is 1 by definition.
+        keep_logits: also keep every exit's outputs, (P, C, N, K).
+        work_dir: where rows are kept while they are made; a killed run given the same folder goes on where it
+            stopped. Without it a temporary folder is used.
+        progress: None shows a bar when standard error is a terminal.
+
+    Raises:
+        InputError: the loader yields nothing, changes, does not fit the model, has no labels although
+            ``quality="labels"``, has labels out of range, or the model or an exit gives NaN.
+        StorageError: the folder cannot be written or is full.
+    """
+    from offramp.measure.record import collect_records
+
+    if quality not in ("labels", "agreement"):
+        raise InputError(f"quality: expected 'labels' or 'agreement', got {quality!r}")
+    return collect_records(net, loader, quality == "labels", keep_logits, work_dir, progress)

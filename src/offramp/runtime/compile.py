@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from offramp.errors import InputError
-from offramp.rewriting import Draft, Parameters
+from offramp.runtime.rewrite import Draft, Parameters
 
 Given = tuple[Tensor, ...]
 Function = Callable[[list[Tensor]], Sequence[Tensor]]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from offramp.errors import InputError, QueueFull
-from offramp.stream_request import Request
+from offramp.streaming.request import Request
 
 _SPARE = 256  # settled requests that may stay among the deadlines before they are cleared out
 

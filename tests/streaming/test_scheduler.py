@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from offramp.scheduling import ROUNDS, Pace, choose, has_room
+from offramp.streaming.scheduler import ROUNDS, Pace, choose, has_room
 
 
 @dataclass

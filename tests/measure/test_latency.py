@@ -10,8 +10,9 @@ import torch
 
 import offramp
 import small
-from offramp import clock, measure_cost
+from offramp import measure_cost
 from offramp.errors import InputError
+from offramp.measure import latency
 
 
 def images(count: int) -> torch.Tensor:
@@ -22,13 +23,13 @@ def images(count: int) -> torch.Tensor:
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock on which every reading is a second after the one before."""
     count = itertools.count()
-    monkeypatch.setattr(clock, "_clock", lambda unit, device: (lambda: float(next(count)), 0.0))
+    monkeypatch.setattr(latency, "_clock", lambda unit, device: (lambda: float(next(count)), 0.0))
 
 
 def test_sizes_are_powers_of_two_and_the_batch() -> None:
-    assert clock.batch_sizes(1) == [1]
-    assert clock.batch_sizes(8) == [1, 2, 4, 8]
-    assert clock.batch_sizes(12) == [1, 2, 4, 8, 12]
+    assert latency.batch_sizes(1) == [1]
+    assert latency.batch_sizes(8) == [1, 2, 4, 8]
+    assert latency.batch_sizes(12) == [1, 2, 4, 8, 12]
 
 
 @pytest.mark.parametrize("batch", [1, 6])
@@ -38,7 +39,7 @@ def test_a_table_of_seconds(batch: int) -> None:
     by_batch = costs.by_batch
     assert by_batch is not None
     assert costs.unit == "seconds"
-    assert by_batch.sizes.tolist() == clock.batch_sizes(batch)
+    assert by_batch.sizes.tolist() == latency.batch_sizes(batch)
     np.testing.assert_allclose(costs.backbone, by_batch.backbone[-1] / batch)
     np.testing.assert_allclose(costs.heads, by_batch.heads[-1] / batch)
     assert ((costs.heads > 0) == net.exists).all()
@@ -62,9 +63,9 @@ def test_every_head_is_one_reading_and_segments_add_up_to_the_whole(ticking: Non
 
 
 def test_what_a_call_takes_beyond_its_segments_is_paid_at_the_start() -> None:
-    found = clock._reconciled(np.array([1.0, 2.0, 3.0]), 7.0)
+    found = latency._reconciled(np.array([1.0, 2.0, 3.0]), 7.0)
     assert found.tolist() == [2.0, 2.0, 3.0]
-    assert clock._reconciled(np.array([1.0, 2.0, 3.0]), 3.0).tolist() == [0.5, 1.0, 1.5]
+    assert latency._reconciled(np.array([1.0, 2.0, 3.0]), 3.0).tolist() == [0.5, 1.0, 1.5]
 
 
 def test_measuring_leaves_everything_as_it_was() -> None:
@@ -123,7 +124,7 @@ class Meter:
 
 
 def test_joules_are_read_off_a_meter_over_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.energy.find_meter", lambda device: Meter())
+    monkeypatch.setattr("offramp.measure.energy.find_meter", lambda device: Meter())
     net = small.network(heads=("linear",))
     costs = measure_cost(net, unit="joules", rounds=1)
     assert costs.unit == "joules"

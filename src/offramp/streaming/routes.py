@@ -17,8 +17,7 @@ from typing import Any
 from offramp.core import CostTable, ExitConfig, PlanCache, resolve
 from offramp.errors import InputError
 from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runner import Runner, SpanFn
-from offramp.steps import Planner
+from offramp.runtime import Planner, Runner, SpanFn
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from offramp.energy import find_meter
 from offramp.errors import InputError, MissingExtraError
+from offramp.measure.energy import find_meter
 
 WRAP = 1_000_000
 

@@ -21,14 +21,13 @@ from torch import Tensor
 from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.network import ExitNetwork
-from offramp.runner import Activations, Runner
-from offramp.scheduling import Pace, choose, has_room
-from offramp.steps import Rows, as_index, keep
-from offramp.stream_buffer import Station
-from offramp.stream_entrance import Entrance
-from offramp.stream_ledger import Ledger, StreamStats
-from offramp.stream_request import Request
-from offramp.stream_routes import Exit, Routes
+from offramp.runtime import Activations, Rows, Runner, as_index, keep
+from offramp.streaming.buffer import Station
+from offramp.streaming.queue import Entrance
+from offramp.streaming.request import Request
+from offramp.streaming.routes import Exit, Routes
+from offramp.streaming.scheduler import Pace, choose, has_room
+from offramp.streaming.stats import Ledger, StreamStats
 
 Thresholds = float | npt.NDArray[np.float32]
 

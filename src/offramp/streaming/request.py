@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offramp.data import InputSpec
 from offramp.errors import InputError
-from offramp.stream_routes import Route
+from offramp.streaming.routes import Route
 
 
 @dataclass(frozen=True, slots=True)
