@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import offramp
 from offramp import JointOutcome, MultiEngine, attach_tasks, evaluate_together, labels_of
-from offramp.digits import ResidualBlock, load_digits, placed
+from offramp.cli.digits import ResidualBlock, load_digits, placed
 
 TASKS = ("tens", "ones")
 DROPS = (0.0, 0.0025, 0.005, 0.01, 0.02)  # of quality, per task, as expected from the search split

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.data_specs import DATA_SCHEMES, load_samples
 from offramp.errors import InputError
-from offramp.model_specs import SourceModel
-from offramp.preprocessing import ImageInput, TextInput
-from offramp.specs import parse_spec
+from offramp.sources.datasets import DATA_SCHEMES, load_samples
+from offramp.sources.models import SourceModel
+from offramp.sources.preprocessing import ImageInput, TextInput
+from offramp.sources.spec import parse_spec
 from offramp.tasks.base import make_task
 
 Image = pytest.importorskip("PIL.Image")

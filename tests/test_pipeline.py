@@ -12,7 +12,7 @@ import small
 from offramp import pipeline
 from offramp.errors import InputError, StorageError
 from offramp.pipeline import BuildConfig, build, kept_bytes, summary
-from offramp.splits import Splits
+from offramp.sources.splits import Splits
 from offramp.training.cache import run_backbone
 from offramp.training.config import TrainConfig
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import offramp
 import small
 from offramp import ExitChoice, ExitConfig
+from offramp.cli.demo import digit_splits
+from offramp.cli.digits import load_digits, train_backbone
 from offramp.core.batch_costs import BatchCosts
-from offramp.demo import digit_splits
-from offramp.digits import load_digits, train_backbone
 from offramp.errors import Expired, InputError, QueueFull
 from offramp.runtime.execution import Execution
 from offramp.streaming.buffer import Slab, Station

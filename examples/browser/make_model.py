@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 import offramp
-from offramp.demo import digit_splits
-from offramp.digits import DigitsResNet, load_digits
+from offramp.cli.demo import digit_splits
+from offramp.cli.digits import DigitsResNet, load_digits
 from offramp.export.onnx import to_onnx
-from offramp.export.single import to_onnx_single
+from offramp.export.onnx_single import to_onnx_single
 
 HERE = Path(__file__).parent
 COUNT = 50

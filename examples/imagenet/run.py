@@ -30,7 +30,7 @@ from rich.table import Table
 import offramp
 from offramp import OfframpError, TrainConfig
 from offramp.pipeline import BuildConfig, Built, build
-from offramp.project import load_project
+from offramp.sources.project import load_project
 
 PAPER = {"resnet152": 0.262, "convnextv2_tiny": 0.266, "davit_base": 0.320}
 """MACs saved at less than 0.5 % accuracy reduction (arXiv 2403.01695, abstract)."""

@@ -22,7 +22,7 @@ from offramp.heads import reduced
 from offramp.measure import measure_cost, record_outputs
 from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
-from offramp.splits import Splits
+from offramp.sources import Splits
 from offramp.tasks import Task
 from offramp.training import DTYPES, TrainConfig, TrainReport, reduction, train_exits
 

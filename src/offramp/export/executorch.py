@@ -21,11 +21,11 @@ import torch
 from offramp._progress import progress_bar
 from offramp.core import CostTable, Frontier
 from offramp.errors import ArtifactError, InputError, MissingExtraError
-from offramp.export.check import Check
-from offramp.export.graphs import Piece, check_exportable, pieces, signature_of
-from offramp.export.layout import ExitGraph, Export, SpanGraph, check_replaceable, write_export
+from offramp.export.engine import Array, Call, ChainEngine, ExportOutput, Step
+from offramp.export.manifest import ExitGraph, Export, SpanGraph, check_replaceable, write_export
 from offramp.export.onnx import WRITING, contained_warnings, exported, made_with, summary
-from offramp.export.running import Array, Call, ChainEngine, ExportOutput, Step
+from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
+from offramp.export.verify import Check
 from offramp.network import ExitNetwork
 from offramp.storage import whole_folder
 

@@ -18,9 +18,9 @@ from offramp._progress import progress_bar
 from offramp._version import __version__
 from offramp.core import CostTable, Frontier
 from offramp.errors import InputError, MissingExtraError
-from offramp.export.check import Check
-from offramp.export.graphs import Piece, check_exportable, pieces, signature_of
-from offramp.export.layout import (
+from offramp.export.adaptive_pooling import replace_pooling
+from offramp.export.engine import Call
+from offramp.export.manifest import (
     MASK,
     ExitGraph,
     Export,
@@ -30,8 +30,8 @@ from offramp.export.layout import (
     write_export,
 )
 from offramp.export.ort import load_graph, runtime, session_options
-from offramp.export.pooling import replace_pooling
-from offramp.export.running import Call
+from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
+from offramp.export.verify import Check
 from offramp.graph import evaluating
 from offramp.network import ExitNetwork
 from offramp.storage import whole_folder
@@ -93,7 +93,7 @@ class _Writer:
     """Writes graphs into a folder and asks ONNX Runtime about each."""
 
     def __init__(self, folder: Path) -> None:
-        from offramp.export.compose import WEIGHTS, Weights
+        from offramp.export.onnx_graphs import WEIGHTS, Weights
 
         self.folder, self.check = folder, Check(f"onnxruntime {runtime().__version__}")
         self._weights, self._options = Weights(folder / WEIGHTS), session_options(1)
@@ -115,7 +115,7 @@ class _Writer:
 
     def fuse(self, start: int, stop: int) -> SpanGraph:
         """The spans between two positions as one."""
-        from offramp.export.compose import fuse
+        from offramp.export.onnx_graphs import fuse
 
         parts, ends = [], list[Piece]()
         for piece, model in self._written:
@@ -225,7 +225,7 @@ def contained_warnings() -> Iterator[None]:
 
 def _strip(graph: GraphProto) -> None:
     """Take out names of files and lines of the model's source, which the exporter notes everywhere."""
-    from offramp.export.compose import graphs
+    from offramp.export.onnx_graphs import graphs
 
     for each in graphs(graph):
         for part in (each, *each.input, *each.output, *each.value_info, *each.initializer, *each.node):

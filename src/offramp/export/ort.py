@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from offramp.core import ExitConfig
 from offramp.errors import ArtifactError, MissingExtraError
-from offramp.export.layout import ExitGraph, SpanGraph
-from offramp.export.running import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput
+from offramp.export.engine import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput
+from offramp.export.manifest import ExitGraph, SpanGraph
 
 __all__ = ["OrtEngine", "OrtOutput", "OrtSingle"]
 

@@ -1,0 +1,393 @@
+"""The command line: parse, call the verbs, print.
+
+Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks
+for ``--debug``, which shows the traceback. ``certify`` without an answer is 3: no error, but no certificate.
+Results for a machine go to standard output with ``--json``.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from offramp.cli.bench import bench
+from offramp.cli.export import export
+from offramp.cli.options import (
+    Artifact,
+    Data,
+    Device,
+    InputExit,
+    Json,
+    MaxCost,
+    MaxDrop,
+    MinQuality,
+    Model,
+    Tradeoff,
+)
+from offramp.cli.output import (
+    calibration_records,
+    check_writable,
+    heads_of,
+    modules,
+    names,
+    no_certificate,
+    pick,
+    price_of,
+    print_json,
+    show,
+    show_artifact,
+)
+from offramp.errors import InputError, OfframpError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="offramp",
+    help="Make the cost of a trained PyTorch model a dial: small exit networks answer easy inputs early.",
+    epilog="Start with: offramp demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_state = {"debug": False, "interrupted": False}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from offramp._version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _state["debug"] = debug or _state["debug"]
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """Turn errors into messages and exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            if _state["debug"] or isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            # an interrupt inside an import or the tracer can come out as another error
+            message, code = _explain(KeyboardInterrupt() if _state["interrupted"] else error)
+            print(message, file=sys.stderr)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, OfframpError):
+        return f"error: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; nothing half-written is left. A build goes on from here with the same command", 130
+    if isinstance(error, BrokenPipeError):
+        return "", 1
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"error: {error.filename}: you may not look into it or read it; choose another path", 1
+    name = f"{type(error).__name__}: {error}"
+    return f"unexpected error: {name}\nrun again with --debug and report the traceback", 70
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artifact and the report.")] = Path("offramp-demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    json_: Json = False,
+) -> None:
+    """See it work on real handwritten digits, in about a minute: train, attach, search, switch, report."""
+    from offramp.cli.demo import run_demo
+
+    check_writable(out)
+    figures = run_demo(out, Console(quiet=json_), seed=seed)
+    if json_:
+        print_json(figures)
+
+
+@app.command()
+@guarded
+def build(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the artifact; an older artifact there is replaced.")],
+    heads: Annotated[
+        str, typer.Option(help="'auto', or kinds of exit to try, separated by commas.")
+    ] = "auto",
+    cuts: Annotated[
+        str, typer.Option(help="'auto', 'all', or names of modules separated by commas.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(help="Passes over the cached features.")] = 30,
+    views: Annotated[int, typer.Option(help="Passes over the train loader (more pay if it augments).")] = 1,
+    task: Annotated[
+        str, typer.Option(help="What an answer is: classification, multi-label, 'regression,scale=10' ...")
+    ] = "classification",
+    confidence: Annotated[
+        str | None, typer.Option(help="How sure an exit is: max-probability, margin, entropy ...")
+    ] = None,
+    input_exit: InputExit = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Name of the input that is 0 at padding; attention_mask is found."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Key of the scores where the model returns a dict.")
+    ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Judge by agreement with the full model; needs no labels.")
+    ] = False,
+    max_exits: Annotated[int | None, typer.Option(help="At most this many exits in a configuration.")] = None,
+    store_backbone: Annotated[
+        bool, typer.Option("--store-backbone", help="Store the model's weights too.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = 0,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Attach exits to your model, train them, find the configurations, and write an artifact.
+
+    A run that is stopped goes on where it was when you give the same command again.
+    """
+    from offramp.artifacts import check_replaceable, save
+    from offramp.pipeline import BuildConfig, build as run_build, summary
+    from offramp.sources import load_project
+    from offramp.training import TrainConfig
+
+    config = BuildConfig(
+        heads=heads_of(heads),
+        cuts=cuts if cuts in ("auto", "all") else names(cuts),
+        confidence=confidence,
+        output=output,
+        mask=mask,
+        quality="agreement" if agreement else "labels",
+        max_exits=max_exits,
+        train=TrainConfig(epochs=epochs, views=views, seed=seed),
+    )
+    check_writable(out)
+    check_replaceable(out)
+    work = out.absolute().with_name(f".{out.absolute().name}.work")
+    project = load_project(model, data, task=task, output=output, input_exits=input_exit or (), device=device)
+    config = replace(config, task=project.task, input_exits=project.input_exits)
+    built = run_build(project.model, project.splits, config, work_dir=work)
+    save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
+    shutil.rmtree(work, ignore_errors=True)
+    if json_:
+        print(summary(built))
+        return
+    name = "report" if "report" in built.records else "search"
+    show(built.frontier, built.records[name], built.costs, name)
+    print(
+        f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005"
+        + "".join(f" --input-exit {each}" for each in input_exit or ())
+    )
+
+
+@app.command()
+@guarded
+def search(
+    artifact: Artifact,
+    method: Annotated[str, typer.Option(help="exact, single-pass, iterative or same-threshold.")] = "exact",
+    regularise: Annotated[
+        str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")
+    ] = "auto",
+    max_exits: Annotated[
+        int | None, typer.Option(help="At most this many exits in a configuration; as built unless given.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Search the configurations of an artifact again; the model is not needed."""
+    from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest, replace_frontier
+    from offramp.pipeline import find_frontier
+
+    manifest = read_manifest(artifact)
+    records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
+    price = price_of(regularise)
+    if max_exits is None:
+        max_exits = load_frontier(artifact, manifest).meta.get("max_exits")
+    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
+    replace_frontier(artifact, frontier)
+    show_artifact(artifact, frontier, json_)
+
+
+@app.command(name="eval")
+@guarded
+def evaluate(
+    artifact: Artifact,
+    max_cost: MaxCost = None,
+    max_drop: MaxDrop = None,
+    min_quality: MinQuality = None,
+    tradeoff: Tradeoff = None,
+    json_: Json = False,
+) -> None:
+    """Show what the configurations do on the report split, from the artifact alone."""
+    from offramp.artifacts import load_frontier, read_manifest
+    from offramp.core import Frontier
+
+    frontier = load_frontier(artifact, read_manifest(artifact))
+    chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
+    show_artifact(artifact, frontier if chosen is None else Frontier([chosen]), json_)
+
+
+@app.command()
+@guarded
+def certify(
+    artifact: Artifact,
+    max_drop: Annotated[
+        float, typer.Option(help="At most this loss of quality on new data: 0.005 is half a point.")
+    ],
+    delta: Annotated[float, typer.Option(help="How much doubt is allowed: 0.05 is 95% sure.")] = 0.05,
+    split: Annotated[
+        str | None, typer.Option(help="Which of the artifact's records to use; report unless given.")
+    ] = None,
+    records: Annotated[Path | None, typer.Option(help="A file of records of new samples instead.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find the cheapest configuration that is shown to lose at most --max-drop on new data.
+
+    Its certificate is stored in the artifact; `offramp report` shows it. The exit code is 3 where no
+    configuration can be certified; the artifact then stays as it is.
+    """
+    from offramp.artifacts import load_costs, load_frontier, read_manifest, replace_frontier
+    from offramp.core import config_to_dict
+    from offramp.guarantees import certify as run_certify, samples_needed
+
+    seen, source = calibration_records(artifact, split, records)
+    manifest = read_manifest(artifact)
+    frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
+    config = run_certify(frontier, seen, costs, max_drop=max_drop, delta=delta)
+    if config is None:
+        needed = samples_needed(frontier, seen, costs, max_drop=max_drop, delta=delta)
+        if json_:
+            print_json({"certified": False, "samples": seen.samples, "samples_needed": needed})
+        else:
+            print(no_certificate(seen.samples, max_drop, delta, needed))
+        raise typer.Exit(3)
+    replace_frontier(artifact, frontier.with_certificate(config))
+    index = [own.choices for own in frontier].index(config.choices)
+    if json_:
+        said = str(config.certificate)
+        print_json({"certified": True, "index": index, "in_words": said, **config_to_dict(config)})
+        return
+    assert config.expected is not None  # a frontier accepts no other
+    print(f"configuration {index} of {artifact}, expected at {config.expected.relative_cost:.1%} of the cost")
+    print(config.certificate)
+    print(
+        f"These samples ({source}) chose the configuration: the certificate allows for that, but its other "
+        "figures on them are no independent evidence any more."
+    )
+
+
+@app.command()
+@guarded
+def run(
+    artifact: Artifact,
+    model: Model,
+    data: Data,
+    max_cost: MaxCost = None,
+    max_drop: MaxDrop = None,
+    min_quality: MinQuality = None,
+    tradeoff: Tradeoff = None,
+    split: Annotated[str, typer.Option(help="Which of the data's loaders to run over.")] = "report",
+    input_exit: InputExit = None,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Run the engine over your data under one configuration and measure it; by default the full model."""
+    from offramp.artifacts import load
+    from offramp.core import ExitConfig
+    from offramp.measure import measure_stream
+    from offramp.report import shares
+    from offramp.runtime import Engine
+    from offramp.sources import load_input_exits, load_source_model, load_splits
+
+    source = load_source_model(model, device)
+    exits = load_input_exits(input_exit or (), source, device)
+    net, frontier, costs = load(artifact, source.model, input_exits=modules(exits))
+    splits = load_splits(data, source, net.task, net.output)
+    config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
+    loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
+    if loader is None:
+        raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
+    measured = measure_stream(Engine(net, config, costs=costs), loader)
+    result, plain = measured.result, measured.plain_milliseconds
+    if json_:
+        by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
+        print_json(
+            {
+                "quality": result.quality,
+                "relative_macs": result.relative_macs,
+                "batches": measured.batches,
+                "milliseconds_per_batch": result.milliseconds,
+                "plain_milliseconds_per_batch": plain,
+                "exit_shares": by_position,
+            }
+        )
+        return
+    quality = "no labels" if result.quality is None else f"quality {result.quality:.2%}"
+    print(f"{quality}, MACs {result.relative_macs:.1%} of the full model")
+    print(f"median batch {result.milliseconds:.2f} ms, plain model {plain:.2f} ms")
+    print(f"samples leave at: {shares(result.exit_shares, net.positions, most=8)}")
+
+
+@app.command()
+@guarded
+def report(
+    artifact: Artifact,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
+) -> None:
+    """Write one self-contained HTML page with the plots and the table of an artifact."""
+    from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest
+    from offramp.report import write_report
+
+    manifest = read_manifest(artifact)
+    records = load_records(artifact, manifest, "report")
+    written = write_report(
+        out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
+    )
+    print(f"wrote {written}")
+
+
+for _command in (bench, export):
+    app.command()(guarded(_command))
+
+
+def main() -> None:
+    """Entry point: ``--debug`` is understood anywhere on the line."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        _state["interrupted"] = True
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    arguments = sys.argv[1:]
+    _state["debug"] = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="offramp")
+    except KeyboardInterrupt:
+        sys.exit(130)

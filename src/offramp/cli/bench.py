@@ -1,0 +1,95 @@
+"""The command ``offramp bench``: what segments and exits cost on this machine, and the dial on that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.options import Artifact, InputExit, Json, Model
+from offramp.cli.output import check_writable, modules, print_json, show
+from offramp.errors import InputError
+
+if TYPE_CHECKING:
+    from offramp.core import CostTable, ExitRecords, Frontier
+
+UNITS = ("seconds", "joules")
+
+
+def bench(
+    artifact: Artifact,
+    model: Model,
+    unit: Annotated[str, typer.Option(help="seconds, or joules where a counter can be read.")] = "seconds",
+    batch_size: Annotated[int, typer.Option(help="Samples that arrive together.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; as it is unless given.")] = None,
+    compile_: Annotated[str | None, typer.Option("--compile", help="inductor or aot.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16.")] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Convolutions with channels last in memory.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Linear layers in dynamic int8.")] = False,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Keep freed memory (glibc); faster at large batches.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write an artifact whose dial is in this unit; None: only print.")
+    ] = None,
+    input_exit: InputExit = None,
+    json_: Json = False,
+) -> None:
+    """Measure what every segment and exit costs on this machine, and search the dial on that."""
+    from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
+    from offramp.measure import measure_cost
+    from offramp.pipeline import find_frontier
+    from offramp.runtime import Execution, memory
+    from offramp.sources import load_input_exits, load_source_model
+
+    if unit not in UNITS:
+        raise InputError(f"--unit: expected {' or '.join(UNITS)}, got {unit!r}")
+    how = Execution(compile_, dtype, channels_last, int8)
+    if out is not None:
+        check_writable(out)
+        check_replaceable(out)
+    if keep_memory and not memory.keep_memory():
+        raise InputError("--keep-memory: this system's C library has no such setting; leave it out")
+    manifest = read_manifest(artifact)
+    names = [name for name in ("search", "report") if f"records-{name}.safetensors" in manifest["files"]]
+    records = {name: load_records(artifact, manifest, name) for name in names}
+    source = load_source_model(model, None)
+    exits = load_input_exits(input_exit or (), source, None)
+    net, before, _ = load(artifact, source.model, input_exits=modules(exits))
+    costs = measure_cost(net, unit=unit, batch_size=batch_size, threads=threads, execution=how)  # type: ignore[arg-type]
+    frontier = find_frontier(records["search"], costs, max_exits=before.meta.get("max_exits"))
+    if out is not None:
+        save(out, net, frontier, costs, records=records)
+    split = names[-1]
+    if json_:
+        print_json(_figures(costs, frontier, records[split], split))
+        return
+    show(frontier, records[split], costs, split)
+    print(_summary(costs))
+    if out is not None:
+        print(f"wrote {out}")
+
+
+def _figures(costs: CostTable, frontier: Frontier, records: ExitRecords, split: str) -> dict[str, Any]:
+    from offramp.core import evaluate
+
+    assert costs.meta is not None
+    outcomes = evaluate(records, costs, frontier)
+    rows = [
+        {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / costs.meta["plain"]}
+        for each in outcomes
+    ]
+    return {"unit": costs.unit, "measured": dict(costs.meta), "split": split, "configurations": rows}
+
+
+def _summary(costs: CostTable) -> str:
+    assert costs.meta is not None
+    plain, full = costs.meta["plain"], costs.full
+    figure = f"{1e3 * plain:.3g} ms" if costs.unit == "seconds" else f"{plain:.3g} J"
+    return (
+        f"batches of {costs.meta['batch_size']}, {costs.meta['threads']} threads, per sample: the plain "
+        f"model takes {figure}; without exits the engine takes {full / plain:.1%} of that"
+    )

@@ -1,0 +1,359 @@
+"""An exported network at work: what the engines of all runtimes have in common. NumPy only.
+
+    input ─ span ─▶ exit? ─ stay ─▶ span ─▶ exit? ─ stay ─▶ span ─▶ output
+                     └ leave            └ leave
+
+A runtime says how to load a span and an exit; ``ChainEngine`` does the rest as ``offramp.Engine`` does it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.core import CostTable, ExitConfig, Frontier, PlanCache
+from offramp.errors import InputError
+from offramp.export.manifest import MASK, ExitGraph, Export, Signature, SpanGraph, read_export
+
+Array = npt.NDArray[Any]
+
+Call = Callable[[Sequence[Array]], Sequence[Array]]
+"""A loaded graph: its inputs to its outputs."""
+
+Prepared = TypeVar("Prepared")
+
+_NEVER = np.float32(math.inf)
+
+
+@dataclass(frozen=True)
+class ExportOutput:
+    """Answers for a batch of B, in the order of the inputs.
+
+    Args:
+        outputs: (B, K), or (B, L, K) for a task with an answer per token.
+        position: (B,) int64, index of the position where each left; P for the model's output.
+        confidence: (B,) float32, of the exit taken or of the model's output.
+    """
+
+    outputs: Array
+    position: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExportStats:
+    """What an engine has done since it was made or reset.
+
+    Args:
+        samples: answered.
+        exits: samples that left at each position; P + 1 counts, the last is the model's output.
+        macs: cost of what was executed, heads included, by the costs exported with the network.
+        full_macs: what the full model would have cost on the same samples.
+    """
+
+    samples: int
+    exits: tuple[int, ...]
+    macs: int
+    full_macs: int
+
+
+class ExportedEngine(ABC, Generic[Prepared]):
+    """Base of the engines: inputs are checked, configurations prepared and switched, samples counted.
+
+    Args:
+        folder: of the export.
+        config: to start with; without choices it is the full model.
+        prepare: further configurations to make ready, for instance the whole frontier.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
+        InputError: a configuration names an exit that was not exported.
+    """
+
+    kind: str
+    """Which exports it runs."""
+
+    def __init__(
+        self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
+    ) -> None:
+        self.folder = Path(folder)
+        self.export: Export = read_export(self.folder, self.kind)
+        self._plans = PlanCache[ExitConfig, tuple[ExitConfig, Prepared]]()
+        self._counting = threading.Lock()
+        self.reset_stats()
+        self._plan = self._prepared(ExitConfig() if config is None else config)
+        for each in prepare:
+            self.prepare(each)
+
+    @property
+    def frontier(self) -> Frontier:
+        """The configurations exported with the network."""
+        return self.export.frontier
+
+    @property
+    def costs(self) -> CostTable:
+        """The costs exported with the network."""
+        return self.export.costs
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """P names, "input" first."""
+        return self.export.signature.positions
+
+    @property
+    def config(self) -> ExitConfig:
+        """The configuration that the next call will use."""
+        return self._plan[0]
+
+    def prepare(self, config: ExitConfig) -> None:
+        """Make a configuration ready, so that ``use`` is a matter of microseconds."""
+        self._prepared(config)
+
+    def use(self, config: ExitConfig) -> None:
+        """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
+
+        Raises:
+            InputError: the configuration names an exit that was not exported. Nothing changes.
+        """
+        self._plan = self._prepared(config)
+
+    def stats(self) -> ExportStats:
+        """Counts since the engine was made or ``reset_stats`` was called."""
+        with self._counting:
+            exits, macs = self._exits.tolist(), self._macs
+        return ExportStats(sum(exits), tuple(exits), int(macs), sum(exits) * int(self.costs.full))
+
+    def reset_stats(self) -> None:
+        """Start counting anew."""
+        with self._counting:
+            self._exits = np.zeros(len(self.positions) + 1, np.int64)
+            self._macs = 0.0
+
+    def __call__(self, inputs: object) -> ExportOutput:
+        """Answer a batch.
+
+        Args:
+            inputs: as the model takes them: an array, a tuple or a dict of arrays; any batch size.
+
+        Raises:
+            InputError: a shape, dtype or structure differs from the model's.
+        """
+        _, plan = self._plan
+        values = flatten(self.export.signature, inputs)
+        if len(values[0]) == 0:
+            return self._nothing()
+        out, macs = self._answer(plan, values)
+        exits = np.bincount(out.position, minlength=len(self.positions) + 1)
+        with self._counting:
+            self._macs += macs
+            self._exits += exits
+        return out
+
+    @abstractmethod
+    def _build(self, config: ExitConfig) -> Prepared:
+        """What a configuration needs to run."""
+
+    @abstractmethod
+    def _answer(self, plan: Prepared, values: list[Array]) -> tuple[ExportOutput, float]:
+        """Answers for a batch of at least one sample, and what they cost."""
+
+    def _prepared(self, config: ExitConfig) -> tuple[ExitConfig, Prepared]:
+        if not isinstance(config, ExitConfig):
+            what = type(config).__name__
+            raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
+        return self._plans.get(config, lambda: (config, self._build(config)))
+
+    def _nothing(self) -> ExportOutput:
+        answer = self.export.signature.answer
+        shape = (0, *(int(size) for size in answer.shape[1:]))
+        return ExportOutput(np.empty(shape, answer.dtype), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Run ``spans``; then, unless it is the last step, ask an exit who leaves at ``position``.
+
+    Args:
+        spans: to the position; the last step's end in outputs and confidence.
+        macs: of the spans and the exit, per sample.
+        position: of the exit; P in the last step.
+        ask: the exit; None in the last step.
+        arity: how many of the tensors handed over the exit takes.
+        masked: whether the mask comes last: for the exit, or for the last span in the last step.
+        threshold: above which samples leave.
+        per_sample: for each tensor handed over here, whether it has one row per sample.
+    """
+
+    spans: tuple[Call, ...]
+    macs: float
+    position: int
+    ask: Call | None = None
+    arity: int = 0
+    masked: bool = False
+    threshold: np.float32 = _NEVER
+    per_sample: tuple[bool, ...] = ()
+
+
+class ChainEngine(ExportedEngine[tuple[Step, ...]]):
+    """Runs spans and exits one after the other; samples that leave are taken out of the batch."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ExitConfig | None = None,
+        *,
+        prepare: Iterable[ExitConfig] = (),
+        fuse: bool = True,
+    ) -> None:
+        self._fuse, self._calls = fuse, dict[str, Call]()
+        super().__init__(folder, config, prepare=prepare)
+
+    @abstractmethod
+    def _load(self, graph: SpanGraph | ExitGraph) -> Call:
+        """A graph ready to be called, from any thread."""
+
+    def _build(self, config: ExitConfig) -> tuple[Step, ...]:
+        export, costs = self.export, self.costs
+        handed = {span.stop: tuple(port.per_sample for port in span.outputs) for span in export.spans}
+        handed[0] = tuple(port.per_sample for port in export.signature.inputs)
+        exits = {(each.position, each.head): each for each in export.exits}
+        steps, at = list[Step](), 0
+        for position, head, threshold in export.resolve(config):
+            graph = exits[position, head]
+            masked = graph.inputs[-1].name == MASK
+            spent = costs.backbone[position] - costs.backbone[at] + costs.heads[position, head]
+            steps.append(
+                Step(
+                    self._chain(at, position),
+                    float(spent),
+                    position,
+                    self._loaded(graph),
+                    len(graph.inputs) - masked,
+                    masked,
+                    threshold,
+                    handed[position],
+                )
+            )
+            at = position
+        last = len(export.signature.positions)
+        masked = export.spans[-1].inputs[-1].name == MASK
+        spent = costs.backbone[last] - costs.backbone[at]
+        return (*steps, Step(self._chain(at, last), float(spent), last, masked=masked))
+
+    def _chain(self, start: int, stop: int) -> tuple[Call, ...]:
+        spans = [each for each in self.export.fused if (each.start, each.stop) == (start, stop)]
+        if not spans or not self._fuse:
+            spans = [*self.export.spans]
+        return tuple(self._loaded(span) for span in spans if start <= span.start and span.stop <= stop)
+
+    def _loaded(self, graph: SpanGraph | ExitGraph) -> Call:
+        """One for all configurations. Only ever called while a plan is built, which one thread does."""
+        if graph.file not in self._calls:
+            self._calls[graph.file] = self._load(graph)
+        return self._calls[graph.file]
+
+    def _answer(self, plan: tuple[Step, ...], values: list[Array]) -> tuple[ExportOutput, float]:
+        batch = here = len(values[0])
+        at_mask = self.export.signature.mask
+        mask = [] if at_mask is None else [values[at_mask]]
+        handed: Sequence[Array] = values
+        rows: Array | None = None  # which samples of the batch are still here; None: all
+        left: list[tuple[int, Array | None, Array, Array]] = []
+        macs = 0.0
+        for step in plan:
+            macs += here * step.macs
+            if step.ask is None:
+                outputs, confidence = _finish(step, handed, mask)
+                left.append((step.position, rows, outputs, confidence))
+                break
+            for span in step.spans:
+                handed = span(handed)
+            outputs, confidence = step.ask([*handed[: step.arity], *(mask if step.masked else ())])
+            leaves = (confidence > step.threshold) & (confidence < math.inf)
+            going = int(np.count_nonzero(leaves))
+            if going == 0:
+                continue
+            if going == here:
+                left.append((step.position, rows, outputs, confidence))
+                break
+            out, stay = leaves.nonzero()[0], (~leaves).nonzero()[0]
+            left.append((step.position, out if rows is None else rows[out], outputs[out], confidence[out]))
+            rows = stay if rows is None else rows[stay]
+            here -= going
+            pairs = zip(handed, step.per_sample, strict=True)
+            handed = [value[stay] if each else value for value, each in pairs]
+            mask = [value[stay] for value in mask]
+        return _assemble(left, batch), macs
+
+
+def _finish(step: Step, handed: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
+    for span in step.spans[:-1]:
+        handed = span(handed)
+    return step.spans[-1]([*handed, *(mask if step.masked else ())])
+
+
+def _assemble(left: list[tuple[int, Array | None, Array, Array]], batch: int) -> ExportOutput:
+    """Answers back in the order of the inputs."""
+    position, rows, outputs, confidence = left[0]
+    if rows is None:  # all left together
+        return ExportOutput(outputs, np.full(batch, position, np.int64), confidence)
+    all_outputs = np.empty((batch, *outputs.shape[1:]), outputs.dtype)
+    positions, confidences = np.empty(batch, np.int64), np.empty(batch, np.float32)
+    for position, rows, outputs, confidence in left:
+        all_outputs[rows], positions[rows], confidences[rows] = outputs, position, confidence
+    return ExportOutput(all_outputs, positions, confidences)
+
+
+def flatten(signature: Signature, inputs: object) -> list[Array]:
+    """Arrays of a call, in the order of the model's inputs.
+
+    Args:
+        signature: of the network.
+        inputs: an array, a tuple or list, or a mapping (extra keys are ignored).
+
+    Raises:
+        InputError: an array is missing, or differs in shape, dtype or batch size.
+    """
+    names = signature.names
+    if signature.keyword != isinstance(inputs, Mapping):
+        wanted = f"a dict with keys {', '.join(names)}" if signature.keyword else "an array or a tuple"
+        raise InputError(f"inputs: expected {wanted}, as the model takes; got {type(inputs).__name__}")
+    named = _named(inputs)
+    missing = [name for name in names if name not in named]
+    if missing or (len(named) > len(names) and not signature.keyword):
+        raise InputError(f"inputs: expected {', '.join(names)}; got {', '.join(named) or 'none'}")
+    values = [named[name] for name in names]
+    for name, value, port in zip(names, values, signature.inputs, strict=True):
+        _check(name, value, port.shape[1:], port.dtype)
+        if len(value) != len(values[0]):
+            raise InputError(
+                f"input {name!r}: expected batch size {len(values[0])} like {names[0]!r}, got {len(value)}"
+            )
+    return values
+
+
+def _named(inputs: object) -> dict[str, Any]:
+    if isinstance(inputs, Mapping):
+        return {str(name): value for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return {str(i): value for i, value in enumerate(inputs)}
+    return {"0": inputs}
+
+
+def _check(name: str, value: object, shape: tuple[int | str, ...], dtype: str) -> None:
+    if not isinstance(value, np.ndarray):
+        what = type(value).__name__
+        raise InputError(f"input {name!r}: expected a NumPy array, got {what}; np.asarray makes one")
+    if value.ndim == 0 or value.shape[1:] != shape:
+        wanted = ", ".join(["B", *map(str, shape)])
+        raise InputError(f"input {name!r}: expected shape ({wanted}), got {value.shape}")
+    if value.dtype != dtype:
+        raise InputError(f"input {name!r}: expected {dtype}, got {value.dtype}; convert with .astype")

@@ -1,0 +1,186 @@
+"""Data named on the command line, prepared as the model's own configuration says.
+
+imagefolder:DIR   a folder for each class, or such folders in train/, val/, test/ ...
+npz:FILE          arrays x and y, or train_x, train_y, val_x ...
+csv:FILE          a column of texts and one of labels; or a folder with train.csv, val.csv, test.csv
+
+How one set becomes three is said in ``splits``. The order of samples is fixed by the seed: a killed run finds
+the same batches again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from offramp.graph import evaluating
+from offramp.sources.models import SourceModel, with_tokenizer
+from offramp.sources.readers import Readings, Sample, Sets, read_arrays, read_image_folder, read_tables
+from offramp.sources.spec import Scheme, Spec
+from offramp.sources.splits import NAMES, Guarded, Splits, class_numbers, limited, three_sets
+from offramp.tasks import Task, select_output
+
+_COMMON = ("batch", "seed", "limit", "workers")
+DATA_SCHEMES = (
+    Scheme("imagefolder", "DIR", ("transform", *_COMMON)),
+    Scheme("npz", "FILE", _COMMON),
+    Scheme("csv", "FILE", ("text", "label", "split", "max_length", "tokenizer", *_COMMON)),
+)
+
+
+def load_samples(
+    spec: Spec,
+    source: SourceModel,
+    task: Task,
+    output: str | int | None = None,
+    transform: Callable[[Any], Tensor] | None = None,
+) -> Splits:
+    """Find the samples that a specification names, and divide them; a loader reads files as it comes to them.
+
+    Args:
+        spec: of a scheme of ``DATA_SCHEMES``.
+        source: the model they are for.
+        task: what an answer is.
+        output: key of the answer in what the model returns.
+        transform: PIL image -> (C, H, W), instead of the model's own.
+
+    Raises:
+        InputError: there are none, they do not fit the model, or their classes are not the model's.
+    """
+    found = _read(spec, source, task, transform)
+    splits = three_sets(found.sets, spec.number_of("seed", 0, least=0), f"DATA {spec.text}")
+    for name, most in _limits(spec).items():
+        if name in splits:
+            splits[name] = limited(splits[name], _group, most)
+    example = beside(source.model, found.read([what for what, _ in splits["train"][:2]]))
+    outputs = _outputs(spec, source.model, example, output, task)
+    number, classes = _numbering(spec, found.sets, source, outputs)
+    check = None if found.prepared else source.check
+
+    def loader(name: str) -> Guarded | None:
+        if name not in splits:
+            return None
+        batches: DataLoader[Any] = DataLoader(
+            splits[name],  # type: ignore[arg-type]  # a list is as good as a Dataset
+            batch_size=spec.number_of("batch", 64),
+            num_workers=spec.number_of("workers", 0, least=0),
+            collate_fn=_Batch(found.read, number),
+            generator=torch.Generator(),  # else it draws from the global random state
+        )
+        return Guarded(f"DATA {spec.text}: {name}", batches, check)
+
+    train, search = loader("train"), loader("search")
+    assert train is not None
+    assert search is not None
+    return Splits(train, search, loader("report"), example, classes)
+
+
+def _read(spec: Spec, source: SourceModel, task: Task, transform: Callable[[Any], Tensor] | None) -> Readings:
+    dtype = next((p.dtype for p in source.model.parameters() if p.dtype.is_floating_point), torch.float32)
+    if spec.scheme == "imagefolder":
+        return read_image_folder(spec, source.images, transform, dtype)
+    if spec.scheme == "npz":
+        return read_arrays(spec, source.images, dtype)
+    if "tokenizer" in spec.options:
+        source = with_tokenizer(spec, source)
+    if source.text is None:
+        raise spec.error(
+            source.fault
+            or "the model does not say how it takes text; name a tokenizer (tokenizer=DIR), or give "
+            "tokenized arrays (npz:FILE) or loaders (package.module:callable)"
+        )
+    return read_tables(spec, source.text, floating=task.name == "regression")
+
+
+def _limits(spec: Spec) -> dict[str, int]:
+    """limit=N for all splits, or limit=TRAIN/SEARCH/REPORT.
+
+    Raises:
+        InputError: neither, or a number that is not whole and above 0.
+    """
+    most = spec.numbers("limit")
+    if most is None:
+        return {}
+    if len(most) not in (1, 3) or any(value < 1 or value != int(value) for value in most):
+        raise spec.error(
+            f"limit: expected a whole number above 0, or three for train/search/report, got "
+            f"{spec.options['limit']!r}"
+        )
+    return {name: int(most[i % len(most)]) for i, name in enumerate(NAMES)}
+
+
+def _group(sample: Sample) -> str:
+    return str(sample[1])
+
+
+def _outputs(spec: Spec, model: nn.Module, example: Any, output: str | int | None, task: Task) -> int:
+    """K, by asking the model once.
+
+    Raises:
+        InputError: it cannot be called with these samples.
+    """
+    try:
+        with evaluating(model):
+            answer = model(**example) if isinstance(example, Mapping) else model(example)
+    except Exception as error:
+        shapes = {name: tuple(value.shape) for name, value in _named(example).items()}
+        raise spec.error(
+            f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: {error}"
+        ) from error
+    return int(select_output(answer, output, per_token=task.per_token).shape[-1])
+
+
+def _named(example: Any) -> dict[str, Tensor]:
+    return dict(example) if isinstance(example, Mapping) else {"inputs": example}
+
+
+def beside(model: nn.Module, example: Any) -> Any:
+    """Example inputs on the device of a model."""
+    if isinstance(example, Mapping):
+        return {name: beside(model, value) for name, value in example.items()}
+    if isinstance(example, (tuple, list)):
+        return tuple(beside(model, value) for value in example)
+    parameter = next(model.parameters(), None)
+    return example.to(parameter.device) if parameter is not None and isinstance(example, Tensor) else example
+
+
+def _numbering(
+    spec: Spec, sets: Sets, source: SourceModel, outputs: int
+) -> tuple[Mapping[str, int], int | None]:
+    """(name of a class -> its number, how many classes there are or None); numbers stay what they are."""
+    labels = [label for groups in sets.values() for group in groups.values() for _, label in group]
+    if all(isinstance(label, str) for label in labels):
+        return class_numbers(labels, source.classes, outputs, f"DATA {spec.text}"), None
+    first = torch.as_tensor(labels[0]) if labels[0] is not None else None
+    if first is None or first.ndim or first.dtype.is_floating_point:
+        return {}, None
+    low, high = int(min(labels)), int(max(labels))
+    if low < 0 or high >= outputs:
+        raise spec.error(
+            f"expected labels 0 to {outputs - 1} because the model has {outputs} outputs, "
+            f"got {low} to {high}; map the labels, or use the model trained for these classes"
+        )
+    return {}, high + 1
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples to a batch: (inputs, labels), or inputs alone."""
+
+    read: Callable[[Sequence[Any]], Any]
+    number: Mapping[str, int]
+
+    def __call__(self, samples: Sequence[Sample]) -> Any:
+        inputs, labels = self.read([what for what, _ in samples]), [label for _, label in samples]
+        if labels[0] is None:
+            return inputs
+        numbers = [self.number[label] if isinstance(label, str) else label for label in labels]
+        stacked = torch.stack([torch.as_tensor(number) for number in numbers])
+        if stacked.dtype == torch.bool:
+            return inputs, stacked
+        return inputs, stacked.float() if stacked.dtype.is_floating_point else stacked.long()

@@ -1,0 +1,72 @@
+"""The digits network, trained a little, built, saved and exported: three engines, one answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import offramp
+from offramp import ExitConfig, TrainConfig, evaluate
+from offramp.cli.demo import digit_splits
+from offramp.cli.digits import DigitsResNet, load_digits, train_backbone
+from offramp.pipeline import BuildConfig, build
+
+pytest.importorskip("sklearn", reason="the digits need the extra demo")
+pytest.importorskip("onnxscript", reason="exporting needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="running exports needs the extra onnx")
+
+from offramp.export.onnx import to_onnx
+from offramp.export.onnx_single import to_onnx_single
+from offramp.export.ort import OrtEngine, OrtSingle
+
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(what was built, report images, folder of the exports)."""
+    digits = load_digits(0)
+    splits, model = digit_splits(digits, 0), train_backbone(digits.train, epochs=3)
+    config = BuildConfig(
+        heads=("mlp",), cuts=("layer1", "layer2"), max_exits=2, train=TrainConfig(epochs=4, seed=0)
+    )
+    built, folder = build(model, splits, config, progress=False), tmp_path_factory.mktemp("digits")
+    offramp.save(folder / "artifact", built.net, built.frontier, built.costs, include_backbone=True)
+    net, frontier, costs = offramp.load(folder / "artifact", DigitsResNet(), restore_backbone=True)
+    to_onnx(net, frontier, costs, folder / "onnx")
+    to_onnx_single(net, frontier, costs, folder / "single")
+    images = torch.cat([x for x, _ in splits.report or ()])
+    return built, images, folder
+
+
+def clear(records: Any, config: ExitConfig) -> np.ndarray[Any, Any]:
+    """(N,) samples without a confidence close to a threshold."""
+    close = np.zeros(records.samples, bool)
+    for choice in config.choices:
+        p, c = records.positions.index(choice.position), records.heads.index(choice.head)
+        close |= np.abs(records.confidence[p, c] - np.float32(choice.threshold)) <= CLOSE
+    return ~close
+
+
+@pytest.mark.parametrize("kind", ["onnx", "single"])
+def test_every_report_sample_leaves_where_the_search_said(made: Any, kind: str) -> None:
+    built, images, folder = made
+    make = {"onnx": OrtEngine, "single": OrtSingle}[kind]
+    engine = make(folder / kind, threads=1, prepare=built.frontier)
+    reference, records = offramp.Engine(built.net, prepare=built.frontier), built.records["report"]
+    assert engine.frontier == built.frontier
+    asked = [ExitConfig(), *(built.frontier[i] for i in (0, len(built.frontier) // 2, -1))]
+    for config in asked:
+        engine.use(config)
+        reference.use(config)
+        got, wanted = engine(images.numpy()), reference(images)
+        sure = clear(records, config)
+        assert sure.mean() > 0.95
+        said = evaluate(records, built.costs, config).position
+        np.testing.assert_array_equal(got.position[sure], said[sure])
+        np.testing.assert_allclose(got.outputs[sure], wanted.outputs.numpy()[sure], atol=CLOSE, rtol=0)
+    assert len(np.unique(got.position)) > 1
+    assert engine.stats().samples == len(asked) * len(images)
