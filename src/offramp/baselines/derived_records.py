@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from offramp.baselines.rules import Lineup
 from offramp.baselines.stepwise import Floats
 from offramp.core import ExitRecords
 from offramp.errors import InputError
+
+HeadsByPosition = dict[int, int]
+"""Which head (index) is enabled at which positions (index, rising)."""
 
 
 def entropy_records(records: ExitRecords) -> ExitRecords:
@@ -61,9 +63,9 @@ def patience_records(records: ExitRecords, predictions: npt.ArrayLike | None = N
             f"got {classes.shape}; give one class for each position, head and sample"
         )
     count = np.full(records.confidence.shape, -np.inf, np.float32)
-    for lineup in _kinds(records):
+    for heads in kinds(records):
         before, run = None, np.zeros(records.samples, np.float32)
-        for p, c in lineup.items():
+        for p, c in heads.items():
             agrees = np.isfinite(run) & (classes[p, c] == classes[p if before is None else before, c])
             run = np.where(agrees, run, 0) + np.float32(1)
             run = np.where(np.isfinite(records.confidence[p, c]), run, np.float32(-np.inf))
@@ -81,14 +83,14 @@ def _logits(records: ExitRecords, asked: str, otherwise: str = "") -> npt.NDArra
     return records.logits
 
 
-def _kinds(records: ExitRecords) -> list[Lineup]:
+def kinds(records: ExitRecords) -> list[HeadsByPosition]:
     """Each kind of head wherever it exists."""
     found = [np.flatnonzero(there).tolist() for there in records.exists.T]
     return [dict.fromkeys(places, c) for c, places in enumerate(found) if places]
 
 
-def _kinds_and_best(records: ExitRecords) -> list[Lineup]:
-    """The same, and at each position the head of the best mean quality."""
+def kinds_and_best(records: ExitRecords) -> list[HeadsByPosition]:
+    """Each kind of head wherever it exists, and at each position the head of the best mean quality."""
     mean = np.where(records.exists, records.quality.mean(axis=2, dtype=np.float64), -1.0)
     places = np.flatnonzero(records.exists.any(axis=1)).tolist()
-    return [*_kinds(records), *([{p: int(mean[p].argmax()) for p in places}] if places else [])]
+    return [*kinds(records), *([{p: int(mean[p].argmax()) for p in places}] if places else [])]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import numpy as np
 
-from offramp.baselines.rules import Answers, _each
-from offramp.baselines.stepwise import Line, brent, front_to_back, iterate, simulated, summed
+from offramp.baselines.by_tradeoff import Answers, per_tradeoff
+from offramp.baselines.stepwise import (
+    Curve,
+    brent,
+    front_to_back,
+    iterate,
+    simulated,
+    summed,
+)
 from offramp.core import CostTable, ExitRecords
 from offramp.errors import InputError
-
-Progress = Callable[[int, int], None]
-
 
 GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 """The nine thresholds that earlyon 0.3 tries on a softmax confidence."""
@@ -28,9 +32,9 @@ def greedy_grid(
     While a position is decided, all later exits are off.
 
     Args:
-        records: as for ``same_threshold``.
-        costs: likewise.
-        tradeoffs: likewise.
+        records: P positions, C heads, N samples to choose on.
+        costs: of the same P and C.
+        tradeoffs: the lambda values in [0, 1].
         grid: the thresholds tried.
 
     Raises:
@@ -46,10 +50,10 @@ def greedy_grid(
             "leave it out for the usual nine"
         )
 
-    def pick(line: Line) -> float:
+    def pick(line: Curve) -> float:
         return max(values, key=line.fall)
 
-    return _each(records, costs, tradeoffs, lambda goal: front_to_back(goal, pick))
+    return per_tradeoff(records, costs, tradeoffs, lambda objective: front_to_back(objective, pick))
 
 
 def brent_single_pass(
@@ -57,24 +61,24 @@ def brent_single_pass(
     costs: CostTable,
     tradeoffs: Iterable[float],
     *,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Answers:
     """Positions front to back, each threshold by bounded Brent search; never revisited.
 
     The one-pass search of DyCE (arXiv 2403.01695): every head is tried, with all later exits off.
 
     Args:
-        records: as for ``same_threshold``.
-        costs: likewise.
-        tradeoffs: likewise.
-        progress: called with (trade-offs done, trade-offs in all).
+        records: P positions, C heads, N samples to choose on.
+        costs: of the same P and C.
+        tradeoffs: the lambda values in [0, 1].
+        progress: None shows a bar when standard error is a terminal.
 
     Raises:
         InputError: as ``same_threshold``.
         MissingExtraError: scipy is not installed.
     """
     pick = brent()
-    return _each(records, costs, tradeoffs, lambda goal: front_to_back(goal, pick), progress)
+    return per_tradeoff(records, costs, tradeoffs, lambda objective: front_to_back(objective, pick), progress)
 
 
 def brent_iterative(
@@ -84,7 +88,7 @@ def brent_iterative(
     *,
     rounds: int = 1000,
     incremental: bool = False,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Answers:
     """Of all single changes the best one, again and again, until none helps; thresholds by Brent search.
 
@@ -92,14 +96,14 @@ def brent_iterative(
     exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds.
 
     Args:
-        records: as for ``same_threshold``.
-        costs: likewise.
-        tradeoffs: likewise.
+        records: P positions, C heads, N samples to choose on.
+        costs: of the same P and C.
+        tradeoffs: the lambda values in [0, 1].
         rounds: at most so many changes; the released code stops at 1000.
         incremental: False simulates the whole configuration at each threshold, in time P * N like the
             released code. True computes what a sample meets before and after the position once for each
             round: the same searches up to rounding, in time N for each threshold.
-        progress: called with (trade-offs done, trade-offs in all).
+        progress: None shows a bar when standard error is a terminal.
 
     Raises:
         InputError: as ``same_threshold``, or ``rounds`` is not a whole number of at least 0.
@@ -111,4 +115,6 @@ def brent_iterative(
             "leave it out for 1000"
         )
     pick, lines = brent(), summed if incremental else simulated
-    return _each(records, costs, tradeoffs, lambda goal: iterate(goal, pick, int(rounds), lines), progress)
+    return per_tradeoff(
+        records, costs, tradeoffs, lambda objective: iterate(objective, pick, int(rounds), lines), progress
+    )

@@ -7,29 +7,24 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from offramp.baselines.derived_records import _kinds, _kinds_and_best, entropy_records, patience_records
-from offramp.baselines.published import Progress
-from offramp.baselines.stepwise import SAME, Exits, Floats, Goal, choices
+from offramp.baselines.by_tradeoff import Answers, distinct_tradeoffs, with_figures
+from offramp.baselines.derived_records import (
+    HeadsByPosition,
+    entropy_records,
+    kinds,
+    kinds_and_best,
+    patience_records,
+)
+from offramp.baselines.stepwise import SAME, Exits, Floats, choices
 from offramp.core import (
     CostTable,
-    ExitConfig,
     ExitRecords,
-    check_match,
-    check_tradeoffs,
-    expected,
     full_quality,
 )
 from offramp.solver import between, curve
 
-Answers = dict[float, ExitConfig]
-"""One configuration for each trade-off, with its figures on the records it was chosen on."""
-
-
-Lineup = dict[int, int]
-"""Which head (index) is enabled at which positions (index, rising)."""
-
-
-Lineups = Callable[[ExitRecords], list[Lineup]]
+Candidates = Callable[[ExitRecords], list[HeadsByPosition]]
+"""What to try: which head is enabled where."""
 
 
 def same_threshold(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> Answers:
@@ -45,7 +40,7 @@ def same_threshold(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[f
     Raises:
         InputError: a trade-off is outside [0, 1], or records and costs do not match.
     """
-    return _best_common(records, costs, tradeoffs, _kinds_and_best)
+    return _best_common(records, costs, tradeoffs, kinds_and_best)
 
 
 def single_exit(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> Answers:
@@ -90,65 +85,39 @@ def patience(
         InputError: as these two.
     """
     derived = patience_records(records, predictions)
-    return _best_common(derived, costs, tradeoffs, _kinds)
+    return _best_common(derived, costs, tradeoffs, kinds)
 
 
-def _singles(records: ExitRecords) -> list[Lineup]:
+def _singles(records: ExitRecords) -> list[HeadsByPosition]:
     """Each exit on its own."""
     return [{p: c} for p, c in np.argwhere(records.exists).tolist()]
 
 
 def _best_common(
-    records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float], lineups: Lineups
+    records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float], candidates: Candidates
 ) -> Answers:
-    """For each trade-off the line-up and the common threshold with the lowest J."""
-    lambdas = _check(records, costs, tradeoffs)
+    """For each trade-off the heads by position and the common threshold with the lowest J."""
+    lambdas = distinct_tradeoffs(records, costs, tradeoffs)
     best: dict[float, tuple[float, Exits]] = {lam: (1 - lam - SAME, ()) for lam in lambdas}
-    for lineup in lineups(records):
-        values, drop, cost = _curve(records, costs, lineup)
+    for chosen in candidates(records):
+        values, drop, cost = _curve(records, costs, chosen)
         for lam in lambdas if drop.size else ():
             objective = lam * drop + (1 - lam) * cost
             i = int(objective.argmin())
             if objective[i] < best[lam][0]:
-                setting = {p: (c, between(values[i], values[i + 1])) for p, c in lineup.items()}
+                setting = {p: (c, between(values[i], values[i + 1])) for p, c in chosen.items()}
                 best[lam] = float(objective[i]), choices(records, setting)
-    return _answers(records, costs, {lam: found for lam, (_, found) in best.items()})
+    return with_figures(records, costs, {lam: exits for lam, (_, exits) in best.items()})
 
 
 def _curve(
-    records: ExitRecords, costs: CostTable, lineup: Lineup
+    records: ExitRecords, costs: CostTable, chosen: HeadsByPosition
 ) -> tuple[npt.NDArray[np.float32], Floats, Floats]:
-    """Thresholds (T + 1,), quality lost (T,) and cost (T,), both over the full model's: ``common.curve``."""
-    places, heads = np.array(list(lineup)), np.array(list(lineup.values()))
+    """Thresholds (T + 1,), quality lost (T,) and cost (T,), both over the full model's."""
+    places, heads = np.array(list(chosen)), np.array(list(chosen.values()))
     quality = np.vstack([records.quality[places, heads], records.final_quality]).astype(np.float64)
     paid = np.cumsum(costs.heads[places, heads])
     cost = np.append(costs.backbone[places], costs.full) + np.append(paid, paid[-1])
     values, reached, spent = curve(records.confidence[places, heads], quality, cost)
     full = full_quality(records)
     return values, (full - reached) / (full or 1.0), spent / costs.full
-
-
-def _each(
-    records: ExitRecords,
-    costs: CostTable,
-    tradeoffs: Iterable[float],
-    solve: Callable[[Goal], Exits],
-    progress: Progress | None = None,
-) -> Answers:
-    lambdas, found = _check(records, costs, tradeoffs), {}
-    for done, lam in enumerate(lambdas, start=1):
-        found[lam] = solve(Goal.of(records, costs, lam))
-        if progress:
-            progress(done, len(lambdas))
-    return _answers(records, costs, found)
-
-
-def _answers(records: ExitRecords, costs: CostTable, found: dict[float, Exits]) -> Answers:
-    figures = {chosen: expected(records, costs, ExitConfig(chosen)) for chosen in set(found.values())}
-    return {lam: ExitConfig(chosen, lam, figures[chosen]) for lam, chosen in found.items()}
-
-
-def _check(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> list[float]:
-    """The distinct trade-offs, in their order."""
-    check_match(records, costs)
-    return list(dict.fromkeys(check_tradeoffs(tradeoffs, "tradeoffs")))

@@ -30,7 +30,7 @@ SAME = 1e-11
 """Differences in J below this are rounding."""
 
 
-class Line(Protocol):
+class Curve(Protocol):
     """J along the thresholds of one exit."""
 
     @property
@@ -41,9 +41,9 @@ class Line(Protocol):
         """By how much J falls if the exit, now off, is enabled with this threshold."""
 
 
-Pick = Callable[[Line], float]
+Pick = Callable[[Curve], float]
 """Chooses a threshold."""
-LineAt = Callable[[int, int], Line]
+CurveAt = Callable[[int, int], Curve]
 """The line of the exit at position p, head c."""
 Change = tuple[int, tuple[int, float] | None]
 """A position and its new head and threshold; None for off."""
@@ -71,7 +71,7 @@ def brent() -> Pick:
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class Objective:
     """J at one trade-off.
 
     J is the mean over samples of what ``leave`` or ``final`` say plus ``entry`` for each head passed, and a
@@ -84,7 +84,7 @@ class Goal:
     full: float
 
     @classmethod
-    def of(cls, records: ExitRecords, costs: CostTable, tradeoff: float) -> Goal:
+    def of(cls, records: ExitRecords, costs: CostTable, tradeoff: float) -> Objective:
         """For these records, whose full model's mean quality is the scale."""
         return cls(records, costs, tradeoff, full_quality(records))
 
@@ -116,7 +116,7 @@ class Goal:
         return np.float64(self.tradeoff / (self.full or 1.0))  # in double precision, though quality is not
 
     def bounds(self, p: int, c: int) -> tuple[float, float]:
-        """As in ``Line``."""
+        """As in ``Curve``."""
         confidence = self.records.confidence[p, c]
         finite = confidence[np.isfinite(confidence)]
         return float(finite.min(initial=0)), float(finite.max(initial=1))
@@ -126,7 +126,7 @@ class Goal:
 class Simulated:
     """A line each point of which simulates the whole configuration."""
 
-    goal: Goal
+    objective: Objective
     others: Setting
     p: int
     c: int
@@ -134,8 +134,8 @@ class Simulated:
     bounds: tuple[float, float]
 
     def fall(self, threshold: float) -> float:
-        """As in ``Line``."""
-        return self.off - self.goal.value({**self.others, self.p: (self.c, threshold)})
+        """As in ``Curve``."""
+        return self.off - self.objective.value({**self.others, self.p: (self.c, threshold)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class Summed:
         gain: (A,) what J * N falls by if that sample leaves.
         entry: what J * N rises by for having the head.
         samples: N.
-        bounds: as in ``Line``.
+        bounds: as in ``Curve``.
     """
 
     confidence: npt.NDArray[np.float32]
@@ -157,60 +157,62 @@ class Summed:
     bounds: tuple[float, float]
 
     @classmethod
-    def of(cls, goal: Goal, p: int, c: int, arrive: Bools, onward: Floats) -> Summed:
+    def of(cls, objective: Objective, p: int, c: int, arrive: Bools, onward: Floats) -> Summed:
         """From which samples arrive, (N,), and what going on costs them, (N,)."""
-        confidence = goal.records.confidence[p, c]
+        confidence = objective.records.confidence[p, c]
         sure = arrive & np.isfinite(confidence)
-        gain = (onward - goal.leave(p, c))[sure]
-        entry = goal.entry(p, c) * np.count_nonzero(arrive)
-        return cls(confidence[sure], gain, entry, goal.records.samples, goal.bounds(p, c))
+        gain = (onward - objective.leave(p, c))[sure]
+        entry = objective.entry(p, c) * np.count_nonzero(arrive)
+        return cls(confidence[sure], gain, entry, objective.records.samples, objective.bounds(p, c))
 
     def fall(self, threshold: float) -> float:
-        """As in ``Line``."""
+        """As in ``Curve``."""
         leave = self.confidence > np.float32(threshold)
         return float(leave @ self.gain - self.entry) / self.samples
 
 
-def front_to_back(goal: Goal, pick: Pick) -> Exits:
+def front_to_back(objective: Objective, pick: Pick) -> Exits:
     """At each position the best head with the threshold picked for it, or none; never revisited."""
-    records, last, setting = goal.records, goal.final(), Setting()
+    records, last, setting = objective.records, objective.final(), Setting()
     alive = np.ones(records.samples, bool)
     for p in range(len(records.positions)):
         best = SAME, (0, 0.0)
         for c in _heads(records, p):
-            line = Summed.of(goal, p, c, alive, last)
+            line = Summed.of(objective, p, c, alive, last)
             threshold = pick(line)
             best = max(best, (line.fall(threshold), (c, threshold)), key=lambda found: found[0])
         if best[0] > SAME:
             setting[p] = best[1]
-            alive &= ~goal.leaves(p, *setting[p])
+            alive &= ~objective.leaves(p, *setting[p])
     return choices(records, setting)
 
 
-def iterate(goal: Goal, pick: Pick, rounds: int, lines: Callable[[Goal, Setting], LineAt]) -> Exits:
+def iterate(
+    objective: Objective, pick: Pick, rounds: int, lines: Callable[[Objective, Setting], CurveAt]
+) -> Exits:
     """The best single change, at most ``rounds`` times; ``lines`` is ``simulated`` or ``summed``."""
     setting = Setting()
     for _ in range(rounds):
-        change = _best_change(goal, setting, pick, lines(goal, setting))
+        change = _best_change(objective, setting, pick, lines(objective, setting))
         if change is None:
             break
         place, new = change
         setting = {p: old for p, old in setting.items() if p != place} | ({place: new} if new else {})
-    return choices(goal.records, setting)
+    return choices(objective.records, setting)
 
 
-def _best_change(goal: Goal, setting: Setting, pick: Pick, line_at: LineAt) -> Change | None:
+def _best_change(objective: Objective, setting: Setting, pick: Pick, line_at: CurveAt) -> Change | None:
     """The change that lowers J most; None if none does."""
     lowest, change = SAME, None
-    for p in range(len(goal.records.positions)):
-        fall, new = _best_at(goal.records, setting, p, pick, line_at)
+    for p in range(len(objective.records.positions)):
+        fall, new = _best_at(objective.records, setting, p, pick, line_at)
         if fall > lowest:
             lowest, change = fall, (p, new)
     return change
 
 
 def _best_at(
-    records: ExitRecords, setting: Setting, p: int, pick: Pick, line_at: LineAt
+    records: ExitRecords, setting: Setting, p: int, pick: Pick, line_at: CurveAt
 ) -> tuple[float, tuple[int, float] | None]:
     """The best head and threshold at a position, None for off, and how much J falls by the change."""
     now = line_at(p, setting[p][0]).fall(setting[p][1]) if p in setting else 0.0
@@ -226,31 +228,31 @@ def _heads(records: ExitRecords, p: int) -> list[int]:
     return [int(c) for c in np.flatnonzero(records.exists[p])]
 
 
-def simulated(goal: Goal, setting: Setting) -> LineAt:
+def simulated(objective: Objective, setting: Setting) -> CurveAt:
     """Lines around a configuration, each point a simulation of it all: P * N steps."""
     off: dict[int, float] = {}
 
-    def line_at(p: int, c: int) -> Line:
+    def line_at(p: int, c: int) -> Curve:
         others = {q: exit_ for q, exit_ in setting.items() if q != p}
         if p not in off:
-            off[p] = goal.value(others)
-        return Simulated(goal, others, p, c, off[p], goal.bounds(p, c))
+            off[p] = objective.value(others)
+        return Simulated(objective, others, p, c, off[p], objective.bounds(p, c))
 
     return line_at
 
 
-def summed(goal: Goal, setting: Setting) -> LineAt:
+def summed(objective: Objective, setting: Setting) -> CurveAt:
     """The same lines from two sweeps over the positions, each point a sum over the samples: N steps."""
-    count = len(goal.records.positions)
-    leaves = {p: goal.leaves(p, *exit_) for p, exit_ in setting.items()}
-    arrive, alive = [], np.ones(goal.records.samples, bool)
+    count = len(objective.records.positions)
+    leaves = {p: objective.leaves(p, *exit_) for p, exit_ in setting.items()}
+    arrive, alive = [], np.ones(objective.records.samples, bool)
     for p in range(count):
         arrive.append(alive)
         alive = alive & ~leaves[p] if p in setting else alive
-    onward, going = {}, goal.final()
+    onward, going = {}, objective.final()
     for p in reversed(range(count)):
         onward[p] = going
         if p in setting:
             c = setting[p][0]
-            going = np.where(leaves[p], goal.leave(p, c), going) + goal.entry(p, c)
-    return lambda p, c: Summed.of(goal, p, c, arrive[p], onward[p])
+            going = np.where(leaves[p], objective.leave(p, c), going) + objective.entry(p, c)
+    return lambda p, c: Summed.of(objective, p, c, arrive[p], onward[p])

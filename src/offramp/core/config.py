@@ -24,8 +24,6 @@ from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
 CONFIG_FORMAT = "offramp.config"
-
-
 VERSION = 1
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     pass
 
 COSTS_FORMAT = "offramp.costs"
-
-
 VERSION = 1
 
 

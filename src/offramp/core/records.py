@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     pass
 
 RECORDS_FORMAT = "offramp.records"
-
-
 VERSION = 1
-
-
 _OPTIONAL = ("final_confidence", "logits")
 
 

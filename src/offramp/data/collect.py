@@ -13,18 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from offramp._progress import progress_bar
 from offramp.data.batches import Batch, _length, _named_batches
 from offramp.data.inputs import InputSpec
-from offramp.data.row_store import RowStore
+from offramp.data.row_store import Array, RowStore
 from offramp.errors import InputError
-
-Array = npt.NDArray[Any]
-
 
 Compute = Callable[[list[Tensor], Tensor | None], Mapping[str, Array]]
 """(inputs, labels or None) of one batch -> arrays of B rows each, always the same names."""

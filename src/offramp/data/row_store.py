@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from offramp.data.collect import Array
 from offramp.errors import InputError
 from offramp.storage import storage_errors, write_text
 
+Array = npt.NDArray[Any]
 _COMMIT_EVERY = 2.0  # seconds of work that a kill may cost
 
 

@@ -24,8 +24,6 @@ from offramp.graph.spans import Border, Span, build_span, output_border
 from offramp.graph.trace import trace
 
 INPUT = "input"
-
-
 OUTPUT = "output"
 
 

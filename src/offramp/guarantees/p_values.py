@@ -7,17 +7,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from offramp.guarantees.trinomial import _ROUNDING, _binomial
-
-_SMALLEST = 1e-7  # expected number of gains below which a law counts as having none
-
+from offramp.guarantees.trinomial import ROUNDING, binomial_pmf
 
 _AIM = 2 * math.log(1 / 0.05)  # stakes are best for a p-value of 0.05, and valid for any
-
-
 _FIRST_VARIANCE = 0.25  # of a coin; counts as one sample
-
-
 _LARGEST_STAKE = 0.75  # as a share of the stake that can lose everything
 
 
@@ -34,7 +27,7 @@ def binomial_p_value(losses: int, samples: int, bound: float) -> float:
     if bound >= 1:
         return 0.0
     count = np.arange(losses + 1)
-    return min(1.0, float(_binomial(count, samples, np.array([bound])).sum()) * _ROUNDING)
+    return min(1.0, float(binomial_pmf(count, samples, np.array([bound])).sum()) * ROUNDING)
 
 
 def betting_p_value(losses: npt.ArrayLike, bound: float) -> float:
@@ -62,4 +55,4 @@ def betting_p_value(losses: npt.ArrayLike, bound: float) -> float:
     before = np.concatenate([[_FIRST_VARIANCE], variance[:-1]])
     stake = np.minimum(np.sqrt(_AIM / (values.size * before)), _LARGEST_STAKE / (1 - bound))
     wealth = np.cumsum(np.log1p(stake * (bound - values)))
-    return min(1.0, math.exp(-min(float(wealth.max()), 700.0)) * _ROUNDING)
+    return min(1.0, math.exp(-min(float(wealth.max()), 700.0)) * ROUNDING)

@@ -8,27 +8,15 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from offramp.guarantees.p_values import _SMALLEST
-
 Floats = npt.NDArray[np.float64]
-
-
 Ints = npt.NDArray[np.int64]
-
-
 OUTSIDE = 1e-4
 """How often the plausible laws of ``trinomial_p_value`` may leave out the true one; part of its p-value."""
 
-
 _STEP = 0.08  # between nodes of the nuisance, in standard deviations; adds under 0.5 % to a p-value of 0.05
-
-
 _MOST = 0.9  # a larger share of samples that differ is not looked at: the p-value is 1
-
-
-_ROUNDING = 1 + 1e-7
-
-
+_SMALLEST = 1e-7  # expected number of gains below which a law counts as having none
+ROUNDING = 1 + 1e-7
 _CELLS = 1_000_000  # of one table of probabilities; bounds the memory for very many samples
 
 
@@ -65,7 +53,7 @@ def trinomial_p_value(losses: int, gains: int, samples: int, bound: float) -> fl
     gap = np.diff(nodes) ** 2 * np.maximum(information[:-1], information[1:]) * (math.sqrt(2) / 8)
     ends = np.maximum(reached[:-1], reached[1:])
     worst = float(((gap + np.sqrt(gap**2 + 4 * ends)) ** 2 / 4).max())
-    return min(1.0, worst * _ROUNDING + 2 * _SMALLEST + OUTSIDE)
+    return min(1.0, worst * ROUNDING + 2 * _SMALLEST + OUTSIDE)
 
 
 def _largest(losses: int, gains: int, samples: int, bound: float, most: int) -> Ints:
@@ -95,7 +83,7 @@ def _probability(nodes: Floats, largest: Ints, samples: int, bound: float) -> Fl
     """(G,) the probability of the set of samples at every node; what lies beyond it counts as inside."""
     differing = np.arange(largest.size)
     share = (1 + bound / nodes) / 2  # of losses among the samples that differ
-    weights = _binomial(differing, samples, nodes)  # (G, most+1)
+    weights = binomial_pmf(differing, samples, nodes)  # (G, most+1)
     grows = np.diff(largest) > 0
     at = np.where(grows, largest[:-1] + 1, largest[:-1])
     step = np.where(grows, (1 - share)[:, None], -share[:, None]) * _at_border(at, differing[:-1], share)
@@ -115,7 +103,7 @@ def _at_border(count: Ints, trials: Ints, share: Floats) -> Floats:
     return np.asarray(np.where(possible, np.exp(choose + inner * up + (trials - inner) * down), 0.0))
 
 
-def _binomial(count: Ints, samples: int, chance: Floats) -> Floats:
+def binomial_pmf(count: Ints, samples: int, chance: Floats) -> Floats:
     """(G, K) binomial probabilities of ``count`` (K,) among ``samples``, for each ``chance`` (G,)."""
     fact = _log_factorials(samples)
     choose = fact[samples] - fact[count] - fact[samples - count]

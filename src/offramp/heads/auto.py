@@ -11,27 +11,16 @@ from offramp.heads.registry import head_factory, reduced
 SHARE = 0.05
 """Of the MACs behind a position, what a head there may cost: far less than leaving there saves."""
 
-
 NETWORK_SHARE = 0.022
 """The same for heads that are small networks, which also take longest to train: the first blocks' share."""
-
 
 KEPT = 2**14
 """Values of one sample that training may keep for a head; beyond it, heads that pool to less are taken."""
 
-
 _IMAGE = (("linear-meanmax",), ("mlp", "mlp-2x2"), ("convnet", "conv"))
-
-
 _SEQUENCE = (("tokens",), ("mlp-tokens",), ("local-global", "attention"))
-
-
 _LINE = (("linear-meanmax",), ("mlp", "mlp-meanmax"), ("conv",))
-
-
 _PER_TOKEN = (("linear",), ("conv", "mlp"))
-
-
 _NETWORKS = ("convnet", "local-global")
 
 

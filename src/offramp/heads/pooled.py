@@ -10,8 +10,6 @@ from offramp.heads.base import Head, HeadFactory
 from offramp.heads.features import FeatureSpec, channels_first, first, peak
 
 GRIDS = {"2x2": 2, "4x4": 4}
-
-
 POOLINGS = ("mean", "max", "meanmax", *GRIDS, "tokens")
 
 

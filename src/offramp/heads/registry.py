@@ -17,8 +17,6 @@ from offramp.heads.tokens import attention_head, local_global_head, per_token_he
 from offramp.registry import Registry
 
 _HEADS: Registry[HeadFactory] = Registry("head")
-
-
 register_head = _HEADS.register
 
 

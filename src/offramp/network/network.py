@@ -24,10 +24,8 @@ from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_ou
 Exit = tuple[int, int]
 """(position, head index)."""
 
-
 Ask = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """(what is handed over at a position, mask or None) -> an exit's outputs."""
-
 
 Judge = Callable[..., Tensor]
 """(outputs, mask=None) -> confidence (B,) float32."""

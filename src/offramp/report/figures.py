@@ -69,8 +69,6 @@ _STYLE = {
 }
 
 OWN_OUTPUT = "backbone's own output"
-
-
 CSS = """
 .card{margin:0;padding:18px min(22px,4vw);background:#fff;border:1px solid #e5e7ea;border-radius:10px}
 .card svg{display:block;width:calc(100% + 10px);height:auto;max-width:470px;margin:8px -5px}

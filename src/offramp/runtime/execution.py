@@ -16,8 +16,6 @@ from offramp.errors import InputError
 
 COMPILERS = ("inductor", "aot")
 DTYPES = ("bfloat16",)
-
-# largest |difference| over largest |value|, of everything a span hands on; measured figures are in the guide
 _REORDERED, _BFLOAT16, _INT8 = 1e-4, 0.05, 0.15
 
 

@@ -24,8 +24,6 @@ from offramp.graph import Border, Flow, Slot, Span, operation_name
 from offramp.runtime.int8 import Int8Linear
 
 _ATEN = torch.ops.aten
-
-
 _LINEAR, _ADDMM = _ATEN.linear.default, _ATEN.addmm.default
 
 

@@ -23,8 +23,6 @@ Confidence = Callable[[Tensor], Tensor]
 
 _CONFIDENCES: Registry[Confidence] = Registry("confidence")
 register_confidence = _CONFIDENCES.register
-
-
 _FITTED: Registry[Callable[[int], FittedConfidence]] = Registry("fitted confidence")
 register_fitted = _FITTED.register
 register_fitted("temperature")(Temperature)

@@ -14,11 +14,7 @@ from offramp.network import tensor_bytes
 from offramp.storage import load_arrays, save_arrays
 
 CHECKPOINT_FORMAT = "offramp.checkpoint"
-
-
 VERSION = 1
-
-
 _SAVE_EVERY = 2.0  # seconds of training that a kill may cost, besides the epoch under way
 
 
