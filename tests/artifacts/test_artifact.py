@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 import small
-from offramp import _files
 from offramp.artifacts import artifact, manifest
 from offramp.artifacts.artifact import replace_frontier
 from offramp.artifacts.manifest import load_records, read_manifest
@@ -26,6 +25,7 @@ from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.heads import registry
 from offramp.heads.registry import register_head
+from offramp.storage import atomic
 from offramp.storage.documents import canonical
 
 FILES = {"manifest.json", "heads.safetensors", "example.safetensors", "frontier.json", "costs.json"}
@@ -298,7 +298,7 @@ def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch
     if "rename" in where:
         monkeypatch.setattr(Path, "rename", failing_rename)
     elif where == "flush":
-        monkeypatch.setattr(_files, "flush", fail)
+        monkeypatch.setattr(atomic, "flush", fail)
     else:
         monkeypatch.setattr(artifact, where, fail)
     wanted = StorageError if isinstance(error, OSError) else type(error)
@@ -312,7 +312,7 @@ def test_a_full_disk_says_so(made, tmp_path, monkeypatch):
     def full(*_):
         raise manifest.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("offramp.state.save_file", full)
+    monkeypatch.setattr("offramp.artifacts.tensors.save_file", full)
     with pytest.raises(StorageError, match=r"cannot write .*No space left on device.*check free space"):
         made.save(tmp_path / "a")
     assert listing(tmp_path) == []

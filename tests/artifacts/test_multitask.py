@@ -48,7 +48,7 @@ def test_a_round_trip(made, tmp_path, monkeypatch):
     kept = {name: {"search": each} for name, each in records.items()}
     save_tasks(tmp_path / "tasks", nets, frontiers, costs, records=kept)
     traced = []
-    tracing = importlib.import_module("offramp.partition")
+    tracing = importlib.import_module("offramp.graph.partition")
     real = tracing.trace
     monkeypatch.setattr(tracing, "trace", lambda *args: traced.append(1) or real(*args))
     again, more, tables = load_tasks(tmp_path / "tasks", model, input_exits={"what": {"guess": Guess()}})

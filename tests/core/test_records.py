@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from offramp import _files
 from offramp.core.records import RECORDS_FORMAT, ExitRecords
 from offramp.errors import ArtifactError, InputError, StorageError
+from offramp.storage import atomic
 from offramp.storage.arrays import save_arrays
 
 ARRAYS = ("confidence", "quality", "final_quality", "exists", "final_confidence", "logits")
@@ -250,7 +250,7 @@ def test_a_full_disk_is_a_storage_error_and_the_old_records_stay(tmp_path, monke
     def full(_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_files, "flush", full)
+    monkeypatch.setattr(atomic, "flush", full)
     with pytest.raises(
         StorageError, match=r"no space left on the device; free some or choose another folder"
     ):

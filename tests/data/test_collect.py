@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp import features
+from offramp.data import row_store
 from offramp.data.batches import checked_batches
 from offramp.data.collect import collect
 from offramp.data.inputs import InputSpec
@@ -55,7 +55,7 @@ def check(rows, batches):
 @pytest.fixture
 def eager(monkeypatch):
     """Every batch is committed at once."""
-    monkeypatch.setattr(features, "_COMMIT_EVERY", 0.0)
+    monkeypatch.setattr(row_store, "_COMMIT_EVERY", 0.0)
 
 
 def test_rows_come_in_the_loaders_order(tmp_path):
@@ -312,8 +312,8 @@ def test_an_error_while_keeping_the_work_does_not_hide_the_first(tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features, "write_text", full)
-    monkeypatch.setattr(features, "_COMMIT_EVERY", float("inf"))
+    monkeypatch.setattr(row_store, "write_text", full)
+    monkeypatch.setattr(row_store, "_COMMIT_EVERY", float("inf"))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", loader(), Compute(stop=3))
     with pytest.raises(StorageError, match="no space left"):
@@ -328,8 +328,8 @@ def test_a_folder_below_a_file_is_a_storage_error(tmp_path):
 
 def test_data_is_on_the_disk_before_it_counts(tmp_path, monkeypatch, eager):
     order = []
-    monkeypatch.setattr(features.os, "fsync", lambda fd: order.append("data"))
-    monkeypatch.setattr(features, "write_text", lambda *_: order.append("progress"))
+    monkeypatch.setattr(row_store.os, "fsync", lambda fd: order.append("data"))
+    monkeypatch.setattr(row_store, "write_text", lambda *_: order.append("progress"))
     with RowStore(tmp_path) as store:
         store.append({"a": np.zeros(2), "b": np.zeros((2, 3))}, "x")
         assert order == ["data", "data", "progress"]
@@ -338,8 +338,8 @@ def test_data_is_on_the_disk_before_it_counts(tmp_path, monkeypatch, eager):
 
 def test_commits_are_throttled(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(features, "_COMMIT_EVERY", 1000.0)
-    monkeypatch.setattr(features, "write_text", lambda *_: written.append(1))
+    monkeypatch.setattr(row_store, "_COMMIT_EVERY", 1000.0)
+    monkeypatch.setattr(row_store, "write_text", lambda *_: written.append(1))
     run(tmp_path, loader(count=20))
     assert len(written) <= 2  # at the first batch, where the clock starts, and at the end
 

@@ -10,7 +10,8 @@ import torch
 
 import offramp
 import small
-from offramp import TrainConfig, features, record_outputs, train_exits
+from offramp import TrainConfig, record_outputs, train_exits
+from offramp.data import row_store
 from offramp.errors import InputError
 
 
@@ -137,7 +138,7 @@ def counted(monkeypatch):
 
 
 def test_an_interrupted_recording_goes_on(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "_COMMIT_EVERY", 0.0)
+    monkeypatch.setattr(row_store, "_COMMIT_EVERY", 0.0)
     calls = counted(monkeypatch)
 
     def stopped():

@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
 from offramp.solver.solve import METHODS
 
-MODULE = sys.modules["offramp.search"]  # the package has a function of this name
+MODULE = sys.modules["offramp.solver.search"]  # the package has a function of this name
 EXTREMES = (np.float32(3.4e38), np.float32(-3.4e38), np.float32(1e-45))
 SOME = (0.5, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from offramp import _files
 from offramp.errors import ArtifactError, InputError, StorageError
+from offramp.storage import arrays as arrays_module, atomic
 from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
 from offramp.storage.atomic import file_digest, read_text, whole_file, whole_folder, write_text
 from offramp.storage.documents import canonical, parse_document
@@ -105,7 +105,7 @@ def test_the_systems_refusals_say_what_to_do(tmp_path, monkeypatch, code, advice
     def refuse(_path):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(_files, "flush", refuse)
+    monkeypatch.setattr(atomic, "flush", refuse)
     with pytest.raises(StorageError, match=advice) as caught:
         write_text(tmp_path / "file.txt", "x")
     assert isinstance(caught.value, OSError)
@@ -195,7 +195,7 @@ def test_a_failed_save_of_arrays_leaves_the_old_file(tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_files, "save_file", full)
+    monkeypatch.setattr(arrays_module, "save_file", full)
     with pytest.raises(StorageError, match=r"no space left"):
         save_arrays(path, ARRAYS, "offramp.test", 1, {})
     assert file_digest(path) == before
@@ -204,9 +204,9 @@ def test_a_failed_save_of_arrays_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_refusal_by_the_safetensors_writer_is_a_storage_error(tmp_path, monkeypatch):
     def refuse(*_):
-        raise _files.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise arrays_module.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(_files, "save_file", refuse)
+    monkeypatch.setattr(arrays_module, "save_file", refuse)
     with pytest.raises(StorageError, match=r"No space left on device.*check free space and permissions"):
         save_arrays(tmp_path / "x", ARRAYS, "offramp.test", 1, {})
 

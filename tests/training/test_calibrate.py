@@ -17,7 +17,7 @@ from offramp.errors import InputError
 from offramp.tasks.confidence import get_confidence, get_fitted
 from offramp.training import head_trainer
 from offramp.training.cache import Cache
-from offramp.training.calibrate import Truth, calibrate
+from offramp.training.calibrate import Truth, calibrate, unfitted
 
 QUICK = TrainConfig(epochs=4, batch_size=40, calibration=0.25)
 COUNT = 160
@@ -224,12 +224,12 @@ def test_a_module_given_for_the_input_is_gauged_and_not_trained():
 def test_unfitted_confidences():
     outputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     for name in ("margin", "temperature"):
-        sure = calibrate.unfitted(small.network(small.Vector, confidence=name))
+        sure = unfitted(small.network(small.Vector, confidence=name))
         plain = get_confidence("margin" if name == "margin" else "max-probability")
         torch.testing.assert_close(sure(outputs), plain(outputs))
     net = small.network(small.Vector, confidence="temperature")
     train_exits(net, learnable(small.Vector), config=QUICK)
-    assert torch.equal(calibrate.unfitted(net)(outputs), sure(outputs))  # whatever was fitted before
+    assert torch.equal(unfitted(net)(outputs), sure(outputs))  # whatever was fitted before
 
 
 def test_truth_by_labels_and_by_agreement():

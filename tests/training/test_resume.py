@@ -22,10 +22,11 @@ import os, sys, time
 import torch
 torch.set_num_threads(1)
 import offramp, small
-from offramp import features, head_training, state
+from offramp.data import row_store
+from offramp.training import checkpoint, head_trainer
 
 work, artifact, log, stalled = sys.argv[1:]
-features._COMMIT_EVERY = state._SAVE_EVERY = 0.0
+row_store._COMMIT_EVERY = checkpoint._SAVE_EVERY = 0.0
 events = os.open(log, os.O_WRONLY | os.O_CREAT)
 
 
@@ -54,8 +55,8 @@ class Slow(list):
 
 counted(offramp.ExitNetwork, "features", b"f", 0)
 counted(offramp.ExitNetwork, "answers", b"a", 0)
-counted(head_training.HeadTraining, "_step", b"s", 0.01)
-save = state.Checkpoint.save
+counted(head_trainer.HeadTraining, "_step", b"s", 0.01)
+save = checkpoint.Checkpoint.save
 
 
 def stalling(self, epoch, *, force):
@@ -63,7 +64,7 @@ def stalling(self, epoch, *, force):
     time.sleep(60 if stalled == "training" and epoch == {EPOCHS} - 1 else 0)
 
 
-state.Checkpoint.save = stalling
+checkpoint.Checkpoint.save = stalling
 batches = [small.loader(count={BATCHES} * 16, seed=seed, size=16) for seed in (1, 5)]
 net = offramp.attach_exits(small.model(), batches[0][0][0])
 config = offramp.TrainConfig(epochs={EPOCHS}, batch_size={BATCHES} * 16 // {STEPS})

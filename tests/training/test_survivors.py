@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 import offramp
 import small
-from offramp import TrainConfig, state, train_exits
+from offramp import TrainConfig, train_exits
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.errors import InputError
-from offramp.training import head_trainer, survivors
+from offramp.training import checkpoint, head_trainer, survivors
 
 QUICK = TrainConfig(epochs=4, batch_size=20, survivors=0.7)
 
@@ -148,7 +148,7 @@ def test_the_first_position_is_trained_as_without_weights():
 
 
 def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "_SAVE_EVERY", 0.0)
     whole = small.network(heads=("linear", "conv"))
     train_exits(whole, small.loader(), config=QUICK, work_dir=tmp_path / "whole")
     steps, step = [], head_trainer.HeadTraining._step

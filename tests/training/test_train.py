@@ -16,10 +16,10 @@ from torch import nn
 
 import offramp
 import small
-from offramp import TrainConfig, state, train_exits
+from offramp import TrainConfig, train_exits
 from offramp.errors import InputError, StorageError
 from offramp.network.fingerprint import model_digest
-from offramp.training import head_trainer
+from offramp.training import checkpoint, head_trainer
 
 QUICK = TrainConfig(epochs=3, batch_size=20)
 
@@ -419,7 +419,7 @@ def test_other_data_in_the_same_work_dir_is_trained_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("heads", [("linear", "mlp", "conv"), ("small-own", "small-plain")])
 def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch, heads):
-    monkeypatch.setattr(state, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "_SAVE_EVERY", 0.0)
     counts = counted(monkeypatch)
     whole, _, _ = train_counted(counts, tmp_path / "whole", heads=heads)
     step = head_trainer.HeadTraining._step
@@ -462,7 +462,7 @@ def test_a_disk_that_fills_up_in_training_is_a_storage_error(tmp_path, monkeypat
     def full(*_):
         raise StorageError("no space left")
 
-    monkeypatch.setattr(state, "save_arrays", full)
+    monkeypatch.setattr(checkpoint, "save_arrays", full)
     net = small.network(small.Vector)
     before = small.weights(net)
     with pytest.raises(StorageError):
@@ -538,7 +538,7 @@ def test_a_model_without_values_has_no_digest():
 @pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "_SAVE_EVERY", 0.0)
     loader, found = small.loader(), []
     for stop in (None, 12, None):
         model = small.model().cuda()
