@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp import heads
 from offramp.errors import InputError
 from offramp.heads import FeatureSpec, Head, head_factory, pool, register_head
 from toys import randn, seeded
@@ -47,15 +44,6 @@ def made(name: str, feature: FeatureSpec, outputs: int = 4) -> nn.Module | None:
 
 def channels_first(x: Tensor, layout: str) -> Tensor:
     return x.movedim(-1, 1) if layout in ("NLC", "NHWC") else x
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Heads registered in the test are forgotten after it."""
-    entries = dict(heads._HEADS._entries)
-    yield
-    heads._HEADS._entries.clear()
-    heads._HEADS._entries.update(entries)
 
 
 @pytest.mark.parametrize("layout", SHAPES)

@@ -11,7 +11,6 @@ import small
 from offramp import Engine, ExitChoice, ExitConfig
 from offramp.errors import InputError
 from offramp.heads import FeatureSpec, register_head
-from test_heads import registry  # noqa: F401 (a fixture)
 
 
 class Text(small.Tokens):
@@ -27,7 +26,7 @@ def inputs(lengths: list[int]) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def counting(registry: object) -> None:  # noqa: F811
+def counting(registry: object) -> None:
     @register_head("counting")
     class Counting(nn.Module):
         """Says how many real tokens there are: (B, 3)."""

@@ -10,7 +10,6 @@ from offramp import ExitNetwork, attach_exits
 from offramp.errors import InputError, PartitionError
 from offramp.heads import FeatureSpec, register_head
 from offramp.macs import count_macs, count_module
-from test_heads import registry  # noqa: F401 (a fixture)
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
 HEADS = ("linear", "mlp", "conv")
@@ -165,7 +164,7 @@ class FailsInEval(nn.Module):
         raise ArithmeticError
 
 
-def test_modes_of_heads_are_restored_after_an_error(registry: Iterator[None]) -> None:  # noqa: F811
+def test_modes_of_heads_are_restored_after_an_error(registry: Iterator[None]) -> None:
     register_head("fails")(FailsInEval)
     net = attach(heads=("linear", "fails"))
     net.train()

@@ -12,13 +12,13 @@ from torch import nn
 
 import offramp
 import small
+from multitask_nets import Guess, Shared, data
 from offramp.artifact import replace_frontier
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.manifest import pinned, read_manifest, write_manifest
 from offramp.multi_engine import MultiEngine
 from offramp.multitask import attach_tasks
 from offramp.task_artifact import load_tasks, save_tasks
-from test_multitask import Guess, Shared, data
 
 
 @pytest.fixture(scope="module")
