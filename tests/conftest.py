@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shim import torchvision_operators
+import torchvision_operators
+
+collect_ignore = ["helpers", "fixtures"]  # no tests in there; pytest would import helpers a second time
 
 SHIM = str(Path(__file__).parent / "shim")
 
@@ -30,3 +32,14 @@ def untouched_random_state() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before), "the global random state was used"
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Heads registered in the test are forgotten after it."""
+    from offramp.heads import registry
+
+    entries = dict(registry._HEADS._entries)
+    yield
+    registry._HEADS._entries.clear()
+    registry._HEADS._entries.update(entries)

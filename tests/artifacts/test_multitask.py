@@ -12,13 +12,13 @@ from torch import nn
 
 import offramp
 import small
+from multitask_nets import Guess, Shared, data
 from offramp.artifacts.artifact import replace_frontier
 from offramp.artifacts.manifest import pinned, read_manifest, write_manifest
 from offramp.artifacts.multitask import load_tasks, save_tasks
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.network.multitask import attach_tasks
 from offramp.runtime.multi_engine import MultiEngine
-from test_multitask import Guess, Shared, data
 
 
 @pytest.fixture(scope="module")

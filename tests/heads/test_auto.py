@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import InputError
-from offramp.heads import registry as kinds
 from offramp.heads.base import Head
 from offramp.heads.features import FeatureSpec, pool
 from offramp.heads.registry import head_factory, register_head
@@ -49,15 +46,6 @@ def made(name: str, feature: FeatureSpec, outputs: int = 4) -> nn.Module | None:
 
 def channels_first(x: Tensor, layout: str) -> Tensor:
     return x.movedim(-1, 1) if layout in ("NLC", "NHWC") else x
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Heads registered in the test are forgotten after it."""
-    entries = dict(kinds._HEADS._entries)
-    yield
-    kinds._HEADS._entries.clear()
-    kinds._HEADS._entries.update(entries)
 
 
 @pytest.mark.parametrize("layout", SHAPES)

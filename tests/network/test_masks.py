@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_heads import registry  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 import offramp
@@ -28,7 +27,7 @@ def inputs(lengths: list[int]) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def counting(registry: object) -> None:  # noqa: F811
+def counting(registry: object) -> None:
     @register_head("counting")
     class Counting(nn.Module):
         """Says how many real tokens there are: (B, 3)."""

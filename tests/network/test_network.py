@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_heads import registry  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 from offramp import ExitNetwork, attach_exits
@@ -166,7 +165,7 @@ class FailsInEval(nn.Module):
         raise ArithmeticError
 
 
-def test_modes_of_heads_are_restored_after_an_error(registry: Iterator[None]) -> None:  # noqa: F811
+def test_modes_of_heads_are_restored_after_an_error(registry: Iterator[None]) -> None:
     register_head("fails")(FailsInEval)
     net = attach(heads=("linear", "fails"))
     net.train()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import small
 from offramp.errors import ArtifactError
 from offramp.storage.arrays import load_arrays
 from offramp.training.checkpoint import CHECKPOINT_FORMAT
@@ -86,7 +87,7 @@ class Build:
 
     def start(self, stalled):
         self.runs += 1
-        here = str(Path(__file__).parent)
+        here = str(Path(small.__file__).parent)
         code = f"import sys; sys.path.insert(0, {here!r}); exec(open('child.py').read())"
         command = [sys.executable, "-c", code, "work", "artifact", f"log{self.runs}", stalled]
         with (self.folder / f"errors{self.runs}").open("w") as errors:
