@@ -250,7 +250,7 @@ def test_singles_are_the_first_images(bench):
 
 def test_without_exits_the_plain_model_is_timed(bench, transformer):
     made = SimpleNamespace(net=SimpleNamespace(backbone=transformer))
-    assert bench.timing.caller(made, ExitConfig()) is transformer
+    assert bench.timing.exit_fn(made, ExitConfig()) is transformer
 
 
 def test_from_backbones_to_a_table_and_a_picture(bench, transformer, tmp_path, monkeypatch, capsys):

@@ -412,10 +412,10 @@ def test_nobody_takes_the_exits_whose_overhead_is_measured(bench, case, part):
 
 @pytest.mark.parametrize("heads", [False, True])
 def test_a_chain_answers_as_the_model_and_asks_heads_or_not(bench, case, part, monkeypatch, heads):
-    asked, caller = [], type(case.net).caller
+    asked, exit_fn = [], type(case.net).exit_fn
 
     def counting(net, p, c):
-        ask = caller(net, p, c)
+        ask = exit_fn(net, p, c)
         return lambda *given: asked.append(p) or ask(*given)
 
     monkeypatch.setattr(type(case.net), "caller", counting)

@@ -13,7 +13,7 @@ from offramp.data import row_store
 from offramp.data.batches import checked_batches
 from offramp.data.collect import collect
 from offramp.data.inputs import InputSpec
-from offramp.data.row_store import Progress, RowStore
+from offramp.data.row_store import RowStore, StoreProgress
 from offramp.errors import InputError, StorageError
 
 SPEC = InputSpec.of(torch.zeros(1, 2))
@@ -333,7 +333,7 @@ def test_data_is_on_the_disk_before_it_counts(tmp_path, monkeypatch, eager):
     with RowStore(tmp_path) as store:
         store.append({"a": np.zeros(2), "b": np.zeros((2, 3))}, "x")
         assert order == ["data", "data", "progress"]
-        assert store.progress == Progress(2, 1, "x")
+        assert store.progress == StoreProgress(2, 1, "x")
 
 
 def test_commits_are_throttled(tmp_path, monkeypatch):

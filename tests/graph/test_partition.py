@@ -102,14 +102,16 @@ def test_model_and_example_are_left_as_they_were(name: str, untouched_random_sta
 def test_samples_may_leave_between_two_segments() -> None:
     model, draw, parts = cut("masked")
     stay = torch.tensor([0, 3, 4])
-    handed = tuple(parts.spec.flatten(draw(5)))
+    activations = tuple(parts.spec.flatten(draw(5)))
     for i, segment in enumerate(parts.segments):
-        handed = segment(*handed)
+        activations = segment(*activations)
         if i == 0:
             per_sample = (True, *parts.cuts[0].carried_per_sample)
-            handed = tuple(v[stay] if each else v for v, each in zip(handed, per_sample, strict=True))
+            activations = tuple(
+                v[stay] if each else v for v, each in zip(activations, per_sample, strict=True)
+            )
     wanted = answer(model, {name: value[stay] for name, value in draw(5).items()})
-    torch.testing.assert_close(handed[0], wanted)  # rows of a matrix product may differ in the last bit
+    torch.testing.assert_close(activations[0], wanted)  # rows of a matrix product may differ in the last bit
 
 
 def test_weights_that_are_computed_are_no_place_to_cut() -> None:

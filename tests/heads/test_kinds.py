@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.graph.macs import count_macs, count_module
-from offramp.heads.auto import KEPT, NETWORK_SHARE, SHARE, choose
+from offramp.heads.auto import KEPT, NETWORK_SHARE, SHARE, default_heads
 from offramp.heads.base import Head
 from offramp.heads.features import FeatureSpec, first, peak, pool
-from offramp.heads.registry import ask, head_factory, reduced
+from offramp.heads.registry import apply_head, head_factory, reduced
 from toys import randn, seeded
 
 LENGTH, CHANNELS = 12, 6
@@ -53,10 +53,10 @@ def test_what_padding_holds_does_not_matter(name: str, spec: FeatureSpec) -> Non
     head, x, mask = made(name, spec), tokens(), real(12, 9, 5, 1)
     mask[1, 3] = False  # a hole
     assert head.uses_mask
-    wanted = ask(head, x, mask)
+    wanted = apply_head(head, x, mask)
     for filler in (0.0, 7.5, float("nan"), float("inf")):
         changed = torch.where(mask[..., None], x, filler)
-        out = ask(head, changed, mask)
+        out = apply_head(head, changed, mask)
         assert torch.equal(head.predict(reduced(head, changed, mask)), out)
         if spec.per_token:  # nobody reads the answers of tokens that are not there
             out, wanted = (torch.where(mask[..., None], o, 0.0) for o in (out, wanted))
@@ -66,11 +66,11 @@ def test_what_padding_holds_does_not_matter(name: str, spec: FeatureSpec) -> Non
 @pytest.mark.parametrize("name", SEQUENCE)
 def test_a_padded_sample_answers_as_it_does_alone_without_padding(name: str) -> None:
     head, x, n = made(name, MASKED), tokens(), 9
-    out = ask(head, x, real(12, n, 12, 12))[1]
-    alone = ask(head, x[1:2, :n], torch.ones(1, n, dtype=torch.bool))[0]
+    out = apply_head(head, x, real(12, n, 12, 12))[1]
+    alone = apply_head(head, x[1:2, :n], torch.ones(1, n, dtype=torch.bool))[0]
     torch.testing.assert_close(out, alone)  # sums in another order
     moved, at_the_end = x[1:2].roll(LENGTH - n, 1), real(LENGTH - n).logical_not()
-    left = ask(head, moved, at_the_end)[0]
+    left = apply_head(head, moved, at_the_end)[0]
     torch.testing.assert_close(left, alone)  # padded in front
 
 
@@ -78,15 +78,15 @@ def test_a_padded_sample_answers_as_it_does_alone_without_padding(name: str) -> 
 def test_without_padding_a_mask_changes_nothing(name: str) -> None:
     head, plain, x = made(name, MASKED), made(name, FeatureSpec((LENGTH, CHANNELS), "NLC")), tokens()
     assert not plain.uses_mask
-    torch.testing.assert_close(ask(head, x, real(12, 12, 12, 12)), ask(plain, x))
+    torch.testing.assert_close(apply_head(head, x, real(12, 12, 12, 12)), apply_head(plain, x))
 
 
 @pytest.mark.parametrize("name", SEQUENCE)
 def test_a_sample_of_padding_only_has_a_finite_answer_of_its_own(name: str) -> None:
     head, x, mask = made(name, MASKED), tokens(2), real(0, 12)
-    out = ask(head, x, mask)
+    out = apply_head(head, x, mask)
     assert torch.isfinite(out).all()
-    assert torch.equal(ask(head, x + torch.tensor([3.0, 0.0])[:, None, None], mask), out)
+    assert torch.equal(apply_head(head, x + torch.tensor([3.0, 0.0])[:, None, None], mask), out)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 5, 8, 40])
@@ -141,7 +141,7 @@ def test_the_hidden_width_follows_the_feature(shape: tuple[int, ...], hidden: in
 def test_attention_is_a_weighted_mean_of_tokens() -> None:
     head, x, mask = made("attention", MASKED), tokens(2), real(12, 4)
     state = head.state_dict()
-    out = ask(head, x, mask)
+    out = apply_head(head, x, mask)
     for row, n in enumerate((12, 4)):
         t = F.layer_norm(x[row, :n], (CHANNELS,), state["gather.norm.weight"], state["gather.norm.bias"])
         heard = []
@@ -190,15 +190,17 @@ def test_local_mixing_leaves_the_leading_token_to_attention() -> None:
 def test_one_answer_for_every_token() -> None:
     x, mask = tokens(2), real(12, 7)
     for name in ("linear", "mlp", "conv"):
-        out = ask(made(name, PER_TOKEN), x, mask)
+        out = apply_head(made(name, PER_TOKEN), x, mask)
         assert out.shape == (2, LENGTH, 3)
-        alone = ask(made(name, PER_TOKEN), x[1:, :7], torch.ones(1, 7, dtype=torch.bool))
+        alone = apply_head(made(name, PER_TOKEN), x[1:, :7], torch.ones(1, 7, dtype=torch.bool))
         torch.testing.assert_close(out[1:, :7], alone)
     head, changed = made("linear", PER_TOKEN), x.clone()
     changed[:, 3] += 1
-    moved = (ask(head, changed, mask) != ask(head, x, mask)).any(2)
+    moved = (apply_head(head, changed, mask) != apply_head(head, x, mask)).any(2)
     assert moved.nonzero()[:, 1].tolist() == [3, 3]  # a token's answer is its own
-    near = (ask(made("conv", PER_TOKEN), changed, mask) != ask(made("conv", PER_TOKEN), x, mask)).any(2)
+    near = (
+        apply_head(made("conv", PER_TOKEN), changed, mask) != apply_head(made("conv", PER_TOKEN), x, mask)
+    ).any(2)
     assert sorted(set(near.nonzero()[:, 1].tolist())) == [2, 3, 4]
 
 
@@ -252,7 +254,7 @@ def test_small_networks_on_any_side(side: int, inputs: bool) -> None:
 def test_every_parameter_learns(name: str) -> None:
     kind, _, per_token = name.partition(" ")
     head = made(kind, PER_TOKEN if per_token else MASKED).train()
-    ask(head, tokens(8), real(12, 9, 5, 3, 12, 11, 7, 8)).square().sum().backward()
+    apply_head(head, tokens(8), real(12, 9, 5, 3, 12, 11, 7, 8)).square().sum().backward()
     idle = [key for key, value in head.named_parameters() if value.grad is None or not value.grad.any()]
     assert idle == []
 
@@ -260,7 +262,7 @@ def test_every_parameter_learns(name: str) -> None:
 @pytest.mark.parametrize("name", SEQUENCE)
 def test_heads_keep_the_type_of_the_model(name: str) -> None:
     head, mask = made(name, MASKED).to(torch.bfloat16), real(12, 9, 5, 0)
-    out = ask(head, tokens().to(torch.bfloat16), mask)
+    out = apply_head(head, tokens().to(torch.bfloat16), mask)
     assert out.dtype == torch.bfloat16
     assert torch.isfinite(out).all()
 
@@ -284,26 +286,26 @@ SPECS = {
 def test_where_much_remains_up_to_three_kinds_are_chosen(case: str) -> None:
     spec, wanted = SPECS[case]
     before = torch.get_rng_state()
-    assert choose(spec, 10, 10**9) == wanted
+    assert default_heads(spec, 10, 10**9) == wanted
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("case", SPECS)
 def test_where_nothing_remains_only_the_cheapest_is_tried(case: str) -> None:
     spec, wanted = SPECS[case]
-    assert choose(spec, 10, 0) == wanted[:1]
+    assert default_heads(spec, 10, 0) == wanted[:1]
 
 
 def test_a_kind_is_left_out_just_where_it_costs_too_much() -> None:
     spec = FeatureSpec((16, 28, 28), "NCHW")
     network, local = macs("convnet", spec, 10) / NETWORK_SHARE, macs("conv", spec, 10) / SHARE
-    assert choose(spec, 10, round(network) + 1)[2:] == ("convnet",)
-    assert choose(spec, 10, round(network) - 1)[2:] == ("conv",)  # the next best
-    assert choose(spec, 10, round(local) + 1)[2:] == ("conv",)
-    assert choose(spec, 10, round(local) - 1)[2:] == ()
+    assert default_heads(spec, 10, round(network) + 1)[2:] == ("convnet",)
+    assert default_heads(spec, 10, round(network) - 1)[2:] == ("conv",)  # the next best
+    assert default_heads(spec, 10, round(local) + 1)[2:] == ("conv",)
+    assert default_heads(spec, 10, round(local) - 1)[2:] == ()
 
 
 def test_a_kind_is_left_out_where_training_would_keep_too_much() -> None:
     fits = FeatureSpec((KEPT // 64, 64), "NLC")
-    assert choose(fits, 10, 10**12)[2] == "local-global"
-    assert len(choose(FeatureSpec((KEPT // 64 + 1, 64), "NLC"), 10, 10**12)) == 2
+    assert default_heads(fits, 10, 10**12)[2] == "local-global"
+    assert len(default_heads(FeatureSpec((KEPT // 64 + 1, 64), "NLC"), 10, 10**12)) == 2

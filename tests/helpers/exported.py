@@ -114,9 +114,9 @@ def _several_labels() -> Case:
     x = draw(64)
     net = offramp.attach_exits(model, draw(2), heads=("linear",), task="multi-label", confidence="learned")
     generator = torch.Generator().manual_seed(3)
-    for gauge in net.gauges.values():
+    for calibrator in net.calibrators.values():
         outputs = torch.randn(200, net.outputs, generator=generator)
-        gauge.fit(outputs, (outputs[:, 0] > 0).float())
+        calibrator.fit(outputs, (outputs[:, 0] > 0).float())
     return _case(net, x, [((net.positions[2], "linear"),)])
 
 

@@ -6,7 +6,7 @@ import torch
 import offramp
 import small
 from offramp.errors import InputError
-from offramp.measure.throughput import measure_stream, read_batches, run_stream, time_model
+from offramp.measure.throughput import measure_loader, read_batches, run_stream, time_model
 from offramp.runtime.engine import Engine
 from offramp.tasks.classification import TokenClassification
 
@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_records(searched):
     config = frontier[len(frontier) // 2]
     wanted = offramp.evaluate(records, costs, config)
     loader = Once(small.loader())
-    measured = measure_stream(Engine(net, config), loader)
+    measured = measure_loader(Engine(net, config), loader)
     assert (loader.passes, measured.batches) == (1, 3)
     assert measured.result.quality == pytest.approx(wanted.quality)
     assert measured.result.relative_macs == pytest.approx(wanted.relative_cost)
@@ -47,7 +47,7 @@ def test_it_equals_the_run_in_memory(searched):
     net, _, _, frontier = searched
     engine = Engine(net, frontier[0])
     (kept,) = run_stream(engine, read_batches(net.partition.spec, small.loader()), [frontier[0]], rounds=1)
-    once = measure_stream(engine, small.loader(), rounds=1).result
+    once = measure_loader(engine, small.loader(), rounds=1).result
     assert (kept.quality, kept.relative_macs, kept.exit_shares) == (
         once.quality,
         once.relative_macs,
@@ -57,7 +57,7 @@ def test_it_equals_the_run_in_memory(searched):
 
 def test_without_labels_and_without_a_length(searched):
     net, _, _, frontier = searched
-    measured = measure_stream(Engine(net, frontier[0]), iter(small.loader(labelled=False)))
+    measured = measure_loader(Engine(net, frontier[0]), iter(small.loader(labelled=False)))
     assert (measured.result.quality, measured.batches) == (None, 3)
 
 
@@ -73,7 +73,7 @@ def test_without_labels_and_without_a_length(searched):
 def test_batches_that_do_not_fit(searched, loader, message):
     net, _, _, frontier = searched
     with pytest.raises(InputError, match=message):
-        measure_stream(Engine(net, frontier[0]), loader)
+        measure_loader(Engine(net, frontier[0]), loader)
 
 
 class Tagger(torch.nn.Module):
@@ -99,7 +99,7 @@ def test_padding_does_not_count_where_every_token_has_an_answer():
     right = model(**inputs).argmax(2)
     labels = torch.where(mask == 1, right, (right + 1) % 3)  # wrong at every padded token
     net = offramp.attach_exits(model, inputs, heads=["linear"], cuts=["one"], task=TokenClassification())
-    assert measure_stream(Engine(net), [(inputs, labels)]).result.quality == 1
+    assert measure_loader(Engine(net), [(inputs, labels)]).result.quality == 1
 
 
 def test_a_model_that_writes_to_its_input_leaves_the_stream_as_it_is():
@@ -111,5 +111,5 @@ def test_a_model_that_writes_to_its_input_leaves_the_stream_as_it_is():
     net = offramp.attach_exits(small.model(Writing), x[:2], heads=("linear",))
     before, engine = x.clone(), Engine(net)
     time_model(engine, read_batches(net.partition.spec, [x]))
-    measure_stream(engine, [x], rounds=2)
+    measure_loader(engine, [x], rounds=2)
     assert torch.equal(x, before)

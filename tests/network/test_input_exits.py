@@ -113,13 +113,13 @@ def test_records_search_and_engine_agree(made):
         engine.use(config)
         engine.reset_stats()
         out, outcome = engine(x), offramp.evaluate(records, costs, config)
-        sure = np.ones(64, bool)
+        confidence_fn = np.ones(64, bool)
         for choice in config.choices:
             p, c = net.positions.index(choice.position), net.head_names.index(choice.head)
-            sure &= np.abs(records.confidence[p, c] - choice.threshold) > 1e-5
-        assert sure.mean() > 0.8
-        np.testing.assert_array_equal(out.position.numpy()[sure], outcome.position[sure])
-        if sure.all():
+            confidence_fn &= np.abs(records.confidence[p, c] - choice.threshold) > 1e-5
+        assert confidence_fn.mean() > 0.8
+        np.testing.assert_array_equal(out.position.numpy()[confidence_fn], outcome.position[confidence_fn])
+        if confidence_fn.all():
             stats = engine.stats()
             assert stats.macs / stats.full_macs == pytest.approx(outcome.relative_cost, rel=1e-9)
     engine.use(several[0])

@@ -54,10 +54,12 @@ def test_the_mask_arrives_everywhere() -> None:
     assert [spec and spec.mask for spec in net.specs] == [None, True, True]
     found, _ = net.forward_all(batch)
     assert found[1, 0][:, 0].tolist() == [5, 2, 3, 1, 4, 2]
-    sure = net.confidence_of(1, 0)(found[1, 0])
+    confidence_fn = net.confidence_of(1, 0)(found[1, 0])
     # the surest leave at the first exit; at the second the others must still have their own masks
     first, second = net.positions[1:]
-    config = ExitConfig([ExitChoice(first, "counting", float(sure[2])), ExitChoice(second, "counting", -1.0)])
+    config = ExitConfig(
+        [ExitChoice(first, "counting", float(confidence_fn[2])), ExitChoice(second, "counting", -1.0)]
+    )
     out = Engine(net, config)(batch)
     assert out.position.tolist() == [1, 2, 2, 2, 1, 2]
     assert out.outputs[:, 0].tolist() == [5, 2, 3, 1, 4, 2]

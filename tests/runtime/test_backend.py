@@ -18,10 +18,17 @@ import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
 from offramp.network.network import ExitNetwork
-from offramp.runtime.backend import Runner, difference
+from offramp.runtime.backend import SpanProvider, difference
 from offramp.runtime.execution import Execution
 from offramp.runtime.int8 import Int8Linear
-from offramp.runtime.rewrite import Conversion, Draft, Parameters, draft, narrow, quantise
+from offramp.runtime.rewrite import (
+    Conversion,
+    EditableGraph,
+    Parameters,
+    cast_features,
+    editable_graph,
+    quantise,
+)
 
 CHANNELS_LAST, BFLOAT16, INT8 = (
     Execution(channels_last=True),
@@ -52,15 +59,17 @@ def attached(name: str) -> tuple[ExitNetwork, Callable[..., Any]]:
     return attach_exits(model, draw(2), heads=("linear",)), draw
 
 
-def chain(runner: Runner, values: list[Tensor]) -> list[tuple[Tensor, ...]]:
+def chain(runner: SpanProvider, values: list[Tensor]) -> list[tuple[Tensor, ...]]:
     """What every segment hands on, and last the answer."""
     spans = [runner.span(i, i + 1) for i in range(len(runner.net.positions))]
-    handed, found = runner.enter([value.clone() for value in values]), []
+    activations, found = runner.enter([value.clone() for value in values]), []
     with torch.inference_mode():
         for span in spans:
-            handed = span(*handed)
-            found.append(tuple(value.clone() if isinstance(value, Tensor) else value for value in handed))
-        return [*found[:-1], (runner.answer(handed),)]
+            activations = span(*activations)
+            found.append(
+                tuple(value.clone() if isinstance(value, Tensor) else value for value in activations)
+            )
+        return [*found[:-1], (runner.answer(activations),)]
 
 
 def flat(net: ExitNetwork, draw: Callable[..., Any], batch: int) -> list[Tensor]:
@@ -68,15 +77,15 @@ def flat(net: ExitNetwork, draw: Callable[..., Any], batch: int) -> list[Tensor]
 
 
 def far(net: ExitNetwork, execution: Execution, values: list[Tensor]) -> float:
-    pairs = zip(chain(Runner(net, execution), values), chain(Runner(net), values), strict=True)
+    pairs = zip(chain(SpanProvider(net, execution), values), chain(SpanProvider(net), values), strict=True)
     return max(difference(a, b) for found, wanted in pairs for a, b in zip(found, wanted, strict=True))
 
 
 def test_the_plain_way_is_the_partition_itself() -> None:
     net = small.network()
-    runner = Runner(net)
+    runner = SpanProvider(net)
     assert runner.execution == Execution()
-    assert (runner.span, runner.caller, runner.answer) == (net.partition.span, net.caller, net.answer)
+    assert (runner.span, runner.exit_fn, runner.answer) == (net.partition.span, net.exit_fn, net.answer)
     values = [small.inputs(count=5)]
     assert torch.equal(chain(runner, values)[-1][0], net(values[0]))
 
@@ -101,10 +110,14 @@ def test_the_model_is_left_as_it_was(execution: Execution) -> None:
 
 def test_features_and_answers_have_the_types_they_should() -> None:
     net, draw = attached("masked")
-    *features, (answer,) = chain(Runner(net, BFLOAT16), flat(net, draw, 4))
-    assert [handed[0].dtype for handed in features] == [torch.bfloat16] * len(features)
-    masks = [value.dtype for handed in features for value in handed[1:]]
-    plain = [value.dtype for handed in chain(Runner(net), flat(net, draw, 4))[:-1] for value in handed[1:]]
+    *features, (answer,) = chain(SpanProvider(net, BFLOAT16), flat(net, draw, 4))
+    assert [activations[0].dtype for activations in features] == [torch.bfloat16] * len(features)
+    masks = [value.dtype for activations in features for value in activations[1:]]
+    plain = [
+        value.dtype
+        for activations in chain(SpanProvider(net), flat(net, draw, 4))[:-1]
+        for value in activations[1:]
+    ]
     assert masks == plain
     assert torch.bfloat16 not in masks
     assert answer.dtype == torch.float32
@@ -113,7 +126,7 @@ def test_features_and_answers_have_the_types_they_should() -> None:
 def test_images_are_handed_on_channels_last() -> None:
     net, draw = attached("residual")
     for (feature, *_), cut in zip(
-        chain(Runner(net, CHANNELS_LAST), flat(net, draw, 4)), net.partition.cuts, strict=False
+        chain(SpanProvider(net, CHANNELS_LAST), flat(net, draw, 4)), net.partition.cuts, strict=False
     ):
         assert cut.layout == "NCHW"
         assert feature.is_contiguous(memory_format=torch.channels_last)
@@ -122,7 +135,7 @@ def test_images_are_handed_on_channels_last() -> None:
 
 def test_a_feature_that_lost_its_layout_is_taken_too() -> None:
     net, draw = attached("residual")
-    span, plain = Runner(net, CHANNELS_LAST).span(1, 2), net.partition.span(1, 2)
+    span, plain = SpanProvider(net, CHANNELS_LAST).span(1, 2), net.partition.span(1, 2)
     with torch.inference_mode():
         feature = net.partition.span(0, 1)(*flat(net, draw, 4))[0]
         assert feature.is_contiguous()
@@ -132,11 +145,11 @@ def test_a_feature_that_lost_its_layout_is_taken_too() -> None:
 @pytest.mark.parametrize("kind", ["linear", "mlp", "conv", "small-plain", "small-own"])
 def test_exits_are_asked_in_their_own_type(kind: str) -> None:
     net = small.network(heads=(kind,)).eval()
-    runner, (p, c, _) = Runner(net, BFLOAT16), next(e for e in net.exits() if e[0] > 0)
+    runner, (p, c, _) = SpanProvider(net, BFLOAT16), next(e for e in net.exits() if e[0] > 0)
     values = [small.inputs(count=6)]
-    narrow_handed, handed = chain(runner, values)[p - 1], chain(Runner(net), values)[p - 1]
+    narrow_handed, activations = chain(runner, values)[p - 1], chain(SpanProvider(net), values)[p - 1]
     with torch.inference_mode():
-        found, wanted = runner.caller(p, c)(narrow_handed, None), net.caller(p, c)(handed, None)
+        found, wanted = runner.exit_fn(p, c)(narrow_handed, None), net.exit_fn(p, c)(activations, None)
     assert (found.dtype, found.shape) == (torch.float32, wanted.shape)
     assert difference(found, wanted) < 0.05
 
@@ -147,16 +160,16 @@ def test_exits_that_want_the_mask_get_it() -> None:
     values = flat(net, draw, 5)
     mask = net.mask(values)
     p, c, _ = next(net.exits())
-    runner = Runner(net, BFLOAT16)
+    runner = SpanProvider(net, BFLOAT16)
     with torch.inference_mode():
-        found = runner.caller(p, c)(chain(runner, values)[p - 1], mask)
-        wanted = net.caller(p, c)(chain(Runner(net), values)[p - 1], mask)
+        found = runner.exit_fn(p, c)(chain(runner, values)[p - 1], mask)
+        wanted = net.exit_fn(p, c)(chain(SpanProvider(net), values)[p - 1], mask)
     assert difference(found, wanted) < 0.05
 
 
 def test_spans_and_copies_are_made_once() -> None:
     net, _ = attached("residual")
-    runner = Runner(net, CHANNELS_LAST)
+    runner = SpanProvider(net, CHANNELS_LAST)
     made: list[object] = []
     threads = [threading.Thread(target=lambda: made.append(runner.span(0, 2))) for _ in range(4)]
     for thread in threads:
@@ -173,7 +186,7 @@ def test_spans_and_copies_are_made_once() -> None:
 def test_later_weights_are_seen_by_the_plain_way_alone() -> None:
     net = small.network(small.Vector)
     values = [small.inputs(small.Vector, 4)]
-    plain, int8 = Runner(net), Runner(net, INT8)
+    plain, int8 = SpanProvider(net), SpanProvider(net, INT8)
     before = [chain(runner, values)[-1][0] for runner in (plain, int8)]
     with torch.no_grad():
         net.backbone.a.weight.mul_(2)
@@ -203,7 +216,7 @@ def hard(between: Callable[[Tensor], Tensor]) -> ExitNetwork:
 def test_a_way_that_is_too_coarse_is_refused() -> None:
     net = hard(lambda x: (x + 1000) - 1000)
     with pytest.raises(InputError) as error:
-        Runner(net, BFLOAT16).span(0, len(net.positions))
+        SpanProvider(net, BFLOAT16).span(0, len(net.positions))
     said = str(error.value)
     assert said.startswith(
         "Execution(dtype='bfloat16'): from 'input' to 'output' expected outputs within 0.05 of the plain ones"
@@ -216,7 +229,7 @@ def test_a_way_that_cannot_be_computed_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"expected operations that can be computed so; got .*try dtype=None"
     ):
-        Runner(net, BFLOAT16).span(0, len(net.positions))
+        SpanProvider(net, BFLOAT16).span(0, len(net.positions))
 
 
 def test_the_lowest_number_of_a_mask_does_not_become_infinite() -> None:
@@ -226,7 +239,7 @@ def test_the_lowest_number_of_a_mask_does_not_become_infinite() -> None:
         return x + x.masked_fill(x < 5, lowest).softmax(1)  # every score is masked: equal shares
 
     net = hard(masked)
-    (answer,) = chain(Runner(net, BFLOAT16), flat(net, toys.randn(8), 3))[-1]
+    (answer,) = chain(SpanProvider(net, BFLOAT16), flat(net, toys.randn(8), 3))[-1]
     assert bool(answer.isfinite().all())
 
 
@@ -244,7 +257,7 @@ def test_where_nothing_can_be_changed(
     make: Callable[[], ExitNetwork], execution: Execution, message: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        Runner(make(), execution)
+        SpanProvider(make(), execution)
     assert str(error.value).startswith(message)
 
 
@@ -259,7 +272,7 @@ def test_int8_needs_linear_layers() -> None:
 
     net = attach_exits(toys.seeded(Convolutions), toys.randn(4, 6, 6)(2), heads=("linear",))
     with pytest.raises(InputError, match="expected linear layers to quantise, found none in Convolutions"):
-        Runner(net, INT8)
+        SpanProvider(net, INT8)
 
 
 @pytest.mark.parametrize("execution", [BFLOAT16, Execution(compile="aot")], ids=lambda way: way.name)
@@ -269,19 +282,19 @@ def test_models_that_are_quantised_already_are_refused(execution: Execution) -> 
         model = toys.seeded(lambda: zoo.quantised(lambda _: Model(torch.tanh))(0))
     net = attach_exits(model, toys.randn(8)(2), heads=("linear",))
     with pytest.raises(InputError, match="expected layers of floating point, got a model with int8 layers"):
-        Runner(net, execution)
+        SpanProvider(net, execution)
 
 
-def drafted(model: nn.Module, example: Tensor) -> Draft:
+def drafted(model: nn.Module, example: Tensor) -> EditableGraph:
     parts = partition(model, example)
-    return draft(parts.span(0, len(parts.cuts) + 1), parts.flow, parts.border(0))
+    return editable_graph(parts.span(0, len(parts.cuts) + 1), parts.flow, parts.border(0))
 
 
 def test_a_model_with_autocast_inside_is_refused() -> None:
     _, _, parts = toys.cut("autocast")
-    found = draft(parts.span(0, len(parts.cuts) + 1), parts.flow, parts.border(0))
+    found = editable_graph(parts.span(0, len(parts.cuts) + 1), parts.flow, parts.border(0))
     with pytest.raises(InputError, match="the model switches types or gradients itself"):
-        narrow(found, torch.bfloat16)
+        cast_features(found, torch.bfloat16)
 
 
 def layer(bias: bool = True) -> tuple[Int8Linear, nn.Linear, Tensor]:
@@ -365,7 +378,7 @@ BUILT = ("inductor", pytest.param("aot", marks=pytest.mark.long))  # a package t
 def compiled(compiler: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A span that changes what it is handed beside the feature and hands it on: (compiled, plain)."""
     net, _ = attached("two inputs")
-    return Runner(net, Execution(compile=compiler)).span(1, 2), net.partition.span(1, 2)
+    return SpanProvider(net, Execution(compile=compiler)).span(1, 2), net.partition.span(1, 2)
 
 
 def apart(compiler: str, batch: int) -> float:
@@ -412,7 +425,7 @@ def test_without_a_compiler(compiler: str) -> None:
     net, _ = attached("two inputs")
     without = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with config.patch(without), pytest.raises(InputError) as error:
-        Runner(net, Execution(compile=compiler)).span(0, 1)
+        SpanProvider(net, Execution(compile=compiler)).span(0, 1)
     assert str(error.value).startswith(f"Execution(compile={compiler!r}): expected a C++ compiler")
     assert "install g++ or clang" in str(error.value)
 

@@ -288,8 +288,8 @@ def test_answers_per_token_beside_one_per_sample():
     net = nets["tags"]
     p, c, _ = next(iter(net.exits()))
     answers, _ = net.forward_all(inputs)
-    sure = net.confidence_of(p, c)(answers[p, c], net.mask(list(inputs.values())))
-    config = ExitConfig([ExitChoice(net.positions[p], net.head_names[c], float(sure.median()))])
+    confidence_fn = net.confidence_of(p, c)(answers[p, c], net.mask(list(inputs.values())))
+    config = ExitConfig([ExitChoice(net.positions[p], net.head_names[c], float(confidence_fn.median()))])
     several, wanted = MultiEngine(nets, {"tags": config}), Engine(net, config)(inputs)
     out = several(inputs)
     assert torch.equal(out["tags"].position, wanted.position)

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from instances import make_records, random_case, synthetic
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.evaluate import evaluate
-from offramp.solver.candidates import Goals, Pool
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import between as threshold_between
 from offramp.solver.line_search import OFF
 from offramp.solver.local_search import _moves
@@ -16,11 +16,11 @@ from offramp.solver.solve import exits_of, fewer, place, spread
 
 
 def goals_of(tradeoffs, price=0.0, cap=99):
-    return Goals(np.array(tradeoffs), np.full(len(tradeoffs), price), cap)
+    return Objectives(np.array(tradeoffs), np.full(len(tradeoffs), price), cap)
 
 
 def test_starts_with_the_full_model():
-    pool = Pool(Problem.of(*synthetic(n=20)))
+    pool = CandidateSet(Problem.of(*synthetic(n=20)))
     assert (pool.head == OFF).all()
     assert pool.quality == pytest.approx([1.0])
     assert pool.cost.tolist() == [1.0]
@@ -28,7 +28,7 @@ def test_starts_with_the_full_model():
 
 def test_add_knows_what_it_has_met():
     records, costs = synthetic(n=20, p=3)
-    pool = Pool(Problem.of(records, costs))
+    pool = CandidateSet(Problem.of(records, costs))
     head = np.array([[OFF, 0, OFF], [OFF, 1, 0], [OFF, 0, OFF], [OFF, OFF, OFF]])
     cut = np.array([[0, 5, 0], [0, 3, 9], [0, 5, 0], [0, 0, 0]])
     assert pool.add(head, cut).tolist() == [1, 2, 1, 0]
@@ -41,7 +41,7 @@ def test_add_knows_what_it_has_met():
 def test_exits_that_nobody_takes_are_the_same_as_none():
     """All samples leave at p1: whatever sits behind it, it is one configuration."""
     records, costs = synthetic(n=20, p=4)
-    pool = Pool(Problem.of(records, costs))
+    pool = CandidateSet(Problem.of(records, costs))
     head = np.array([[OFF, 0, 0, OFF], [OFF, 0, OFF, 1], [OFF, 0, OFF, OFF]])
     cut = np.array([[0, 20, 4, 0], [0, 20, 0, 9], [0, 20, 0, 0]])
     before = head.copy(), cut.copy()
@@ -58,7 +58,7 @@ def test_best_is_the_least_of_all_and_of_equals_the_one_with_the_fewest_exits():
     records, costs = make_records(
         confidence, np.ones((3, 1, 10)), np.ones(10), costs=(np.arange(4.0), np.zeros((3, 1)))
     )
-    pool = Pool(Problem.of(records, costs))
+    pool = CandidateSet(Problem.of(records, costs))
     head = np.array([[0, 0, OFF], [0, OFF, OFF], [OFF, 0, OFF]])
     cut = np.array([[4, 10, 0], [4, 0, 0], [0, 10, 0]])
     both, first, second = pool.add(head, cut).tolist()
@@ -76,7 +76,7 @@ def test_best_is_the_least_of_all_and_of_equals_the_one_with_the_fewest_exits():
 def test_names_and_cuts_lead_to_each_other(seed):
     records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
     problem = Problem.of(records, costs)
-    pool, rng = Pool(problem), np.random.default_rng(seed)
+    pool, rng = CandidateSet(problem), np.random.default_rng(seed)
     head, cut = np.full((30, 4), OFF), np.zeros((30, 4), np.int64)
     for p, spot in problem.used:
         for row in range(30):
@@ -104,7 +104,7 @@ def test_thresholds_of_other_records_find_their_place():
 
 def test_a_common_threshold_is_kept():
     records, costs = synthetic(n=30, p=3)
-    pool = Pool(Problem.of(records, costs))
+    pool = CandidateSet(Problem.of(records, costs))
     head, cut = place(pool.problem, records, [[ExitChoice(p, "h0", 0.7) for p in ("p1", "p2")]])
     (at,) = pool.add(head, cut, np.array([0.7]))
     assert {choice.threshold for choice in exits_of(pool, int(at), records)} == {0.7}

@@ -5,12 +5,12 @@ import pytest
 
 from instances import objective, random_case, synthetic
 from offramp.core.config import ExitConfig
-from offramp.solver.cross_validation import FOLDS, best_of, choose, folds, mean_objective, rounds
-from offramp.solver.pruning import LUCK, RUNGS
+from offramp.solver.cross_validation import FOLDS, best_of, choose_price, folds, mean_objective, rounds
+from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
 from offramp.solver.search import search
-from offramp.solver.solve import COARSE, Plan
+from offramp.solver.solve import COARSE, SearchPlan
 
-PLAN = Plan("exact", 0.0, 99)
+PLAN = SearchPlan("exact", 0.0, 99)
 LAMBDAS = [0.6, 0.8, 0.95]
 
 
@@ -37,7 +37,7 @@ def test_too_few_samples_make_no_folds(samples):
 def test_rounds_are_those_reported(samples):
     records, costs = synthetic(n=samples, p=3)
     seen = []
-    choose(records, costs, LAMBDAS, PLAN, lambda: seen.append(None))
+    choose_price(records, costs, LAMBDAS, PLAN, lambda: seen.append(None))
     assert len(seen) == rounds(samples, 0)
 
 
@@ -75,22 +75,22 @@ def test_mean_objective_is_the_mean_of_j():
 
 
 def test_too_few_samples_take_the_highest_price():
-    plan = choose(*synthetic(n=19), LAMBDAS, PLAN, lambda: None)
-    assert (plan.method, plan.price, plan.parsimonious) == ("exact", RUNGS[-1] / 19, True)
+    plan = choose_price(*synthetic(n=19), LAMBDAS, PLAN, lambda: None)
+    assert (plan.method, plan.price, plan.parsimonious) == ("exact", PRICE_GRID[-1] / 19, True)
 
 
 def test_a_price_is_one_of_the_rungs(monkeypatch):
     records, costs = synthetic(n=200)
     chosen = []
     monkeypatch.setattr("offramp.solver.cross_validation.best_of", lambda values, usual, doubt: chosen.pop())
-    for k, rung in enumerate(RUNGS):
+    for k, rung in enumerate(PRICE_GRID):
         chosen.append(k)
-        plan = choose(records, costs, LAMBDAS, PLAN, lambda: None)
+        plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
         assert (plan.method, plan.price, plan.parsimonious) == ("exact", rung / 200, True)
-    chosen.append(len(RUNGS))
-    plan = choose(records, costs, LAMBDAS, PLAN, lambda: None)
+    chosen.append(len(PRICE_GRID))
+    plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
     assert (plan.method, plan.price) == ("same-threshold", 0.0)
-    assert LUCK in RUNGS
+    assert SELECTION_BIAS in PRICE_GRID
 
 
 def test_many_samples_are_judged_by_some_of_them(monkeypatch):
@@ -105,12 +105,12 @@ def test_many_samples_are_judged_by_some_of_them(monkeypatch):
         "offramp.solver.cross_validation.mean_objective",
         lambda held, *rest: (sizes.append(held.samples), original(held, *rest))[1],
     )
-    plan = choose(records, costs, LAMBDAS, PLAN, lambda: None)
+    plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
     assert set(sizes) == {20}
-    assert plan.price in {0.0, *(rung / 400 for rung in RUNGS)}
+    assert plan.price in {0.0, *(rung / 400 for rung in PRICE_GRID)}
 
 
 def test_a_full_model_that_is_always_wrong():
     records, costs = random_case(4, 3, 2, 30, gaps=0)
     records.final_quality[:] = 0
-    assert choose(records, costs, LAMBDAS, PLAN, lambda: None).price >= 0
+    assert choose_price(records, costs, LAMBDAS, PLAN, lambda: None).price >= 0

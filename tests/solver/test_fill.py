@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from instances import generated, make_records, random_case, synthetic
-from offramp.solver.candidates import Goals, Pool
-from offramp.solver.fill import _best_end, _Chord, _curves, fill, undominated
+from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.fill import _best_end, _curves, _Segment, fill, undominated
 from offramp.solver.line_search import OFF, simulate
 from offramp.solver.problem import Problem
 from offramp.solver.search import search
@@ -15,8 +15,8 @@ from offramp.solver.solve import METHODS
 
 
 def filled(records, costs, picks=8, step=0.02):
-    goals = Goals(np.linspace(0.5, 0.99, picks), np.zeros(picks), 99)
-    pool = Pool(Problem.of(records, costs))
+    goals = Objectives(np.linspace(0.5, 0.99, picks), np.zeros(picks), 99)
+    pool = CandidateSet(Problem.of(records, costs))
     for move in METHODS["exact"]:
         chosen = move(pool.problem, goals, pool)
     hull = undominated(pool, chosen)
@@ -59,7 +59,7 @@ def by_definition(problem, head, cut):
 
 def test_undominated_by_definition():
     rng = np.random.default_rng(0)
-    pool = Pool(Problem.of(*synthetic(n=20, p=3)))
+    pool = CandidateSet(Problem.of(*synthetic(n=20, p=3)))
     pool.quality, pool.cost = rng.integers(0, 6, 40) / 6, rng.integers(0, 9, 40) / 9
     kept = undominated(pool, np.array([*range(5, 40), 7, 7]))
     points = set(zip(pool.cost[5:40].tolist(), pool.quality[5:40].tolist(), strict=True))
@@ -123,8 +123,8 @@ def test_with_fine_quality_steps_are_as_small_as_asked(make):
     ],
 )
 def test_of_the_ends_below_a_budget_the_one_nearest_to_the_chord_from_below(quality, cost, budget, picked):
-    chord = _Chord((0.2, 0.6), (0.8, 0.8))  # 0.7 at a cost of 0.5
-    assert _best_end(np.array(quality), np.array(cost), budget, chord, 0.005) == picked
+    segment = _Segment((0.2, 0.6), (0.8, 0.8))  # 0.7 at a cost of 0.5
+    assert _best_end(np.array(quality), np.array(cost), budget, segment, 0.005) == picked
 
 
 def test_no_way_between_where_exits_take_all_or_none():

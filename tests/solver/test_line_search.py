@@ -7,11 +7,11 @@ from hypothesis import given, settings, strategies as st
 from instances import LAMBDAS, every_choice, objective, objective_of_each, random_case, synthetic
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
-from offramp.solver.candidates import Pool
+from offramp.solver.candidates import CandidateSet
 from offramp.solver.line_search import (
     OFF,
     SAME,
-    Rows,
+    ConfigBatch,
     backward,
     best_line,
     commit_best,
@@ -39,7 +39,7 @@ def some_rows(problem, count, seed, price=0.0, cap=99):
             if size:
                 head[row, p], cut[row, p] = own, size
     tradeoff = rng.choice(LAMBDAS, count)
-    return Rows(head, cut, tradeoff, np.full(count, price), np.full(count, cap))
+    return ConfigBatch(head, cut, tradeoff, np.full(count, price), np.full(count, cap))
 
 
 def value(problem, head, cut, lam, price=0.0):
@@ -74,12 +74,12 @@ def test_line_finds_the_best_of_all_thresholds(seed, lam):
     problem = Problem.of(records, costs)
     for p, spot in problem.used:
         off = np.full((1, 2), OFF)
-        rows = Rows(off, np.zeros_like(off), np.array([lam]), np.zeros(1), np.array([2]))
+        rows = ConfigBatch(off, np.zeros_like(off), np.array([lam]), np.zeros(1), np.array([2]))
         line = best_line(problem, p, rows, np.ones((1, 8), bool), finals(problem, rows.tradeoff))
         full = objective(records, costs, ExitConfig(), lam)
         options = [ExitConfig((choice,)) for choice in every_choice(records, p) if choice]
         least = min([full, *(objective(records, costs, config, lam) for config in options)])
-        assert full - line.fall[0] == pytest.approx(least, abs=1e-9)
+        assert full - line.improvement[0] == pytest.approx(least, abs=1e-9)
         if line.head[0] != OFF:
             falling = np.sort(spot.confidence[line.head[0]])[::-1]
             cut = line.cut[0]
@@ -106,16 +106,18 @@ def test_lines_in_a_sweep_equal_trying_everything(find, price, seed):
             if find is own_line and rows.head[i, p] == OFF:
                 allowed = head[i][:, p] == OFF
             tried = value(problem, head[i], cut[i], rows.tradeoff[i], price)[allowed]
-            assert now[i] - line.fall[i] == pytest.approx(tried.min(), abs=1e-9)
-            assert line.fall[i] >= -SAME
-            changed = Rows(rows.head[[i]], rows.cut[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]])
+            assert now[i] - line.improvement[i] == pytest.approx(tried.min(), abs=1e-9)
+            assert line.improvement[i] >= -SAME
+            changed = ConfigBatch(
+                rows.head[[i]], rows.cut[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]]
+            )
             changed.head[0, p], changed.cut[0, p] = line.head[i], line.cut[i]
             reached = value(problem, changed.head, changed.cut, rows.tradeoff[i], price)
             assert reached[0] == pytest.approx(tried.min(), abs=1e-9)
         seen.append(p)
 
-    onward = backward(problem, rows, stages(problem, rows), look, find)
-    forward(problem, rows, onward, look, find)
+    continue_cost = backward(problem, rows, stages(problem, rows), look, find)
+    forward(problem, rows, continue_cost, look, find)
     places = [p for p, _ in problem.used if find is best_line or rows.enabled(p)]
     assert seen == places[::-1] + places
 
@@ -165,7 +167,7 @@ def test_figures_equal_those_of_evaluate_sample_by_sample(seed):
     records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 12, seed)
-    pool = Pool(problem)
+    pool = CandidateSet(problem)
     at = pool.add(rows.head, rows.cut)
     full = records.final_quality.astype(float).mean() or 1
     for i in at.tolist():
@@ -189,7 +191,7 @@ def test_stages_are_where_samples_leave():
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 10, 5)
     stage = stages(problem, rows)
-    pool = Pool(problem)
+    pool = CandidateSet(problem)
     for row, i in zip(stage, pool.add(rows.head, rows.cut).tolist(), strict=True):
         assert (
             row.tolist() == evaluate(records, costs, ExitConfig(exits_of(pool, i, records))).position.tolist()

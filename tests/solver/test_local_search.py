@@ -20,7 +20,7 @@ from instances import (
 )
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.evaluate import evaluate
-from offramp.solver.candidates import Goals, Pool
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import OFF
 from offramp.solver.problem import Problem
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
@@ -121,7 +121,7 @@ def test_the_search_believes_what_evaluate_says(method, price):
     """Its own J, summed in integers and scaled, against J from evaluate plus prices."""
     records, costs = synthetic()
     problem, tradeoff = Problem.of(records, costs), np.array(DEFAULT_TRADEOFFS)
-    goals, pool = Goals(tradeoff, np.full(101, price), 99), Pool(problem)
+    goals, pool = Objectives(tradeoff, np.full(101, price), 99), CandidateSet(problem)
     for step in METHODS[method]:
         answer = step(problem, goals, pool)
     exits = np.count_nonzero(pool.head[answer] != OFF, axis=1)
@@ -187,7 +187,7 @@ def test_iterative_ends_where_no_single_change_helps():
 def test_back_to_front_ends_where_no_threshold_or_head_alone_helps(lam):
     records, costs = synthetic(n=60, p=4)
     problem = Problem.of(records, costs)
-    goals, pool = Goals(np.array([lam]), np.zeros(1), 99), Pool(problem)
+    goals, pool = Objectives(np.array([lam]), np.zeros(1), 99), CandidateSet(problem)
     (found,) = METHODS["exact"][1](problem, goals, pool)
     reached = lam * (1 - pool.quality[found]) + (1 - lam) * pool.cost[found]
     for p, spot in problem.used:

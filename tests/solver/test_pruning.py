@@ -6,12 +6,19 @@ import pytest
 from instances import every_choice, generated, make_records, objective_of_each, random_case, synthetic
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
-from offramp.solver.candidates import Goals, Pool
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import OFF
 from offramp.solver.problem import Problem
-from offramp.solver.pruning import LUCK, RUNGS, _weighted_line, deserving, parsimonious, path
+from offramp.solver.pruning import (
+    PRICE_GRID,
+    SELECTION_BIAS,
+    _weighted_line,
+    parsimonious,
+    path,
+    significant_exits,
+)
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
-from offramp.solver.solve import Plan, draft, exits_of, place, solve
+from offramp.solver.solve import SearchPlan, exits_of, place, quick_candidates, solve
 
 LAMBDAS = [0.6, 0.8, 0.95]
 
@@ -39,10 +46,10 @@ def missed(records, costs, config, lam, against=None):
 def test_deserving_exits_are_missed_by_more_than_one_standard_error(lam, make):
     records, costs = make(n=300, seed=3) if make is synthetic else make(3, 300, positions=6, heads=2)
     config = search(records, costs, tradeoffs=[lam], regularise=None).by_tradeoff[lam]
-    pool = Pool(Problem.of(records, costs))
+    pool = CandidateSet(Problem.of(records, costs))
     (head,), (cut,) = place(pool.problem, records, [config.choices])
     before = head.copy(), cut.copy()
-    kept = deserving(pool.problem, lam, head, cut)
+    kept = significant_exits(pool.problem, lam, head, cut)
     assert (head == before[0]).all()
     assert (cut == before[1]).all()
     # By definition: switch off the least missed one until all are missed.
@@ -62,7 +69,7 @@ def test_an_exit_stays_for_more_than_one_standard_error_and_not_for_less(gains, 
     quality[0, 0, :gains] = 1
     final[200 - 10 :] = 1
     records, costs = make_records(np.full((2, 1, 200), 0.5), quality, final)
-    head, _ = deserving(Problem.of(records, costs), 1.0, np.array([0, OFF]), np.array([200, 0]))
+    head, _ = significant_exits(Problem.of(records, costs), 1.0, np.array([0, OFF]), np.array([200, 0]))
     difference = quality[0, 0] - final
     assert (standard_errors(difference) > 1) == stays
     assert (head[0] != OFF) == stays
@@ -73,9 +80,9 @@ def test_an_exit_that_changes_nothing_or_for_all_alike():
     records, costs = make_records(np.full((2, 1, 9), 0.5), np.ones((2, 1, 9)), np.ones(9))
     problem = Problem.of(records, costs)
     head, cut = np.array([0, OFF]), np.array([9, 0])
-    assert deserving(problem, 0.5, head, cut)[0].tolist() == [0, OFF]
-    assert deserving(problem, 1.0, head, cut)[0].tolist() == [OFF, OFF]  # cost has no weight
-    assert deserving(problem, 0.5, np.array([OFF, OFF]), np.array([0, 0]))[0].tolist() == [OFF, OFF]
+    assert significant_exits(problem, 0.5, head, cut)[0].tolist() == [0, OFF]
+    assert significant_exits(problem, 1.0, head, cut)[0].tolist() == [OFF, OFF]  # cost has no weight
+    assert significant_exits(problem, 0.5, np.array([OFF, OFF]), np.array([0, 0]))[0].tolist() == [OFF, OFF]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -87,18 +94,18 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
     drawn = records.subset(np.repeat(np.arange(10), weight))
     problem = Problem.of(records, costs)
     lam, scale = 0.9, records.final_quality.astype(float).mean() or 1
-    pool = Pool(problem)
+    pool = CandidateSet(problem)
     for p, spot in problem.used:
         for own in range(len(spot.heads)):
             start = spot.cut_near(own, 3)
             if not start:
                 continue
-            goals = Goals(np.array([lam]), np.zeros(1), 99)
+            goals = Objectives(np.array([lam]), np.zeros(1), 99)
             head, cut = np.full((1, 2), OFF), np.zeros((1, 2), np.int64)
             head[0, p], cut[0, p] = own, start
-            onward = (1 - lam) - lam * problem.final[None]
+            continue_cost = (1 - lam) - lam * problem.final[None]
             line = _weighted_line(
-                problem, p, goals.rows(np.array([0]), head, cut), np.ones((1, 10), bool), onward,
+                problem, p, goals.rows(np.array([0]), head, cut), np.ones((1, 10), bool), continue_cost,
                 weight=weight.astype(float),
             )  # fmt: skip
             cut[0, p] = line.cut[0]
@@ -115,7 +122,7 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
             cut[0, p] = start
             (at,) = pool.add(head, cut)
             before = cost_of(drawn, costs, ExitConfig(exits_of(pool, int(at), records)), lam, scale)
-            assert line.fall[0] == pytest.approx(before - reached, abs=1e-9)
+            assert line.improvement[0] == pytest.approx(before - reached, abs=1e-9)
 
 
 def cost_of(records, costs, config, lam, scale):
@@ -127,8 +134,8 @@ def test_averaging_keeps_the_exits_and_depends_on_the_seed_alone():
     records, costs = synthetic(n=300)
     found = []
     for average, seed in ((True, 0), (True, 0), (True, 1), (False, 0)):
-        pool, goals = draft(records, costs, Plan("exact", 0.0, 99), LAMBDAS)
-        priced = Goals(goals.tradeoff, np.full(3, LUCK / 300), 99)
+        pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
+        priced = Objectives(goals.tradeoff, np.full(3, SELECTION_BIAS / 300), 99)
         picks = parsimonious(pool.problem, priced, pool, seed, average)
         found.append((pool.head[picks].tolist(), pool.cut[picks].tolist()))
     assert found[0] == found[1]
@@ -141,7 +148,7 @@ def test_averaged_thresholds_fit_ties():
     """Cuts in the middle of a tie have no threshold; the next that has one is taken."""
     for seed in range(6):
         records, costs = random_case(seed, 4, 2, 40, levels=5, gaps=0.1)
-        pool, goals = draft(records, costs, Plan("exact", 0.0, 99), LAMBDAS)
+        pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
         picks = parsimonious(pool.problem, goals, pool, 0)
         for i in picks.tolist():
             for p, spot in pool.problem.used:
@@ -153,13 +160,13 @@ def test_averaged_thresholds_fit_ties():
 
 def test_a_path_finds_fewer_exits_at_every_price():
     records, costs = synthetic(n=200)
-    pool, goals = draft(records, costs, Plan("exact", 0.0, 99), LAMBDAS)
+    pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
     before = len(pool.cost)
     picks = path(pool.problem, goals, pool)
     assert (picks == pool.best(goals)[0]).all()
     counts = []
-    for rung in RUNGS:
-        best = pool.best(Goals(goals.tradeoff, np.full(3, rung / 200), 99))[0]
+    for rung in PRICE_GRID:
+        best = pool.best(Objectives(goals.tradeoff, np.full(3, rung / 200), 99))[0]
         counts.append(np.count_nonzero(pool.head[best] != OFF))
     assert counts == sorted(counts, reverse=True)
     assert len(pool.cost) >= before
@@ -169,8 +176,8 @@ def test_auto_uses_no_more_exits_than_needed():
     """Without any one of them J is more than a standard error above the best there is."""
     for seed in range(3):
         records, costs = synthetic(n=400, seed=seed)
-        plan = Plan("exact", LUCK / 400, 99, parsimonious=True)
-        solved, best = (solve(records, costs, p, LAMBDAS) for p in (plan, Plan("exact", 0.0, 99)))
+        plan = SearchPlan("exact", SELECTION_BIAS / 400, 99, parsimonious=True)
+        solved, best = (solve(records, costs, p, LAMBDAS) for p in (plan, SearchPlan("exact", 0.0, 99)))
         for lam, own, optimum in zip(LAMBDAS, solved.picks, best.picks, strict=True):
             config = ExitConfig(solved.exits(int(own)))
             against = ExitConfig(best.exits(int(optimum)))

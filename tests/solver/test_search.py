@@ -134,8 +134,8 @@ def test_frontier_holds_what_is_not_dominated_with_true_figures(regularise, step
     for config in (*frontier, *frontier.by_tradeoff.values()):
         outcome = evaluate(records, costs, config)
         assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
-    for (cost, quality), (dearer, better) in pairwise(figures(frontier)):
-        assert cost < dearer
+    for (cost, quality), (costlier, better) in pairwise(figures(frontier)):
+        assert cost < costlier
         assert quality < better
     full = (1.0, float(records.final_quality.astype(float).mean()))
     for cost, quality in (*figures(frontier.by_tradeoff.values()), full):
@@ -224,7 +224,7 @@ def other_heads(records, costs):
     return replace(records, heads=names, **arrays), replace(costs, heads=costs.heads[:, back])
 
 
-def dearer(factor):
+def costlier(factor):
     def change(records, costs):
         return records, CostTable(costs.backbone * factor, costs.heads * factor, "joules")
 
@@ -250,8 +250,8 @@ def ranked_each(records, costs):
 CHANGES = {
     "samples": reordered,
     "heads": other_heads,
-    "cost": dearer(8.0),
-    "cost, rounded": dearer(0.3),
+    "cost": costlier(8.0),
+    "cost, rounded": costlier(0.3),
     "scale": halved,
     "monotone": ranked,
     "monotone, each": ranked_each,

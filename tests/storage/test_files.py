@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.storage import arrays as arrays_module, atomic
 from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
-from offramp.storage.atomic import file_digest, read_text, whole_file, whole_folder, write_text
+from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, write_text
 from offramp.storage.documents import canonical, parse_document
 
 ARRAYS = {
@@ -30,7 +30,7 @@ def listing(folder):
 
 def test_whole_file_appears_only_at_the_end(tmp_path):
     path = tmp_path / "new" / "folder" / "file.txt"
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         assert temporary.parent == path.parent  # a rename within one folder is atomic
         temporary.write_text("whole")
         assert not path.exists()
@@ -42,7 +42,7 @@ def test_whole_file_appears_only_at_the_end(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), whole_file(path) as temporary:  # noqa: PT012 (the block is the subject)
+    with pytest.raises(type(error)), atomic_write(path) as temporary:  # noqa: PT012 (the block is the subject)
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old"
@@ -52,7 +52,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, err
 def test_the_old_file_stays_readable_until_it_is_replaced(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with path.open() as reader, whole_file(path) as temporary:
+    with path.open() as reader, atomic_write(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
         assert reader.read() == "old"
@@ -61,7 +61,7 @@ def test_the_old_file_stays_readable_until_it_is_replaced(tmp_path):
 
 def test_two_writers_do_not_share_a_temporary(tmp_path):
     path = tmp_path / "file.txt"
-    with whole_file(path) as first, whole_file(path) as second:
+    with atomic_write(path) as first, atomic_write(path) as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -115,7 +115,7 @@ def test_the_systems_refusals_say_what_to_do(tmp_path, monkeypatch, code, advice
 
 def test_a_storage_error_inside_is_not_wrapped_again(tmp_path):
     original = StorageError("the first message")
-    with pytest.raises(StorageError) as caught, whole_file(tmp_path / "file.txt"):
+    with pytest.raises(StorageError) as caught, atomic_write(tmp_path / "file.txt"):
         raise original
     assert caught.value is original
 
@@ -246,7 +246,7 @@ def test_no_truncated_or_lengthened_file_is_read(tmp_path):
 def test_whole_folder_takes_the_place_of_the_old_one(tmp_path):
     path = tmp_path / "new" / "folder"
     for name in ("first", "second"):
-        with whole_folder(path) as temporary:
+        with atomic_folder(path) as temporary:
             (temporary / name).write_text(name)
         assert listing(path) == [name]
         assert listing(path.parent) == ["folder"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offramp.streaming.buffer import Slab, Station
+from offramp.streaming.buffer import RowBuffer, StageQueue
 
 
 @pytest.mark.parametrize("order", ["rows", "channels-last", "transposed", "flat", "scalars"])
@@ -17,7 +17,7 @@ def test_a_slab_keeps_rows_and_their_order_in_memory(order: str) -> None:
         "flat": torch.randn(6, 7),
         "scalars": torch.randn(6),
     }[order]
-    slab = Slab(value, 9)
+    slab = RowBuffer(value, 9)
     slab.write(2, value, torch.tensor([4, 1, 5]))
     slab.write(5, value[:2], None)
     wanted = value[[4, 1, 5, 0, 1]]
@@ -30,7 +30,7 @@ def test_a_slab_keeps_rows_and_their_order_in_memory(order: str) -> None:
 
 def test_a_slab_takes_rows_in_another_order_in_memory() -> None:
     value = torch.randn(4, 3, 2, 2)
-    slab = Slab(value, 8)
+    slab = RowBuffer(value, 8)
     slab.write(0, value.to(memory_format=torch.channels_last), torch.tensor([3, 0]))
     slab.write(2, value[:1].expand(3, 3, 2, 2), None)
     assert torch.equal(slab.read(0, 5), value[[3, 0, 0, 0, 0]])
@@ -40,11 +40,11 @@ def test_a_station_moves_to_the_front_of_its_memory() -> None:
     class Anybody:
         since = 0.0
 
-    station, landed, taken = Station(1, (True, False), 4), list[float](), list[float]()
+    station, landed, taken = StageQueue(1, (True, False), 4), list[float](), list[float]()
     for turn in range(20):
         value = torch.arange(4.0)[:, None] + 10 * turn
         rows = torch.tensor([0, 2, 3][: 1 + turn % 3])
-        station.land([Anybody()] * len(rows), (value, torch.tensor([turn])), rows)
+        station.push([Anybody()] * len(rows), (value, torch.tensor([turn])), rows)
         landed += value[rows, 0].tolist()
         while station.count >= 4 or (turn == 19 and station.count):
             people, (got, shared) = station.take(4)

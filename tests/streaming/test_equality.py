@@ -34,8 +34,10 @@ def one(x: Any, i: int) -> Any:
 
 def several(net: offramp.ExitNetwork, x: Any) -> tuple[list[ExitConfig], dict]:
     """Configurations of different positions and heads, and all confidences."""
-    sure, configs = confidences(net, x), [ExitConfig()]
-    exits = [exit_ for exit_ in sure if sure[exit_].std() > 1e-3]  # where samples are not all alike
+    confidence_fn, configs = confidences(net, x), [ExitConfig()]
+    exits = [
+        exit_ for exit_ in confidence_fn if confidence_fn[exit_].std() > 1e-3
+    ]  # where samples are not all alike
     first: dict[int, tuple[int, int]] = {}
     last: dict[int, tuple[int, int]] = {}
     for p, c in exits:
@@ -43,21 +45,21 @@ def several(net: offramp.ExitNetwork, x: Any) -> tuple[list[ExitConfig], dict]:
         last[p] = (p, c)
     for chosen, share in ((first, 0.6), (last, 0.4)):
         at = list(chosen.values())
-        configs += [config_at(net, sure, part, share) for part in (at, at[::2], at[1::2]) if part]
-    return configs, sure
+        configs += [config_at(net, confidence_fn, part, share) for part in (at, at[::2], at[1::2]) if part]
+    return configs, confidence_fn
 
 
-def clear(net: offramp.ExitNetwork, sure: dict, config: ExitConfig, i: int) -> bool:
+def clear(net: offramp.ExitNetwork, confidence_fn: dict, config: ExitConfig, i: int) -> bool:
     """Whether a sample's confidences are further than BORDER from the thresholds."""
     names = (
         (net.positions.index(c.position), net.head_names.index(c.head), c.threshold) for c in config.choices
     )
-    return all(abs(sure[p, c][i] - np.float32(t)) > BORDER for p, c, t in names)
+    return all(abs(confidence_fn[p, c][i] - np.float32(t)) > BORDER for p, c, t in names)
 
 
 def check_equal(net: offramp.ExitNetwork, x: Any, count: int, **options: Any) -> None:
     """Samples under configurations drawn at random, all in one engine, against ``Engine``."""
-    configs, sure = several(net, x)
+    configs, confidence_fn = several(net, x)
     execution = options.get("execution")
     wanted = [offramp.Engine(net, config, execution=execution)(x) for config in configs]
     drawn = random.Random(0)
@@ -67,7 +69,7 @@ def check_equal(net: offramp.ExitNetwork, x: Any, count: int, **options: Any) ->
         answers = [future.result(LONG) for future in futures]
     compared, left = 0, set()
     for i, (k, answer) in enumerate(zip(chosen, answers, strict=True)):
-        if not clear(net, sure, configs[k], i):
+        if not clear(net, confidence_fn, configs[k], i):
             continue
         compared += 1
         left.add(answer.position)

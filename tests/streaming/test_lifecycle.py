@@ -46,9 +46,9 @@ def test_it_wants_a_network(net) -> None:
 def test_unknown_configurations_are_refused(net, x, half) -> None:
     unknown = ExitConfig([ExitChoice("nowhere", "linear", 0.5)])
     with StreamEngine(net, half) as engine:
-        for ask in (engine.use, engine.prepare, lambda config: engine.submit(x[0], config=config)):
+        for exit_fn in (engine.use, engine.prepare, lambda config: engine.submit(x[0], config=config)):
             with pytest.raises(InputError, match="unknown position 'nowhere'"):
-                ask(unknown)
+                exit_fn(unknown)
         with pytest.raises(InputError, match="expected an ExitConfig"):
             engine.use("fast")
         assert engine.config == half

@@ -33,27 +33,27 @@ def drawn(count, outputs=5, seed=0, scale=2.0):
 
 
 def fitted(name, logits, quality):
-    gauge = get_fitted(name)(logits.shape[1])
-    gauge.fit(logits, quality)
-    return gauge
+    calibrator = get_fitted(name)(logits.shape[1])
+    calibrator.fit(logits, quality)
+    return calibrator
 
 
 def test_the_temperature_that_labels_were_drawn_at_is_found():
     for scale in (0.5, 2.0, 5.0):
-        gauge = fitted("temperature", *drawn(20_000, scale=scale))
-        assert 1 / gauge.scale.item() == pytest.approx(scale, rel=0.08)  # sampling error of 20,000
+        calibrator = fitted("temperature", *drawn(20_000, scale=scale))
+        assert 1 / calibrator.scale.item() == pytest.approx(scale, rel=0.08)  # sampling error of 20,000
 
 
 def test_the_temperature_is_the_best_of_a_fine_grid():
     logits, quality = drawn(500)
-    gauge = fitted("temperature", logits, quality)
+    calibrator = fitted("temperature", logits, quality)
 
     def loss(scale):
         sure = (logits.double() * scale).softmax(1).amax(1).clamp(1e-12, 1 - 1e-12)
         return F.binary_cross_entropy(sure, quality.double()).item()
 
     grid = [loss(2 ** (i / 200)) for i in range(-1200, 1201)]
-    assert loss(gauge.scale.item()) <= min(grid) + 1e-7
+    assert loss(calibrator.scale.item()) <= min(grid) + 1e-7
 
 
 def test_a_logistic_regression_is_what_another_optimiser_finds():
@@ -85,12 +85,12 @@ def test_learned_knows_which_class_is_often_wrong():
     logits, quality = drawn(4000, scale=1.0)
     coin = torch.rand(4000, generator=torch.Generator().manual_seed(5)) < 0.5
     quality = torch.where((logits.argmax(1) == 0) & coin, 0.0, quality)
-    gauge = fitted("learned", logits[:2000], quality[:2000])
+    calibrator = fitted("learned", logits[:2000], quality[:2000])
     rest, truth = logits[2000:], quality[2000:].numpy()
-    learned, plain = (auroc(c(rest).numpy(), truth) for c in (gauge, get_confidence("max-probability")))
+    learned, plain = (auroc(c(rest).numpy(), truth) for c in (calibrator, get_confidence("max-probability")))
     assert learned > plain + 0.07
     # it is calibrated, too: where it says 80 %, 80 % are right
-    said = gauge(rest)
+    said = calibrator(rest)
     near = (said > 0.4) & (said < 0.6)
     assert quality[2000:][near].mean().item() == pytest.approx(said[near].mean().item(), abs=0.06)
 
@@ -136,19 +136,19 @@ def test_fractions_count_as_shares_of_a_sample():
 def test_in_zero_to_one_as_float32(kind, dtype, outputs):
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(500, outputs, generator=random) * torch.logspace(-4, 3, 500)[:, None]
-    gauge = fitted(kind, logits, torch.rand(500, generator=random))
-    found = gauge(logits.to(dtype))
+    calibrator = fitted(kind, logits, torch.rand(500, generator=random))
+    found = calibrator(logits.to(dtype))
     assert (found.shape, found.dtype) == ((500,), torch.float32)
     assert found.min() >= 0
     assert found.max() <= 1
-    assert gauge(torch.empty(0, outputs)).shape == (0,)
+    assert calibrator(torch.empty(0, outputs)).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_stays_so(kind, bad):
-    gauge = fitted(kind, *drawn(200, outputs=3))
-    found = gauge(torch.tensor([[bad, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, -math.inf, 0.0]]))
+    calibrator = fitted(kind, *drawn(200, outputs=3))
+    found = calibrator(torch.tensor([[bad, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, -math.inf, 0.0]]))
     assert found.isfinite().tolist() == [False, True, True]
 
 

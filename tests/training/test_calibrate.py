@@ -57,7 +57,7 @@ def learnable(kind=small.Picture, count=COUNT, seed=1):
 
 
 def states(net):
-    return {name: small.weights(gauge) for name, gauge in net.gauges.items()}
+    return {name: small.weights(calibrator) for name, calibrator in net.calibrators.items()}
 
 
 def equal(a, b):
@@ -74,7 +74,7 @@ def test_training_fits_a_gauge_for_every_exit_on_the_rows_held_out(name):
     x, y = (torch.cat(each)[picked] for each in zip(*loader, strict=True))
     answers, final = net.forward_all(x)
     answers[len(net.positions), 0] = final
-    assert sorted(net.gauges) == sorted(f"{p}|{c}" for p, c in answers)
+    assert sorted(net.calibrators) == sorted(f"{p}|{c}" for p, c in answers)
     for (p, c), outputs in answers.items():
         wanted = get_fitted(name)(3)
         wanted.fit(outputs, (outputs.argmax(1) == y).float())
@@ -84,13 +84,13 @@ def test_training_fits_a_gauge_for_every_exit_on_the_rows_held_out(name):
 
 def test_heads_do_not_see_what_is_held_out(monkeypatch):
     seen = set()
-    step = head_trainer.HeadTraining._step
+    step = head_trainer.HeadTrainer._step
 
     def watching(self, rows, rate):
         seen.update(rows.tolist())
         step(self, rows, rate)
 
-    monkeypatch.setattr(head_trainer.HeadTraining, "_step", watching)
+    monkeypatch.setattr(head_trainer.HeadTrainer, "_step", watching)
     for name, share, expected in (("learned", 0.25, 120), ("learned", 0.0, 160), ("margin", 0.25, 160)):
         seen.clear()
         net = small.network(heads=("linear", "conv"), confidence=name)
@@ -132,8 +132,8 @@ def test_without_labels_the_full_model_is_the_truth():
     net = small.network(small.Vector, confidence="learned")
     report = train_exits(net, small.loader(small.Vector, 200, labelled=False), config=QUICK)
     assert report.held_out == 50
-    sure = net.confidence_of(len(net.positions))(net(small.inputs(small.Vector)))
-    assert sure.min() > 0.8  # it always agrees with itself
+    confidence_fn = net.confidence_of(len(net.positions))(net(small.inputs(small.Vector)))
+    assert confidence_fn.min() > 0.8  # it always agrees with itself
 
 
 def test_calibrate_fits_on_other_samples():
@@ -224,12 +224,12 @@ def test_a_module_given_for_the_input_is_gauged_and_not_trained():
 def test_unfitted_confidences():
     outputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     for name in ("margin", "temperature"):
-        sure = unfitted(small.network(small.Vector, confidence=name))
+        confidence_fn = unfitted(small.network(small.Vector, confidence=name))
         plain = get_confidence("margin" if name == "margin" else "max-probability")
-        torch.testing.assert_close(sure(outputs), plain(outputs))
+        torch.testing.assert_close(confidence_fn(outputs), plain(outputs))
     net = small.network(small.Vector, confidence="temperature")
     train_exits(net, learnable(small.Vector), config=QUICK)
-    assert torch.equal(unfitted(net)(outputs), sure(outputs))  # whatever was fitted before
+    assert torch.equal(unfitted(net)(outputs), confidence_fn(outputs))  # whatever was fitted before
 
 
 def test_truth_by_labels_and_by_agreement():

@@ -155,8 +155,8 @@ def test_an_interruption_puts_the_model_back(monkeypatch, error, where):
     if where == "mixed":
         monkeypatch.setattr(finetune._Mixed, "_step", interrupted(finetune._Mixed._step, 4))
     else:  # the second training of heads: 6 steps an epoch, 3 epochs
-        step = head_trainer.HeadTraining._step
-        monkeypatch.setattr(head_trainer.HeadTraining, "_step", interrupted(step, 20))
+        step = head_trainer.HeadTrainer._step
+        monkeypatch.setattr(head_trainer.HeadTrainer, "_step", interrupted(step, 20))
     with pytest.raises(type(error)):
         train_exits(net, learnable(), config=QUICK)
     assert len(calls) in (4, 20)
@@ -273,11 +273,11 @@ def test_gradients_flow_through_the_chain_as_through_the_model(name):
         wanted = gradients(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    handed = tuple(parts.spec.flatten(draw(3)))
+    activations = tuple(parts.spec.flatten(draw(3)))
     for segment in parts.segments:
-        handed = segment(*handed)
+        activations = segment(*activations)
     assert any(each is not None for each in wanted)
-    for got, want in zip(gradients(handed), wanted, strict=True):
+    for got, want in zip(gradients(activations), wanted, strict=True):
         if got is None or want is None:  # a branch that the answer does not depend on
             assert got is want or not (want if got is None else got).any()
         else:

@@ -23,9 +23,9 @@ QUICK = TrainConfig(epochs=4, batch_size=20, survivors=0.7)
 def test_by_rank_is_the_chance_to_pass_random_shares():
     """Each exit before lets go a random share, the surest first: simulated."""
     random = np.random.default_rng(0)
-    sure = torch.from_numpy(random.random(40)).float()
-    found = survivors.by_rank({(1, 0): sure, (3, 1): torch.zeros(40)})
-    order = np.argsort(-sure.numpy())
+    confidence_fn = torch.from_numpy(random.random(40)).float()
+    found = survivors.by_rank({(1, 0): confidence_fn, (3, 1): torch.zeros(40)})
+    order = np.argsort(-confidence_fn.numpy())
     passed = np.zeros(40)
     for share in random.random(4000):
         passed[order[round(share * 40) :]] += 1 / 4000
@@ -128,8 +128,8 @@ def test_training_weighs_samples_as_a_plain_loop_does(second):
             )
         if epoch < 1:  # a quarter of four epochs
             return dict.fromkeys(outputs, torch.ones(80))
-        sure = {e: out.softmax(1).amax(1) for e, out in outputs.items()}
-        return survivors.weights(survivors.by_rank(sure), config.survivors)
+        confidence_fn = {e: out.softmax(1).amax(1) for e, out in outputs.items()}
+        return survivors.weights(survivors.by_rank(confidence_fn), config.survivors)
 
     wanted = plain_loop(net, x, y, config, reach)
     train_exits(net, small.batches(x, y), config=config, frontier=frontier if second else None)
@@ -151,7 +151,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SAVE_EVERY", 0.0)
     whole = small.network(heads=("linear", "conv"))
     train_exits(whole, small.loader(), config=QUICK, work_dir=tmp_path / "whole")
-    steps, step = [], head_trainer.HeadTraining._step
+    steps, step = [], head_trainer.HeadTrainer._step
 
     def stopping(self, *arguments):
         steps.append(1)
@@ -160,7 +160,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch):
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(head_trainer.HeadTraining, "_step", stopping)
+        patch.setattr(head_trainer.HeadTrainer, "_step", stopping)
         net = small.network(heads=("linear", "conv"))
         with pytest.raises(KeyboardInterrupt):
             train_exits(net, small.loader(), config=QUICK, work_dir=tmp_path / "cut")

@@ -199,7 +199,7 @@ def test_the_backbone_is_left_as_found(loader):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("mine")])
 @pytest.mark.parametrize(
-    ("owner", "where"), [(head_trainer.HeadTraining, "_loss"), (head_trainer, "check_finite")]
+    ("owner", "where"), [(head_trainer.HeadTrainer, "_loss"), (head_trainer, "check_finite")]
 )
 def test_an_interruption_leaves_the_network_unchanged(monkeypatch, error, owner, where):
     net = small.network(small.Vector)
@@ -364,7 +364,7 @@ class Counting(list):
 def counted(monkeypatch):
     """Counts of (batches through the backbone, training steps)."""
     counts = {"features": 0, "steps": 0}
-    features, step = offramp.ExitNetwork.features, head_trainer.HeadTraining._step
+    features, step = offramp.ExitNetwork.features, head_trainer.HeadTrainer._step
 
     def counting_features(self, values):
         counts["features"] += 1
@@ -375,7 +375,7 @@ def counted(monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(offramp.ExitNetwork, "features", counting_features)
-    monkeypatch.setattr(head_trainer.HeadTraining, "_step", counting_step)
+    monkeypatch.setattr(head_trainer.HeadTrainer, "_step", counting_step)
     return counts
 
 
@@ -422,7 +422,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch, heads):
     monkeypatch.setattr(checkpoint, "_SAVE_EVERY", 0.0)
     counts = counted(monkeypatch)
     whole, _, _ = train_counted(counts, tmp_path / "whole", heads=heads)
-    step = head_trainer.HeadTraining._step
+    step = head_trainer.HeadTrainer._step
 
     def stopping(self, *arguments):
         if counts["steps"] == 12:
@@ -430,7 +430,7 @@ def test_stopped_training_goes_on_and_ends_alike(tmp_path, monkeypatch, heads):
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(head_trainer.HeadTraining, "_step", stopping)
+        patch.setattr(head_trainer.HeadTrainer, "_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_counted(counts, tmp_path / "cut", heads=heads)
     resumed, _, work = train_counted(counts, tmp_path / "cut", heads=heads)
@@ -545,7 +545,7 @@ def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
         net = offramp.attach_exits(model, small.inputs()[:2].cuda(), heads=("linear", "conv", "small-plain"))
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
         counts = []
-        step = head_trainer.HeadTraining._step
+        step = head_trainer.HeadTrainer._step
 
         def stopping(self, *arguments, step=step, counts=counts, stop=stop):
             counts.append(1)
@@ -554,7 +554,7 @@ def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
             step(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(head_trainer.HeadTraining, "_step", stopping)
+            patch.setattr(head_trainer.HeadTrainer, "_step", stopping)
             with suppress(KeyboardInterrupt):
                 train_exits(net, loader, config=QUICK, work_dir=None if not found else tmp_path)
         assert torch.equal(before[0], torch.get_rng_state())

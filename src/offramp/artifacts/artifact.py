@@ -33,8 +33,8 @@ from offramp.artifacts.tensors import plain_state, save_tensors
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
 from offramp.graph import INPUT, Partition, partition
-from offramp.network import Columns, ExitNetwork, model_digest, network_on
-from offramp.storage import parse_document, read_text, storage_errors, whole_folder
+from offramp.network import ExitNetwork, HeadPlacement, model_digest, network_on
+from offramp.storage import atomic_folder, parse_document, read_text, storage_errors
 from offramp.tasks import make_task
 
 
@@ -143,7 +143,7 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     check_replaceable(path)
-    with whole_folder(path) as folder:
+    with atomic_folder(path) as folder:
         yield folder
 
 
@@ -309,7 +309,7 @@ def _heads(described: Mapping[str, Any]) -> Any:
     """Which kinds sit where."""
     at_input = {c for p, c, _ in described["kinds"] if p == 0}
     names = tuple(name for c, name in enumerate(described["heads"]) if c not in at_input)
-    return Columns(names, {(p, c): kind for p, c, kind in described["kinds"] if p})
+    return HeadPlacement(names, {(p, c): kind for p, c, kind in described["kinds"] if p})
 
 
 def _input_exits(

@@ -18,7 +18,7 @@ from offramp.artifacts.manifest import pinned
 from offramp.core import CostTable, ExitRecords, Frontier, names_of
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.network import ExitNetwork, check_names
-from offramp.storage import dump_document, parse_document, read_text, storage_errors, whole_folder
+from offramp.storage import atomic_folder, dump_document, parse_document, read_text, storage_errors
 
 TASKS_FORMAT = "offramp.tasks"
 VERSION = 1
@@ -139,7 +139,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         objection = _objection(path)
     if objection:
         raise StorageError(f"{path} {objection}; choose another folder or remove it")
-    with whole_folder(path) as folder:
+    with atomic_folder(path) as folder:
         yield folder
 
 

@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from offramp.errors import InputError
-from offramp.storage import whole_file
+from offramp.storage import atomic_write
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
     # copies: tied weights share storage, which the format refuses
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(copies, temporary)
 
 

@@ -51,7 +51,7 @@ def greedy_grid(
         )
 
     def pick(line: Curve) -> float:
-        return max(values, key=line.fall)
+        return max(values, key=line.improvement)
 
     return per_tradeoff(records, costs, tradeoffs, lambda objective: front_to_back(objective, pick))
 

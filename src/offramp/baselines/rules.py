@@ -21,7 +21,7 @@ from offramp.core import (
     ExitRecords,
     full_quality,
 )
-from offramp.solver import between, curve
+from offramp.solver import curve, threshold_between
 
 Candidates = Callable[[ExitRecords], list[HeadsByPosition]]
 """What to try: which head is enabled where."""
@@ -105,7 +105,7 @@ def _best_common(
             objective = lam * drop + (1 - lam) * cost
             i = int(objective.argmin())
             if objective[i] < best[lam][0]:
-                setting = {p: (c, between(values[i], values[i + 1])) for p, c in chosen.items()}
+                setting = {p: (c, threshold_between(values[i], values[i + 1])) for p, c in chosen.items()}
                 best[lam] = float(objective[i]), choices(records, setting)
     return with_figures(records, costs, {lam: exits for lam, (_, exits) in best.items()})
 

@@ -37,7 +37,7 @@ class Curve(Protocol):
     def bounds(self) -> tuple[float, float]:
         """Where thresholds are looked for: from 0 to 1, or as far as this exit's confidences go."""
 
-    def fall(self, threshold: float) -> float:
+    def improvement(self, threshold: float) -> float:
         """By how much J falls if the exit, now off, is enabled with this threshold."""
 
 
@@ -67,7 +67,7 @@ def brent() -> Pick:
         raise MissingExtraError(
             'bounded Brent search needs scipy; run: pip install "offramp[bench]"'
         ) from error
-    return lambda line: float(np.float32(fminbound(lambda t: -line.fall(t), *line.bounds)))
+    return lambda line: float(np.float32(fminbound(lambda t: -line.improvement(t), *line.bounds)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ class Simulated:
     off: float
     bounds: tuple[float, float]
 
-    def fall(self, threshold: float) -> float:
+    def improvement(self, threshold: float) -> float:
         """As in ``Curve``."""
         return self.off - self.objective.value({**self.others, self.p: (self.c, threshold)})
 
@@ -165,7 +165,7 @@ class Summed:
         entry = objective.entry(p, c) * np.count_nonzero(arrive)
         return cls(confidence[sure], gain, entry, objective.records.samples, objective.bounds(p, c))
 
-    def fall(self, threshold: float) -> float:
+    def improvement(self, threshold: float) -> float:
         """As in ``Curve``."""
         leave = self.confidence > np.float32(threshold)
         return float(leave @ self.gain - self.entry) / self.samples
@@ -180,7 +180,7 @@ def front_to_back(objective: Objective, pick: Pick) -> Exits:
         for c in _heads(records, p):
             line = Summed.of(objective, p, c, alive, last)
             threshold = pick(line)
-            best = max(best, (line.fall(threshold), (c, threshold)), key=lambda found: found[0])
+            best = max(best, (line.improvement(threshold), (c, threshold)), key=lambda found: found[0])
         if best[0] > SAME:
             setting[p] = best[1]
             alive &= ~objective.leaves(p, *setting[p])
@@ -205,9 +205,9 @@ def _best_change(objective: Objective, setting: Setting, pick: Pick, line_at: Cu
     """The change that lowers J most; None if none does."""
     lowest, change = SAME, None
     for p in range(len(objective.records.positions)):
-        fall, new = _best_at(objective.records, setting, p, pick, line_at)
-        if fall > lowest:
-            lowest, change = fall, (p, new)
+        improvement, new = _best_at(objective.records, setting, p, pick, line_at)
+        if improvement > lowest:
+            lowest, change = improvement, (p, new)
     return change
 
 
@@ -215,12 +215,12 @@ def _best_at(
     records: ExitRecords, setting: Setting, p: int, pick: Pick, line_at: CurveAt
 ) -> tuple[float, tuple[int, float] | None]:
     """The best head and threshold at a position, None for off, and how much J falls by the change."""
-    now = line_at(p, setting[p][0]).fall(setting[p][1]) if p in setting else 0.0
+    now = line_at(p, setting[p][0]).improvement(setting[p][1]) if p in setting else 0.0
     best: tuple[float, tuple[int, float] | None] = -now, None
     for c in _heads(records, p):
         line = line_at(p, c)
         threshold = pick(line)
-        best = max(best, (line.fall(threshold) - now, (c, threshold)), key=lambda found: found[0])
+        best = max(best, (line.improvement(threshold) - now, (c, threshold)), key=lambda found: found[0])
     return best
 
 

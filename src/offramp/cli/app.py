@@ -319,7 +319,7 @@ def run(
     """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.artifacts import load
     from offramp.core import ExitConfig
-    from offramp.measure import measure_stream
+    from offramp.measure import measure_loader
     from offramp.report import shares
     from offramp.runtime import Engine
     from offramp.sources import load_input_exits, load_source_model, load_splits
@@ -332,7 +332,7 @@ def run(
     loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
-    measured = measure_stream(Engine(net, config, costs=costs), loader)
+    measured = measure_loader(Engine(net, config, costs=costs), loader)
     result, plain = measured.result, measured.plain_milliseconds
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))

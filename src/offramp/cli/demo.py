@@ -13,7 +13,7 @@ from offramp._progress import progress_bar
 from offramp.artifacts import save
 from offramp.cli.digits import Digits, augmented, batches, load_digits, train_backbone
 from offramp.core import ExitConfig, evaluate
-from offramp.measure import Batch, StreamResult, read_batches, run_stream, time_model
+from offramp.measure import Batch, RunResult, read_batches, run_stream, time_model
 from offramp.pipeline import BuildConfig, Built, build
 from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.runtime import Engine
@@ -123,7 +123,7 @@ def _live(engine: Engine, built: Built, stream: list[Batch], console: Console) -
     return [_as_dict(label, result, plain) for (label, _), result in zip(picked, results, strict=True)]
 
 
-def _as_dict(label: str, result: StreamResult, plain: float) -> dict[str, Any]:
+def _as_dict(label: str, result: RunResult, plain: float) -> dict[str, Any]:
     return {
         "setting": label,
         "quality": result.quality,

@@ -30,7 +30,7 @@ class _LoaderChangedError(Exception):
     """The batches are not the ones the stored rows were made from."""
 
 
-class Rows(NamedTuple):
+class StoredRows(NamedTuple):
     """What ``collect`` gives: memory-mapped arrays (N, ...) and the digest of the batches they come from."""
 
     arrays: dict[str, Array]
@@ -48,7 +48,7 @@ def collect(
     apart: bool = False,
     lasting: bool = True,
     progress: bool | None = None,
-) -> Rows:
+) -> StoredRows:
     """Run ``compute`` over every batch of a loader that the folder has no rows of yet.
 
     Args:
@@ -97,7 +97,7 @@ def collect(
                 stacklevel=2,
             )
             _fill(store, _named_batches(spec, loader, passes), compute, advance)
-    return Rows(store.arrays(), store.progress.digest)
+    return StoredRows(store.arrays(), store.progress.digest)
 
 
 def _fill(

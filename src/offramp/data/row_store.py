@@ -28,7 +28,7 @@ _COMMIT_EVERY = 2.0  # seconds of work that a kill may cost
 
 
 @dataclass(frozen=True)
-class Progress:
+class StoreProgress:
     """How far a store is: rows, the batches they were made from, and the digest of these."""
 
     rows: int = 0
@@ -51,7 +51,7 @@ class RowStore:
 
     def __init__(self, folder: Path, lasting: bool = True) -> None:
         self.folder, self._lasting = folder, lasting
-        self.progress = Progress()
+        self.progress = StoreProgress()
         self._columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._files: dict[str, BinaryIO] = {}
         self._committed = 0.0
@@ -65,7 +65,7 @@ class RowStore:
     def _read(self) -> None:
         state = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
         self._columns = {name: (_plain(dtype), _sizes(shape)) for name, dtype, shape in state["columns"]}
-        self.progress = Progress(**state["progress"])
+        self.progress = StoreProgress(**state["progress"])
         _sizes([self.progress.rows, self.progress.batches])
         for name in self._columns:
             if not self._path(name).is_file() or self._path(name).stat().st_size < self._bytes(name):
@@ -74,7 +74,7 @@ class RowStore:
     def reset(self) -> None:
         """Forget everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._columns, self.progress = {}, Progress()
+        self._columns, self.progress = {}, StoreProgress()
 
     def __enter__(self) -> RowStore:
         return self
@@ -112,7 +112,7 @@ class RowStore:
                 self._files[name].write(np.ascontiguousarray(array).data)
             rows = len(next(iter(arrays.values())))
             done = self.progress
-            self.progress = Progress(done.rows + rows, done.batches + 1, digest)
+            self.progress = StoreProgress(done.rows + rows, done.batches + 1, digest)
             if time.monotonic() - self._committed >= _COMMIT_EVERY:
                 self._commit()
 

@@ -195,7 +195,7 @@ class Step:
     spans: tuple[Call, ...]
     macs: float
     position: int
-    ask: Call | None = None
+    exit_fn: Call | None = None
     arity: int = 0
     masked: bool = False
     threshold: np.float32 = _NEVER
@@ -222,8 +222,8 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
 
     def _build(self, config: ExitConfig) -> tuple[Step, ...]:
         export, costs = self.export, self.costs
-        handed = {span.stop: tuple(port.per_sample for port in span.outputs) for span in export.spans}
-        handed[0] = tuple(port.per_sample for port in export.signature.inputs)
+        activations = {span.stop: tuple(port.per_sample for port in span.outputs) for span in export.spans}
+        activations[0] = tuple(port.per_sample for port in export.signature.inputs)
         exits = {(each.position, each.head): each for each in export.exits}
         steps, at = list[Step](), 0
         for position, head, threshold in export.resolve(config):
@@ -239,7 +239,7 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
                     len(graph.inputs) - masked,
                     masked,
                     threshold,
-                    handed[position],
+                    activations[position],
                 )
             )
             at = position
@@ -264,19 +264,19 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
         batch = here = len(values[0])
         at_mask = self.export.signature.mask
         mask = [] if at_mask is None else [values[at_mask]]
-        handed: Sequence[Array] = values
+        activations: Sequence[Array] = values
         rows: Array | None = None  # which samples of the batch are still here; None: all
         left: list[tuple[int, Array | None, Array, Array]] = []
         macs = 0.0
         for step in plan:
             macs += here * step.macs
-            if step.ask is None:
-                outputs, confidence = _finish(step, handed, mask)
+            if step.exit_fn is None:
+                outputs, confidence = _finish(step, activations, mask)
                 left.append((step.position, rows, outputs, confidence))
                 break
             for span in step.spans:
-                handed = span(handed)
-            outputs, confidence = step.ask([*handed[: step.arity], *(mask if step.masked else ())])
+                activations = span(activations)
+            outputs, confidence = step.exit_fn([*activations[: step.arity], *(mask if step.masked else ())])
             leaves = (confidence > step.threshold) & (confidence < math.inf)
             going = int(np.count_nonzero(leaves))
             if going == 0:
@@ -288,16 +288,16 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
             left.append((step.position, out if rows is None else rows[out], outputs[out], confidence[out]))
             rows = stay if rows is None else rows[stay]
             here -= going
-            pairs = zip(handed, step.per_sample, strict=True)
-            handed = [value[stay] if each else value for value, each in pairs]
+            pairs = zip(activations, step.per_sample, strict=True)
+            activations = [value[stay] if each else value for value, each in pairs]
             mask = [value[stay] for value in mask]
         return _assemble(left, batch), macs
 
 
-def _finish(step: Step, handed: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
+def _finish(step: Step, activations: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
     for span in step.spans[:-1]:
-        handed = span(handed)
-    return step.spans[-1]([*handed, *(mask if step.masked else ())])
+        activations = span(activations)
+    return step.spans[-1]([*activations, *(mask if step.masked else ())])
 
 
 def _assemble(left: list[tuple[int, Array | None, Array, Array]], batch: int) -> ExportOutput:

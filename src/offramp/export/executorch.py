@@ -27,7 +27,7 @@ from offramp.export.onnx import WRITING, contained_warnings, exported, made_with
 from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
 from offramp.export.verify import Check
 from offramp.network import ExitNetwork
-from offramp.storage import whole_folder
+from offramp.storage import atomic_folder
 
 _RUNNING = threading.Lock()
 
@@ -65,7 +65,7 @@ def to_executorch(
     check, signature = Check(f"executorch {runtime}"), signature_of(net, classes)
     spans, exits = list[SpanGraph](), list[ExitGraph]()
     found = list(pieces(net, frontier, samples=1))
-    with whole_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
+    with atomic_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
         for done, each in enumerate(found, start=1):
             piece = replace(each, graph=replace(each.graph, file=f"{each.graph.file}.pte"))
             graph = piece.graph

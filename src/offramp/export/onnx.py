@@ -34,7 +34,7 @@ from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
 from offramp.export.verify import Check
 from offramp.graph import evaluating
 from offramp.network import ExitNetwork
-from offramp.storage import whole_folder
+from offramp.storage import atomic_folder
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -76,7 +76,7 @@ def to_onnx(
     check_exportable(net)
     check_replaceable(Path(path))
     signature, found = signature_of(net, classes), list(pieces(net, frontier))
-    with whole_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
+    with atomic_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
         writer = _Writer(folder)
         for done, piece in enumerate(found, start=1):
             writer.write(piece)

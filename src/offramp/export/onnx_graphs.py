@@ -68,7 +68,7 @@ def place(
     graph: GraphProto,
     model: ModelProto,
     piece: SpanGraph | ExitGraph,
-    handed: Sequence[str],
+    activations: Sequence[str],
     found: Sequence[str],
     prefix: str,
     mask: str = MASK,
@@ -79,7 +79,7 @@ def place(
         graph: to add to.
         model: what to add.
         piece: what the model is.
-        handed: values of the graph that were handed over where the piece begins.
+        activations: values of the graph that were handed over where the piece begins.
         found: what its results are called in the graph.
         prefix: of all other names.
         mask: the value that tells real tokens from padding.
@@ -87,7 +87,7 @@ def place(
     from onnx import GraphProto
 
     given = [port.name for port in piece.inputs if port.name != MASK]
-    names = {MASK: mask, **dict(zip(given, handed, strict=False))}
+    names = {MASK: mask, **dict(zip(given, activations, strict=False))}
     names |= dict(zip((port.name for port in piece.outputs), found, strict=True))
     inner = GraphProto()
     inner.CopyFrom(model.graph)

@@ -33,7 +33,7 @@ from offramp.export.ort import open_session, runtime, session_options
 from offramp.export.pieces import check_exportable, pieces, signature_of
 from offramp.export.verify import Check
 from offramp.network import ExitNetwork
-from offramp.storage import whole_folder
+from offramp.storage import atomic_folder
 
 MOST = 28
 """Positions with exits: ONNX files are read to a depth of 100 messages, and each position takes three."""
@@ -76,43 +76,47 @@ class _Composer:
         checker.check_model(model)
         return model
 
-    def _from(self, graph: GraphProto, position: int, handed: Sequence[str], names: Sequence[str]) -> None:
+    def _from(
+        self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
+    ) -> None:
         """Everything from a position on; the answer is called ``names``."""
         from onnx import GraphProto, helper
 
         exits = [each for each in self.exits if each[1].position == position]
         if not exits:
-            self._onward(graph, position, handed, names)
+            self._onward(graph, position, activations, names)
             return
         at = f"at_{position}/"
         asked = [f"{at}{name}" for name in ("outputs", "confidence", "sure")]
-        self._ask(graph, exits, handed, asked)
+        self._ask(graph, exits, activations, asked)
         branches = []
         for branch in ("leave", "stay"):
             inner, inside = GraphProto(name=f"{at}{branch}"), [f"{at}{branch}/{name}" for name in names]
             if branch == "leave":
                 self._leave(inner, position, asked, inside)
             else:
-                self._onward(inner, position, handed, inside)
+                self._onward(inner, position, activations, inside)
             inner.output.extend(map(_one, self.answers, inside))
             branches.append(inner)
         choice = helper.make_node("If", asked[2:], names, then_branch=branches[0], else_branch=branches[1])
         graph.node.append(choice)
 
-    def _onward(self, graph: GraphProto, position: int, handed: Sequence[str], names: Sequence[str]) -> None:
+    def _onward(
+        self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
+    ) -> None:
         """The span that begins at a position, and what comes after it."""
         span, model = self.spans[position]
         prefix = f"span_{span.start}_{span.stop}/"
         if span.stop == self.last:
-            place(graph, model, span, handed, [names[0], names[2]], prefix, self.mask)
+            place(graph, model, span, activations, [names[0], names[2]], prefix, self.mask)
             graph.node.append(_constant(np.full(1, self.last, np.int32), names[1]))
             return
         found = [f"{prefix}{port.name}" for port in span.outputs]
-        place(graph, model, span, handed, found, prefix, self.mask)
+        place(graph, model, span, activations, found, prefix, self.mask)
         self._from(graph, span.stop, found, names)
 
     def _ask(
-        self, graph: GraphProto, exits: Sequence[Exit], handed: Sequence[str], names: Sequence[str]
+        self, graph: GraphProto, exits: Sequence[Exit], activations: Sequence[str], names: Sequence[str]
     ) -> None:
         """The first of these exits that is on: (outputs, confidence, whether it is sure)."""
         from onnx import GraphProto, helper, numpy_helper
@@ -127,7 +131,7 @@ class _Composer:
         graph.node.append(helper.make_node("Less", [threshold, infinity], [on]))
         asked, off = GraphProto(name=f"{prefix}asked"), GraphProto(name=f"{prefix}off")
         found = [f"{prefix}{name}" for name in ("outputs", "confidence", "sure")]
-        place(asked, model, exit_, handed, found[:2], prefix, self.mask)
+        place(asked, model, exit_, activations, found[:2], prefix, self.mask)
         asked.node.extend(
             [
                 helper.make_node("Greater", [found[1], threshold], [f"{prefix}above"]),
@@ -137,7 +141,7 @@ class _Composer:
         )
         nothing = [f"{prefix}off/{name}" for name in ("outputs", "confidence", "sure")]
         if others:
-            self._ask(off, others, handed, nothing)
+            self._ask(off, others, activations, nothing)
         else:
             off.node.extend(map(_constant, self._zeros(), nothing))
         self._yields(asked, found)
@@ -226,7 +230,7 @@ def to_onnx_single(
     ports = (*signature.inputs, Port("thresholds", (len(exits),), "float32"))
     answers = (signature.answer, Port("position", (BATCH,), "int32"), Port("confidence", (BATCH,), "float32"))
     graph = SpanGraph(FILE, 0, len(net.positions), ports, answers)
-    with whole_folder(Path(path)) as folder:
+    with atomic_folder(Path(path)) as folder:
         (folder / FILE).write_bytes(content)
         check.single(found, signature, open_session(folder / FILE, session_options(1)))
         export = Export("onnx-single", signature, frontier, costs, (graph,), exits, check=check.found())

@@ -59,14 +59,14 @@ class LastModule(nn.Module):
     def __init__(self, net: ExitNetwork, start: int) -> None:
         super().__init__()
         last = len(net.positions)
-        self.span, self.gauge = SpanModule(net.partition.span(start, last)), _gauge(net, last, 0)
+        self.span, self.calibrator = SpanModule(net.partition.span(start, last)), _calibrator(net, last, 0)
         self._to_outputs, self._sure, self._task = net.answer, net.confidence_of(last), net.task
         self._masked = wants_mask(net, last, 0)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs (B, K), confidence (B,))."""
-        handed, mask = _parted(values, self._masked)
-        outputs = self._to_outputs(self.span(*handed))
+        activations, mask = _parted(values, self._masked)
+        outputs = self._to_outputs(self.span(*activations))
         return self._task.answer(outputs), self._sure(outputs, mask)
 
 
@@ -76,14 +76,14 @@ class ExitModule(nn.Module):
     def __init__(self, net: ExitNetwork, position: int, column: int) -> None:
         super().__init__()
         self.head = net.head(position, net.head_names[column])
-        self.gauge = _gauge(net, position, column)
-        self._ask, self._sure = net.caller(position, column), net.confidence_of(position, column)
+        self.calibrator = _calibrator(net, position, column)
+        self._ask, self._sure = net.exit_fn(position, column), net.confidence_of(position, column)
         self._task, self._masked = net.task, wants_mask(net, position, column)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs (B, K), confidence (B,))."""
-        handed, mask = _parted(values, self._masked)
-        outputs = self._ask(handed, mask)
+        activations, mask = _parted(values, self._masked)
+        outputs = self._ask(activations, mask)
         return self._task.answer(outputs), self._sure(outputs, mask)
 
 
@@ -161,14 +161,14 @@ def pieces(net: ExitNetwork, frontier: Frontier, samples: int | None = None) -> 
     values = tuple(value[:samples] for value in net.partition.flow.trace.example)
     exits, last = used_exits(net, frontier), len(net.positions)
     masks = () if net.mask_input is None else (values[net.mask_input],)
-    ports, handed = signature_of(net).inputs, values
+    ports, activations = signature_of(net).inputs, values
     for start, stop in pairwise(sorted({0, *(position for position, _ in exits), last})):
         for column in (column for position, column in exits if position == start):
             mask = masks if wants_mask(net, start, column) else ()
-            yield _exit(net, start, column, ports, handed, mask)
-        piece = _span(net, start, stop, ports, handed, masks)
+            yield _exit(net, start, column, ports, activations, mask)
+        piece = _span(net, start, stop, ports, activations, masks)
         yield piece
-        ports, handed = piece.graph.outputs, piece.results
+        ports, activations = piece.graph.outputs, piece.results
 
 
 def _exit(
@@ -176,12 +176,12 @@ def _exit(
     position: int,
     column: int,
     ports: tuple[Port, ...],
-    handed: tuple[Tensor, ...],
+    activations: tuple[Tensor, ...],
     mask: tuple[Tensor, ...],
 ) -> Piece:
     given = isinstance(net.head(position, net.head_names[column]), InputExit)
-    count = len(handed) if given else 1
-    module, example = ExitModule(net, position, column), (*handed[:count], *mask)
+    count = len(activations) if given else 1
+    module, example = ExitModule(net, position, column), (*activations[:count], *mask)
     results = _run(module, example)
     inputs, outputs = (*ports[:count], *map(_mask_port, mask)), _answer_ports(results)
     graph = ExitGraph(f"exit-{position}-{column}", position, column, inputs, outputs)
@@ -193,24 +193,24 @@ def _span(
     start: int,
     stop: int,
     ports: tuple[Port, ...],
-    handed: tuple[Tensor, ...],
+    activations: tuple[Tensor, ...],
     masks: tuple[Tensor, ...],
 ) -> Piece:
     name, last = f"span-{start}-{stop}", len(net.positions)
     if stop == last:
         mask = masks if wants_mask(net, last, 0) else ()
-        module, example = LastModule(net, start), (*handed, *mask)
+        module, example = LastModule(net, start), (*activations, *mask)
         results = _run(module, example)
         graph = SpanGraph(name, start, stop, (*ports, *map(_mask_port, mask)), _answer_ports(results))
         return Piece(graph, module, example, results)
     span = SpanModule(net.partition.span(start, stop))
-    results = _run(span, handed)
+    results = _run(span, activations)
     per_sample = (True, *net.partition.cuts[stop - 1].carried_per_sample)
     outputs = tuple(
         _port(f"h{stop}_{i}", value, each)
         for i, (value, each) in enumerate(zip(results, per_sample, strict=True))
     )
-    return Piece(SpanGraph(name, start, stop, ports, outputs), span, handed, results)
+    return Piece(SpanGraph(name, start, stop, ports, outputs), span, activations, results)
 
 
 def _run(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -236,10 +236,10 @@ def _parted(values: tuple[Tensor, ...], masked: bool) -> tuple[tuple[Tensor, ...
     return (values[:-1], values[-1] != 0) if masked else (values, None)
 
 
-def _gauge(net: ExitNetwork, position: int, column: int) -> nn.Module | None:
+def _calibrator(net: ExitNetwork, position: int, column: int) -> nn.Module | None:
     """What the confidence learned, if anything: its buffers belong to the graph."""
     key = f"{position}|{0 if position == len(net.positions) else column}"
-    return dict(net.gauges).get(key)
+    return dict(net.calibrators).get(key)
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -88,22 +88,22 @@ def _cut(flow: Flow, name: str, after: int, layout: str | None) -> Cut | Refused
     if len(features) > 1:
         names = ", ".join(node.name for node in features)
         return RefusedCut(name, f"{len(features)} values are alive, expected one feature: {names}")
-    handed = (features[0], *(node for node in alive if node is not features[0]))
-    reason = _objection(flow, handed, after)
+    activations = (features[0], *(node for node in alive if node is not features[0]))
+    reason = _objection(flow, activations, after)
     if reason:
         return RefusedCut(name, reason)
     value = features[0].meta["val"]
     layout = layout or find_layout(flow, features[0])
     if layout is None or len(layout) != value.ndim:
         return RefusedCut(name, _unclear(layout, tuple(value.shape[1:])))
-    rows = tuple(flow.batch_first(node) for node in handed[1:])
-    return Cut(name, Border(after, handed), layout, tuple(value.shape[1:]), value.dtype, rows)
+    rows = tuple(flow.batch_first(node) for node in activations[1:])
+    return Cut(name, Border(after, activations), layout, tuple(value.shape[1:]), value.dtype, rows)
 
 
-def _objection(flow: Flow, handed: tuple[Node, ...], after: int) -> str:
+def _objection(flow: Flow, activations: tuple[Node, ...], after: int) -> str:
     """Why these values, the feature first, cannot be handed on; empty where they can."""
-    feature = handed[0]
-    for node in handed:
+    feature = activations[0]
+    for node in activations:
         if not is_tensor(node):
             return f"{node.name} is alive, which is no tensor but {type(node.meta['val']).__name__}"
     shape, dtype = tuple(feature.meta["val"].shape), feature.meta["val"].dtype
@@ -111,11 +111,11 @@ def _objection(flow: Flow, handed: tuple[Node, ...], after: int) -> str:
         return f"the feature {feature.name} has shape {shape}: the batch must be first, and only there"
     if not dtype.is_floating_point:
         return f"the feature {feature.name} is of type {dtype}, expected floating point"
-    for node in handed[1:]:
+    for node in activations[1:]:
         if not (flow.batch_first(node) or batch_free(node)):
             shape = tuple(node.meta["val"].shape)
             return f"the mask {node.name} has shape {shape}: the batch must be first, and only there"
-    if any(flow.changed_through_an_alias(node, after, list(handed)) for node in handed):
+    if any(flow.changed_through_an_alias(node, after, list(activations)) for node in activations):
         return "two values share storage here and one is changed in place later"
     return ""
 

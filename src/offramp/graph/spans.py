@@ -29,11 +29,11 @@ class Border:
 
     Args:
         after: index of the last operation before it; -1 for the model's input, the last index for its output.
-        handed: the values passed over it: the feature first, then the carried ones. Empty at the output.
+        activations: the values passed over it: the feature first, then the carried ones. Empty at the output.
     """
 
     after: int
-    handed: tuple[Node, ...]
+    activations: tuple[Node, ...]
 
 
 class Span:
@@ -77,13 +77,13 @@ class _Builder:
         self.root = nn.Module()
         self.values: dict[Node, Any] = {}
         self.slots: list[Slot] = []
-        for node in start.handed:
+        for node in start.activations:
             self.values[node] = self.graph.placeholder(node.name)
 
     def build(self, stop: Border) -> Span:
         inside = range(self.start.after + 1, stop.after + 1)
         wanted = [self.flow.nodes[i] for i in inside]
-        results = [self.flow.root(n) for n in stop.handed] or self.flow.outputs()
+        results = [self.flow.root(n) for n in stop.activations] or self.flow.outputs()
         needed = self._earlier(wanted, results)
         self._place_parameters([*needed, *wanted], results)
         if self.start.after < 0:
@@ -165,11 +165,13 @@ class _Builder:
         return self.values[self.flow.root(node)]
 
     def _results(self, stop: Border) -> tuple[Any, ...]:
-        flat = stop.handed or self.flow.trace.outputs
+        flat = stop.activations or self.flow.trace.outputs
         return tuple(self._value(n) if isinstance(n, Node) else n for n in flat)
 
     def _batch_size(self, factor: int) -> Any:
-        size = self.graph.call_function(torch.ops.aten.sym_size.int, (self.values[self.start.handed[0]], 0))
+        size = self.graph.call_function(
+            torch.ops.aten.sym_size.int, (self.values[self.start.activations[0]], 0)
+        )
         return size if factor == 1 else self.graph.call_function(_times, (size, factor))
 
 

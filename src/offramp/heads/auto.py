@@ -24,7 +24,7 @@ _PER_TOKEN = (("linear",), ("conv", "mlp"))
 _NETWORKS = ("convnet", "local-global")
 
 
-def choose(spec: FeatureSpec, outputs: int, remaining: int) -> tuple[str, ...]:
+def default_heads(spec: FeatureSpec, outputs: int, remaining: int) -> tuple[str, ...]:
     """The kinds of head to try at a position: ``heads="auto"``.
 
     A cheap one always, a richer pooled one, and one that convolves or attends: of each the best that costs at

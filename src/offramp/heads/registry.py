@@ -29,7 +29,7 @@ def head_factory(name: str) -> HeadFactory:
     return _HEADS[name]
 
 
-def ask(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def apply_head(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """A head's outputs for a feature (B, ...), with the mask if it wants one."""
     out: Tensor = head(x, mask) if getattr(head, "uses_mask", False) else head(x)
     return out

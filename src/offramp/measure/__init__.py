@@ -2,16 +2,9 @@
 
 from offramp.measure.cost import measure_cost
 from offramp.measure.record import record_outputs
-from offramp.measure.throughput import (
-    Batch,
-    StreamResult,
-    measure_stream,
-    read_batches,
-    run_stream,
-    time_model,
-)
+from offramp.measure.throughput import Batch, RunResult, measure_loader, read_batches, run_stream, time_model
 
 __all__ = [
-    "Batch", "StreamResult", "measure_cost", "measure_stream", "read_batches", "record_outputs",
-    "run_stream", "time_model",
+    "Batch", "RunResult", "measure_cost", "measure_loader", "read_batches", "record_outputs", "run_stream",
+    "time_model",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from offramp._progress import progress_bar
 from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.graph import eval_mode, evaluating
-from offramp.runtime import Activations, Execution, Runner, SpanFn, leaving
+from offramp.runtime import Activations, Execution, SpanFn, SpanProvider, leaving
 
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork
@@ -80,7 +80,7 @@ def measure(
     how = Execution() if execution is None else execution
     sizes = batch_sizes(batch_size)
     with _using(threads), _eval(net):
-        walk = _Walk(net, Runner(net, how), read, device, repeat_for)
+        walk = _Walk(net, SpanProvider(net, how), read, device, repeat_for)
         passes = _passes(walk, values, sizes, rounds, progress)
         used = torch.get_num_threads()
     table = _table(net, sizes, passes, walk.exits)
@@ -145,7 +145,7 @@ class _Walk:
     def __init__(
         self,
         net: ExitNetwork,
-        runner: Runner,
+        runner: SpanProvider,
         read: Callable[[], float],
         device: torch.device,
         repeat_for: float,
@@ -156,7 +156,7 @@ class _Walk:
         self._spans = [runner.span(i, i + 1) for i in range(count)]
         self._whole = runner.span(0, count)
         self.exits = [(p, c) for p, c, _ in net.exits()]
-        self._asks = {exit_: (runner.caller(*exit_), net.confidence_of(*exit_)) for exit_ in self.exits}
+        self._exit_fns = {exit_: (runner.exit_fn(*exit_), net.confidence_of(*exit_)) for exit_ in self.exits}
         self._sure = net.confidence_of(count)
 
     def run(self, values: Sequence[Tensor]) -> _Pass:
@@ -166,35 +166,35 @@ class _Walk:
         args, kwargs = self._net.partition.spec.call(own)
         plain = self._timed(lambda: self._net.backbone(*args, **kwargs))
         segments, heads = list[float](), list[float]()
-        handed = self._runner.enter([value.clone() for value in values])
+        activations = self._runner.enter([value.clone() for value in values])
         for span in self._spans:
-            cost, handed = self._step(span, handed)
+            cost, activations = self._step(span, activations)
             segments.append(cost)
         mask = self._net.mask(values)
-        handed = self._runner.enter([value.clone() for value in values])
+        activations = self._runner.enter([value.clone() for value in values])
         for position, span in enumerate(self._spans):
             for exit_ in (e for e in self.exits if e[0] == position):
-                heads.append(self._timed(self._question(exit_, handed, mask)))
-            handed = span(*handed)
+                heads.append(self._timed(self._question(exit_, activations, mask)))
+            activations = span(*activations)
         return _Pass(segments, heads, whole, plain)
 
-    def _step(self, span: SpanFn, handed: Activations) -> tuple[float, Activations]:
+    def _step(self, span: SpanFn, activations: Activations) -> tuple[float, Activations]:
         """Cost of a span, and what it hands on. It may change its feature: each repeat gets a copy."""
         cost = 0.0
         if self._repeat_for:
-            copies = self._timed(lambda: [value.clone() for value in handed])
-            cost = max(0.0, self._timed(lambda: span(*(value.clone() for value in handed))) - copies)
+            copies = self._timed(lambda: [value.clone() for value in activations])
+            cost = max(0.0, self._timed(lambda: span(*(value.clone() for value in activations))) - copies)
         start = self._read()
-        handed = span(*handed)
+        activations = span(*activations)
         self._wait()
-        return cost or self._read() - start, handed
+        return cost or self._read() - start, activations
 
     def _question(
-        self, exit_: tuple[int, int], handed: Activations, mask: Tensor | None
+        self, exit_: tuple[int, int], activations: Activations, mask: Tensor | None
     ) -> Callable[[], object]:
         """Asking an exit and looking who leaves."""
-        ask, sure = self._asks[exit_]
-        return lambda: leaving(sure(ask(handed, mask), mask), math.inf)
+        exit_fn, confidence_fn = self._exit_fns[exit_]
+        return lambda: leaving(confidence_fn(exit_fn(activations, mask), mask), math.inf)
 
     def _call(self, values: list[Tensor]) -> None:
         """What an engine without exits does with a batch."""

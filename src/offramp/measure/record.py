@@ -21,7 +21,7 @@ from offramp.storage import scratch
 if TYPE_CHECKING:
     from offramp.network import ExitNetwork
 
-Judge = Callable[[Tensor], Tensor]
+QualityFn = Callable[[Tensor], Tensor]
 
 
 def collect_records(
@@ -34,8 +34,8 @@ def collect_records(
 ) -> ExitRecords:
     """Rows (N, exits) of every array, computed resumably, then turned to (P, C, N)."""
     exits = [(p, c) for p, c, _ in net.exits()]
-    sure = {exit_: net.confidence_of(*exit_) for exit_ in exits}
-    finally_sure = net.confidence_of(len(net.positions))
+    confidence_fn = {exit_: net.confidence_of(*exit_) for exit_ in exits}
+    final_confidence_fn = net.confidence_of(len(net.positions))
 
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         answers, final = net.answers(values)
@@ -43,9 +43,9 @@ def collect_records(
         check_finite(net, answers, final)
         quality = _judge(net, labels, final, mask, use_labels)
         arrays = {
-            "confidence": torch.stack([sure[e](answers[e], mask) for e in exits], 1),
+            "confidence": torch.stack([confidence_fn[e](answers[e], mask) for e in exits], 1),
             "quality": torch.stack([quality(answers[e]) for e in exits], 1),
-            "final_confidence": finally_sure(final, mask),
+            "final_confidence": final_confidence_fn(final, mask),
             "final_quality": quality(final),
         }
         if keep_logits:
@@ -63,7 +63,7 @@ def collect_records(
 
 def _judge(
     net: ExitNetwork, labels: Tensor | None, final: Tensor, mask: Tensor | None, use_labels: bool
-) -> Judge:
+) -> QualityFn:
     """What gives the quality (B,) of outputs for one batch."""
     if not use_labels:
         return lambda outputs: net.task.agreement(outputs, final, mask)

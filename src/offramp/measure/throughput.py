@@ -27,7 +27,7 @@ Batch = tuple[Any, Tensor | None]
 
 
 @dataclass(frozen=True)
-class StreamResult:
+class RunResult:
     """Figures of one configuration over a stream.
 
     Args:
@@ -62,12 +62,12 @@ class Measured:
         batches: how many there were.
     """
 
-    result: StreamResult
+    result: RunResult
     plain_milliseconds: float
     batches: int
 
 
-def measure_stream(
+def measure_loader(
     engine: Engine, loader: Iterable[Any], rounds: int = 3, progress: bool | None = None
 ) -> Measured:
     """Go through a loader once; each batch is answered by the engine and by the plain model in turns.
@@ -106,7 +106,7 @@ def _length(loader: Iterable[Any]) -> int | None:
 
 def run_stream(
     engine: Engine, batches: Sequence[Batch], configs: Sequence[ExitConfig], rounds: int = 3
-) -> list[StreamResult]:
+) -> list[RunResult]:
     """Answer the same stream under each configuration, switching live, in turns.
 
     Args:
@@ -118,7 +118,7 @@ def run_stream(
     for config in configs:
         engine.prepare(config)
     times: list[list[float]] = [[] for _ in configs]
-    results: list[StreamResult] = []
+    results: list[RunResult] = []
     for turn in range(rounds):
         for i, config in enumerate(configs):
             engine.use(config)
@@ -172,14 +172,12 @@ def _timed(engine: Engine, batch: Batch, times: list[float]) -> tuple[float, int
     return float(net.task.quality(answers, real).sum()), len(outputs)
 
 
-def _result(
-    engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]
-) -> StreamResult:
+def _result(engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]) -> RunResult:
     stats = engine.stats()
     known = [q for q in qualities if q is not None]
     quality = sum(q for q, _ in known) / sum(n for _, n in known) if known else None
     shares = tuple(count / stats.samples for count in stats.exits)
-    return StreamResult(quality, stats.macs / stats.full_macs, 1e3 * statistics.median(times), shares)
+    return RunResult(quality, stats.macs / stats.full_macs, 1e3 * statistics.median(times), shares)
 
 
 def _as_inputs(spec: InputSpec, values: list[Tensor]) -> Any:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
 from offramp.graph import INPUT, Partition, eval_mode, find_layout, partition
-from offramp.heads import FeatureSpec, choose, head_factory
-from offramp.network.network import Answer, Exit, ExitNetwork, InputExit
+from offramp.heads import FeatureSpec, default_heads, head_factory
+from offramp.network.network import Answer, ExitIndex, ExitNetwork, InputExit
 from offramp.tasks import Task, as_task, check_confidence, select_output
 
 
 @dataclass(frozen=True)
-class Columns:
+class HeadPlacement:
     """Exactly which kinds sit where, in which column: how a stored network is made again.
 
     Args:
@@ -26,10 +26,10 @@ class Columns:
     """
 
     names: tuple[str, ...]
-    kinds: Mapping[Exit, str]
+    kinds: Mapping[ExitIndex, str]
 
 
-Heads = str | Sequence[str] | Mapping[str, Sequence[str]] | Columns
+Heads = str | Sequence[str] | Mapping[str, Sequence[str]] | HeadPlacement
 """'auto', kinds for every position, or position -> kinds."""
 
 InputExits = Mapping[str, nn.Module | str]
@@ -147,7 +147,7 @@ def check_exits(heads: Heads, input_exits: InputExits | None) -> None:
 
 
 def _check_heads(heads: Heads) -> None:
-    if isinstance(heads, Columns):
+    if isinstance(heads, HeadPlacement):
         for name in (*heads.names, *heads.kinds.values()):
             head_factory(name)
         return
@@ -240,10 +240,10 @@ def _describe_input(parts: Partition, layout: str | None, per_token: bool) -> Fe
 
 def _columns(
     parts: Partition, specs: Sequence[FeatureSpec | None], heads: Heads, outputs: int
-) -> tuple[tuple[str, ...], dict[Exit, str]]:
+) -> tuple[tuple[str, ...], dict[ExitIndex, str]]:
     """Head names, and which kind goes where."""
     positions = [cut.name for cut in parts.cuts]
-    if isinstance(heads, Columns):
+    if isinstance(heads, HeadPlacement):
         for p, c in heads.kinds:
             if not (0 < p <= len(positions) and 0 <= c < len(heads.names)):
                 raise InputError(f"heads: there is no position {p} with a head number {c}")
@@ -256,7 +256,7 @@ def _columns(
     elif heads == "auto":
         remaining = _remaining(parts)
         pairs = zip(specs[1:], remaining, strict=True)
-        wanted = [choose(spec, outputs, macs) for spec, macs in pairs if spec is not None]
+        wanted = [default_heads(spec, outputs, macs) for spec, macs in pairs if spec is not None]
     else:
         wanted = [tuple(heads)] * len(positions)
     names = tuple(dict.fromkeys(name for here in wanted for name in here))
@@ -273,7 +273,7 @@ def _remaining(parts: Partition) -> list[int]:
     return [sum(parts.macs[i:]) for i in range(1, len(parts.macs))]
 
 
-def _check_applied(net: ExitNetwork, kinds: Mapping[Exit, str], input_exits: InputExits) -> None:
+def _check_applied(net: ExitNetwork, kinds: Mapping[ExitIndex, str], input_exits: InputExits) -> None:
     there = {(p, c) for p, c, _ in net.exits()}
     if not there:
         asked = ", ".join(dict.fromkeys(kinds.values()))

@@ -24,9 +24,9 @@ def count_macs_of(net: ExitNetwork) -> CostTable:
     backbone = np.cumsum([0, *net.partition.macs])
     heads = np.zeros((len(net.positions), len(net.head_names)))
     for p, c, head in net.exits():
-        fed = net.fed(p, c)
+        meta_inputs = net.meta_inputs(p, c)
         try:
-            heads[p, c] = count_macs(lambda: count_module(head, *fed))[0]  # noqa: B023 (called at once)
+            heads[p, c] = count_macs(lambda: count_module(head, *meta_inputs))[0]  # noqa: B023 (called at once)
         except (NotImplementedError, RuntimeError) as error:
             raise InputError(
                 f"measure_cost: cannot count the operations of head {net.head_names[c]!r} at "

@@ -21,13 +21,13 @@ from offramp.graph import INPUT, Partition, eval_mode, evaluating
 from offramp.heads import FeatureSpec, head_factory
 from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_output, token_mean
 
-Exit = tuple[int, int]
+ExitIndex = tuple[int, int]
 """(position, head index)."""
 
-Ask = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+ExitFn = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """(what is handed over at a position, mask or None) -> an exit's outputs."""
 
-Judge = Callable[..., Tensor]
+ConfidenceFn = Callable[..., Tensor]
 """(outputs, mask=None) -> confidence (B,) float32."""
 
 
@@ -115,7 +115,7 @@ class ExitNetwork(nn.Module):
         self,
         parts: Partition,
         specs: Sequence[FeatureSpec | None],
-        kinds: Mapping[Exit, str],
+        kinds: Mapping[ExitIndex, str],
         given: Mapping[int, nn.Module],
         head_names: Sequence[str],
         task: Task,
@@ -140,7 +140,7 @@ class ExitNetwork(nn.Module):
             self._at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
         for c, module in given.items():
             self._at(0)[self.head_names[c]] = InputExit(module, parts.spec, answer.key, task.per_token)
-        self.gauges = nn.ModuleDict(self._fresh_gauges())
+        self.calibrators = nn.ModuleDict(self._fresh_calibrators())
 
     def _at(self, position: int) -> nn.ModuleDict:
         here = self.heads[position]
@@ -150,7 +150,7 @@ class ExitNetwork(nn.Module):
     def _dtype(self, position: int) -> torch.dtype:
         return self.partition.cuts[position - 1].dtype if position else self.partition.spec.dtypes[0]
 
-    def _fresh_gauges(self) -> dict[str, nn.Module]:
+    def _fresh_calibrators(self) -> dict[str, nn.Module]:
         if not is_fitted(self.confidence):
             return {}
         fit = get_fitted(self.confidence)
@@ -190,7 +190,7 @@ class ExitNetwork(nn.Module):
         """The registered kind of a head; None for a module that was given."""
         return self._kinds.get((position, column))
 
-    def fresh_heads(self, seed: int) -> dict[Exit, nn.Module]:
+    def fresh_heads(self, seed: int) -> dict[ExitIndex, nn.Module]:
         """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
         made = make_heads(self.positions, self.specs, self._kinds, self._wide, seed)
@@ -204,28 +204,30 @@ class ExitNetwork(nn.Module):
         """(B, L) bool, True at real tokens, from flat inputs; None for models without such an input."""
         return None if self.mask_input is None else values[self.mask_input] != 0
 
-    def caller(self, position: int, column: int) -> Ask:
+    def exit_fn(self, position: int, column: int) -> ExitFn:
         """How to ask an exit: a function of what is handed over at its position, and of the mask."""
         head, task, spec = self.head(position, self.head_names[column]), self.task, self.specs[position]
         if isinstance(head, InputExit):
             dtype = self._answer.dtype  # the answer's type must not depend on where a sample leaves
-            return lambda handed, mask: task.from_model(head(*handed).to(dtype))
+            return lambda activations, mask: task.from_model(head(*activations).to(dtype))
         if spec is not None and spec.mask and getattr(head, "uses_mask", False):
-            return lambda handed, mask: task.from_head(head(handed[0], mask))
-        return lambda handed, mask: task.from_head(head(handed[0]))
+            return lambda activations, mask: task.from_head(head(activations[0], mask))
+        return lambda activations, mask: task.from_head(head(activations[0]))
 
-    def ask(self, position: int, column: int, handed: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    def forward_exit(
+        self, position: int, column: int, activations: Sequence[Tensor], mask: Tensor | None = None
+    ) -> Tensor:
         """An exit's outputs.
 
         Args:
             position: of the exit.
             column: index of its head.
-            handed: what the segment before hands over, the feature first; at position 0 all inputs.
+            activations: what the segment before hands over, the feature first; at position 0 all inputs.
             mask: as from ``mask``.
         """
-        return self.caller(position, column)(handed, mask)
+        return self.exit_fn(position, column)(activations, mask)
 
-    def fed(self, position: int, column: int) -> list[Tensor]:
+    def meta_inputs(self, position: int, column: int) -> list[Tensor]:
         """What a head is called with for one sample, on the meta device: for counting."""
         spec, here = self.partition.spec, self.specs[position]
         inputs = [
@@ -242,10 +244,10 @@ class ExitNetwork(nn.Module):
             return [feature, torch.empty((1, here.shape[0]), dtype=torch.bool, device="meta")]
         return [feature]
 
-    def confidence_of(self, position: int, column: int = 0) -> Judge:
+    def confidence_of(self, position: int, column: int = 0) -> ConfidenceFn:
         """How sure an exit is: (outputs, mask=None) -> (B,) float32; position P is the model's output."""
         key = f"{position}|{0 if position == len(self.positions) else column}"
-        base = self.gauges[key] if key in self.gauges else get_confidence(self.confidence)
+        base = self.calibrators[key] if key in self.calibrators else get_confidence(self.confidence)
         if not self.task.per_token:
             return lambda outputs, mask=None: base(outputs)
 
@@ -254,23 +256,23 @@ class ExitNetwork(nn.Module):
 
         return over_tokens
 
-    def handed(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    def iter_activations(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Run the chain on flat inputs: yields (position, what is handed over), and last (P, flat outputs).
 
         A feature is valid until the next one is asked for: the backbone may change it in place.
         """
-        handed = tuple(values)
-        yield 0, handed
+        activations = tuple(values)
+        yield 0, activations
         for i, segment in enumerate(self.partition.segments, start=1):
-            handed = segment(*handed)
-            yield i, handed
+            activations = segment(*activations)
+            yield i, activations
 
     def features(self, values: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """``handed``, the feature alone; last comes (P, the model's outputs)."""
-        for p, handed in self.handed(values):
-            yield p, handed[0] if p < len(self.positions) else self.answer(handed)
+        for p, activations in self.iter_activations(values):
+            yield p, activations[0] if p < len(self.positions) else self.answer(activations)
 
-    def forward_all(self, inputs: object) -> tuple[dict[Exit, Tensor], Tensor]:
+    def forward_all(self, inputs: object) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """Every exit's answer and the full model's.
 
         Args:
@@ -286,19 +288,19 @@ class ExitNetwork(nn.Module):
         return {exit_: self.task.answer(out) for exit_, out in found.items()}, self.task.answer(final)
 
     @torch.inference_mode()
-    def answers(self, values: Sequence[Tensor]) -> tuple[dict[Exit, Tensor], Tensor]:
+    def answers(self, values: Sequence[Tensor]) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
         by_position: dict[int, list[int]] = {}
         for p, c, _ in self.exits():
             by_position.setdefault(p, []).append(c)
-        found: dict[Exit, Tensor] = {}
+        found: dict[ExitIndex, Tensor] = {}
         final, mask = torch.empty(0), self.mask(values)
         with eval_mode(self):
-            for p, handed in self.handed(values):
+            for p, activations in self.iter_activations(values):
                 if p == len(self.positions):
-                    final = self.answer(handed)
+                    final = self.answer(activations)
                 for c in by_position.get(p, []):
-                    found[p, c] = self.ask(p, c, handed, mask)
+                    found[p, c] = self.forward_exit(p, c, activations, mask)
         return found, final
 
     def forward(self, inputs: object) -> Tensor:
@@ -309,10 +311,10 @@ class ExitNetwork(nn.Module):
 def make_heads(
     positions: Sequence[str],
     specs: Sequence[FeatureSpec | None],
-    kinds: Mapping[Exit, str],
+    kinds: Mapping[ExitIndex, str],
     outputs: int,
     seed: int,
-) -> Iterator[tuple[Exit, nn.Module]]:
+) -> Iterator[tuple[ExitIndex, nn.Module]]:
     """Fresh heads on the CPU in float32; kinds that do not apply where they are asked for are left out.
 
     Each has a seed of its own, so that it does not depend on which other heads and positions there are. The

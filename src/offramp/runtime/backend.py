@@ -18,10 +18,18 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.graph import Flow, operation_name
-from offramp.network import Ask, ExitNetwork, InputExit
+from offramp.network import ExitFn, ExitNetwork, InputExit
 from offramp.runtime.compile import compile_span
 from offramp.runtime.execution import Execution
-from offramp.runtime.rewrite import Parameters, draft, frozen, lay_out, linear_layer, narrow, quantise
+from offramp.runtime.rewrite import (
+    Parameters,
+    bind_parameters,
+    cast_features,
+    editable_graph,
+    linear_layer,
+    quantise,
+    to_channels_last,
+)
 
 Activations = tuple[Any, ...]
 """What crosses a border of the chain: the feature first, then what later segments need of the inputs."""
@@ -33,7 +41,7 @@ _ROWS = 4
 """Samples that a span is compared on; and one alone."""
 
 
-class Runner:
+class SpanProvider:
     """A network's spans and exits, computed one way. Safe from any thread.
 
     Attributes:
@@ -54,19 +62,19 @@ class Runner:
 
     enter: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     span: Callable[[int, int], SpanFn]
-    caller: Callable[[int, int], Ask]
+    exit_fn: Callable[[int, int], ExitFn]
     answer: Callable[[Sequence[Tensor]], Tensor]
 
     def __init__(self, net: ExitNetwork, execution: Execution | None = None) -> None:
         self.net, self.execution = net, Execution() if execution is None else execution
         self.enter, self.answer = tuple, net.answer
-        self.span, self.caller = net.partition.span, net.caller
+        self.span, self.exit_fn = net.partition.span, net.exit_fn
         if not self.execution.plain:
-            other = _Other(net, self.execution)
-            self.span, self.caller, self.answer = other.span, other.caller, other.answer
+            other = _ConvertedSpans(net, self.execution)
+            self.span, self.exit_fn, self.answer = other.span, other.exit_fn, other.answer
 
 
-class _Other:
+class _ConvertedSpans:
     """Spans and exits, not computed the plain way."""
 
     def __init__(self, net: ExitNetwork, execution: Execution) -> None:
@@ -93,34 +101,34 @@ class _Other:
         """The answer alone is what the last span returns."""
         return self._net.task.from_model(flat[0].to(self._net._answer.dtype))
 
-    def caller(self, position: int, column: int) -> Ask:
+    def exit_fn(self, position: int, column: int) -> ExitFn:
         """As ``ExitNetwork.caller``; the feature is converted to the type of the head."""
         net = self._net
-        plain, head = net.caller(position, column), net.head(position, net.head_names[column])
+        plain, head = net.exit_fn(position, column), net.head(position, net.head_names[column])
         if position == 0 or self._dtype is None or isinstance(head, InputExit):
             return plain
         dtype = net.partition.cuts[position - 1].dtype
         reduce, predict = getattr(head, "reduce", None), getattr(head, "predict", None)
         if reduce is None or predict is None:
-            return lambda handed, mask: plain((handed[0].to(dtype),), mask)
+            return lambda activations, mask: plain((activations[0].to(dtype),), mask)
         spec, task = net.specs[position], net.task
         if spec is not None and spec.mask and getattr(head, "uses_mask", False):
-            return lambda handed, mask: task.from_head(predict(reduce(handed[0], mask).to(dtype)))
-        return lambda handed, mask: task.from_head(predict(reduce(handed[0]).to(dtype)))
+            return lambda activations, mask: task.from_head(predict(reduce(activations[0], mask).to(dtype)))
+        return lambda activations, mask: task.from_head(predict(reduce(activations[0]).to(dtype)))
 
     def _made(self, start: int, stop: int) -> SpanFn:
         parts, execution = self._net.partition, self._execution
-        found = draft(parts.span(start, stop), parts.flow, parts.border(start))
+        found = editable_graph(parts.span(start, stop), parts.flow, parts.border(start))
         if self._last(stop):
             found.hand_on([found.results()[self._net._answer.index]])
         if self._dtype is not None:
-            narrow(found, self._dtype)
+            cast_features(found, self._dtype)
         if execution.int8:
             quantise(found, self._parameters)
         if execution.channels_last:
-            lay_out(found)
+            to_channels_last(found)
         if execution.compile is None:
-            return frozen(found, self._parameters)
+            return bind_parameters(found, self._parameters)
         example, rows = self._handed(start), (True, *self._per_sample(start))
         return compile_span(
             found, self._parameters, execution.compile, example, rows, execution.channels_last

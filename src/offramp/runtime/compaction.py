@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp.core import part_sizes
 from offramp.runtime.backend import Activations, SpanFn
 
-Rows = npt.NDArray[np.int64]
+RowIndices = npt.NDArray[np.int64]
 
 
 class InParts:
@@ -35,16 +35,16 @@ class InParts:
         self._largest = max(1, (len(parts) - 1) // self._parts[-1])
         self._before, self._after = tuple(before), after
 
-    def __call__(self, *handed: Tensor) -> Activations:
+    def __call__(self, *activations: Tensor) -> Activations:
         """As the span itself."""
-        rows = len(handed[0])
+        rows = len(activations[0])
         parts = self._parts[rows] if rows < len(self._parts) else -(-rows // self._largest)
         if parts == 1:
-            return self._span(*handed)
+            return self._span(*activations)
         sizes = part_sizes(rows, parts)
         pieces = [
             torch.split(value, sizes) if each else [value] * parts
-            for value, each in zip(handed, self._before, strict=True)
+            for value, each in zip(activations, self._before, strict=True)
         ]
         found = [self._span(*piece) for piece in zip(*pieces, strict=True)]
         return tuple(self._joined(i, values, sizes) for i, values in enumerate(zip(*found, strict=True)))
@@ -65,23 +65,23 @@ def leaving(confidence: Tensor, threshold: float) -> npt.NDArray[np.bool_]:
     return found
 
 
-def as_index(rows: Rows, device: torch.device) -> Tensor:
+def as_index(rows: RowIndices, device: torch.device) -> Tensor:
     """Row numbers as a tensor on a device."""
     return torch.from_numpy(rows).to(device)
 
 
-def keep(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
+def keep(activations: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
     """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
-    return (handed[0].index_select(0, stay), *_kept(handed, stay, per_sample))
+    return (activations[0].index_select(0, stay), *_kept(activations, stay, per_sample))
 
 
 def close_gaps(
-    handed: Activations, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
-) -> tuple[Activations, Rows]:
+    activations: Activations, leaves: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
+) -> tuple[Activations, RowIndices]:
     """Take out who leaves, in place where that is safe: only the last rows move, into the gaps.
 
     Args:
-        handed: what the step's span handed on.
+        activations: what the step's span handed on.
         leaves: (B,) at least one, not all.
         owned: whether the feature may be changed.
         per_sample: for each carried tensor, whether it has one row per sample.
@@ -89,7 +89,7 @@ def close_gaps(
     Returns:
         What is handed on, and which of the B rows each of its rows was.
     """
-    feature, count = handed[0], len(leaves) - int(np.count_nonzero(leaves))
+    feature, count = activations[0], len(leaves) - int(np.count_nonzero(leaves))
     order = np.arange(count)
     gaps = np.flatnonzero(leaves[:count])
     moved = count + np.flatnonzero(~leaves[count:])
@@ -102,7 +102,7 @@ def close_gaps(
         feature = feature[:count]
     else:
         feature = feature.index_select(0, stay)
-    return (feature, *_kept(handed, stay, per_sample)), order
+    return (feature, *_kept(activations, stay, per_sample)), order
 
 
 def _dense(value: Tensor) -> bool:
@@ -112,6 +112,6 @@ def _dense(value: Tensor) -> bool:
     )
 
 
-def _kept(handed: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
-    carried = zip(handed[1:], per_sample, strict=True)
+def _kept(activations: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
+    carried = zip(activations[1:], per_sample, strict=True)
     return tuple(value.index_select(0, stay) if each else value for value, each in carried)

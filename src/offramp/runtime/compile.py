@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from offramp.errors import InputError
-from offramp.runtime.rewrite import Draft, Parameters
+from offramp.runtime.rewrite import EditableGraph, Parameters
 
 Given = tuple[Tensor, ...]
 Function = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -46,18 +46,18 @@ class CompiledSpan:
         self._one, self._many = one, many
         self._strides, self._order = tuple(strides), tuple(order)
 
-    def __call__(self, *handed: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *activations: Tensor) -> tuple[Tensor, ...]:
         """Run it, on any batch of at least one sample."""
         given = [
             value if value.stride() == strides else _restrided(value, strides)
-            for value, strides in zip(handed, self._strides, strict=True)
+            for value, strides in zip(activations, self._strides, strict=True)
         ]
-        found = self._one(given) if len(handed[0]) == 1 else self._many(given)
-        return tuple(found[i] if i >= 0 else handed[~i] for i in self._order)
+        found = self._one(given) if len(activations[0]) == 1 else self._many(given)
+        return tuple(found[i] if i >= 0 else activations[~i] for i in self._order)
 
 
 def compile_span(
-    found: Draft,
+    found: EditableGraph,
     parameters: Parameters,
     compiler: str,
     example: Given,
@@ -90,13 +90,13 @@ def compile_span(
     return CompiledSpan(first, second, [value.stride() for value in many], order)
 
 
-def _without_passed_on(found: Draft) -> list[int]:
+def _without_passed_on(found: EditableGraph) -> list[int]:
     """Take what is handed on as it came out of the results; returns ``CompiledSpan``'s ``order``."""
     made: list[Node] = []
     order = []
     for node in found.results():
-        if node in found.handed:
-            order.append(~found.handed.index(node))
+        if node in found.activations:
+            order.append(~found.activations.index(node))
             continue
         if node not in made:
             made.append(node)
@@ -105,19 +105,19 @@ def _without_passed_on(found: Draft) -> list[int]:
     return order
 
 
-def _copy_written(found: Draft, parameters: Parameters, example: Given) -> None:
+def _copy_written(found: EditableGraph, parameters: Parameters, example: Given) -> None:
     """Copy what the span changes in place: a compiler would write the changes back, which nobody wants."""
     module, values = found.finish(parameters)
     with torch.inference_mode(False), torch.no_grad():
         tried = [value.clone() for value in example]
         before = [value._version for value in tried]
         module.forward(*tried, *[value.clone() if value.is_inference() else value for value in values])
-    for node, value, version in zip(found.handed, tried, before, strict=True):
+    for node, value, version in zip(found.activations, tried, before, strict=True):
         if value._version > version:
             found.after(node, _ATEN.clone.default)
 
 
-def _lay_out_results(found: Draft, channels_last: bool) -> None:
+def _lay_out_results(found: EditableGraph, channels_last: bool) -> None:
     """Hand on values that are dense in memory."""
     graph, results = found.module.graph, list[Node]()
     for i, node in enumerate(found.results()):
@@ -129,7 +129,7 @@ def _lay_out_results(found: Draft, channels_last: bool) -> None:
     found.hand_on(results)
 
 
-def _bound(module: GraphModule, found: Draft, values: Sequence[Tensor]) -> GraphModule:
+def _bound(module: GraphModule, found: EditableGraph, values: Sequence[Tensor]) -> GraphModule:
     """The module with its parameters as buffers instead of arguments."""
     graph = module.graph
     placed = [node for node in graph.nodes if node in found.slots]

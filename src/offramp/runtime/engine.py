@@ -22,8 +22,8 @@ from torch import Tensor
 from offramp.core import CostTable, ExitConfig, PlanCache
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by
-from offramp.runtime.backend import Runner
-from offramp.runtime.compaction import Rows, as_index, close_gaps, leaving
+from offramp.runtime.backend import SpanProvider
+from offramp.runtime.compaction import RowIndices, as_index, close_gaps, leaving
 from offramp.runtime.execution import Execution
 from offramp.runtime.plan import Plan, Planner
 
@@ -60,7 +60,7 @@ class EngineStats:
     full_macs: int
 
 
-Left = tuple[int, Rows | None, Tensor, Tensor]
+Left = tuple[int, RowIndices | None, Tensor, Tensor]
 """Who left at one exit: position, rows of the batch (None: all), outputs, confidences."""
 
 
@@ -184,33 +184,33 @@ class Engine:
 
     def _one(self, plan: Plan, values: list[Tensor]) -> EngineOutput:
         """A batch of one sample: nothing to take out, nothing to put in order."""
-        handed = plan.enter(values)
+        activations = plan.enter(values)
         mask = self.net.mask(values) if plan.masked else None
         macs = 0
         for step in plan.steps:
             macs += step.macs
             if step.span is not None:
-                handed = step.span(*handed)
-            outputs = plan.answer(handed) if step.ask is None else step.ask(handed, mask)
-            confidence = step.sure(outputs, mask)
-            if step.ask is None or step.threshold < confidence.item() < math.inf:
+                activations = step.span(*activations)
+            outputs = plan.answer(activations) if step.exit_fn is None else step.exit_fn(activations, mask)
+            confidence = step.confidence_fn(outputs, mask)
+            if step.exit_fn is None or step.threshold < confidence.item() < math.inf:
                 break
         self._count([(step.position, 1)], macs)
         return EngineOutput(self.net.task.answer(outputs), step.here.clone(), confidence)
 
     def _many(self, plan: Plan, values: list[Tensor], batch: int) -> EngineOutput:
-        handed = plan.enter(values)
+        activations = plan.enter(values)
         mask = self.net.mask(values) if plan.masked else None
-        rows: Rows | None = None  # which samples of the batch are still here; None: all, in order
+        rows: RowIndices | None = None  # which samples of the batch are still here; None: all, in order
         left: list[Left] = []
         here, macs = batch, 0
         for step in plan.steps:
             macs += here * step.macs
             if step.span is not None:
-                handed = step.span(*handed)
-            outputs = plan.answer(handed) if step.ask is None else step.ask(handed, mask)
-            confidence = step.sure(outputs, mask)
-            if step.ask is None:
+                activations = step.span(*activations)
+            outputs = plan.answer(activations) if step.exit_fn is None else step.exit_fn(activations, mask)
+            confidence = step.confidence_fn(outputs, mask)
+            if step.exit_fn is None:
                 left.append((step.position, rows, outputs, confidence))
                 break
             leaves = leaving(confidence, step.threshold)
@@ -226,7 +226,7 @@ class Engine:
             left.append(
                 (step.position, gone, outputs.index_select(0, index), confidence.index_select(0, index))
             )
-            handed, order = close_gaps(handed, leaves, step.owned, step.per_sample)
+            activations, order = close_gaps(activations, leaves, step.owned, step.per_sample)
             rows = order if rows is None else rows[order]
             here -= going
             mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))
@@ -260,7 +260,7 @@ class Engine:
 
     def _planner(self, execution: Execution) -> Planner:
         if execution not in self._planners:
-            runner = Runner(self.net, execution)
+            runner = SpanProvider(self.net, execution)
             self._planners[execution] = Planner(self.net, self._costs, runner, self._seconds)
         return self._planners[execution]
 

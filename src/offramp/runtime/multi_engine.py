@@ -18,7 +18,7 @@ from torch import Tensor, arange
 from offramp.core import ExitConfig, PlanCache, names_of, resolve
 from offramp.errors import InputError
 from offramp.graph import Span
-from offramp.network import Ask, ExitNetwork, Judge, mac_table
+from offramp.network import ConfidenceFn, ExitFn, ExitNetwork, mac_table
 from offramp.runtime.compaction import keep
 from offramp.runtime.engine import EngineOutput
 
@@ -32,8 +32,8 @@ class Question:
 
     task: int
     macs: int
-    sure: Judge
-    ask: Ask | None = None
+    confidence_fn: ConfidenceFn
+    exit_fn: ExitFn | None = None
     threshold: float = -math.inf
 
 
@@ -86,7 +86,7 @@ class Call:
         who = None if count == len(self._rows) else self._wants[:, task].nonzero().flatten()  # None: all here
         self.macs += count * question.macs
         outputs, confidence = self._ask(question, stop, who)
-        if question.ask is not None:
+        if question.exit_fn is not None:
             leaves = (confidence > question.threshold) & (confidence < math.inf)
             count = int(leaves.sum())
             if count == 0:
@@ -104,13 +104,13 @@ class Call:
         net, mask = self._nets[question.task], self._masks[question.task]
         if mask is not None:
             mask = mask.index_select(0, self._rows if who is None else self._rows[who])
-        if question.ask is None:
+        if question.exit_fn is None:
             answers = net.answer(self._handed)
             outputs = answers if who is None else answers.index_select(0, who)
         else:
-            handed = self._handed if who is None else keep(self._handed, who, stop.per_sample)
-            outputs = question.ask(handed, mask)
-        return outputs, question.sure(outputs, mask)
+            activations = self._handed if who is None else keep(self._handed, who, stop.per_sample)
+            outputs = question.exit_fn(activations, mask)
+        return outputs, question.confidence_fn(outputs, mask)
 
     def _let_go(self, per_sample: tuple[bool, ...]) -> None:
         """Take out those who want nothing more."""
@@ -336,9 +336,9 @@ class MultiEngine:
             except InputError as error:
                 raise InputError(f"{name!r}: {error}") from error
             for p, c, threshold in chosen:
-                macs, sure = int(costs.heads[p, c]), net.confidence_of(p, c)
+                macs, confidence_fn = int(costs.heads[p, c]), net.confidence_of(p, c)
                 alone[p:] += macs
-                asked = Question(task, macs, sure, net.caller(p, c), float(threshold))
+                asked = Question(task, macs, confidence_fn, net.exit_fn(p, c), float(threshold))
                 questions.setdefault(p, []).append(asked)
             questions[last].append(Question(task, 0, net.confidence_of(last)))
             spent.append(tuple(map(int, alone)))

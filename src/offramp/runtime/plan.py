@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, resolve
-from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runtime.backend import Activations, Runner, SpanFn
+from offramp.network import ConfidenceFn, ExitFn, ExitNetwork
+from offramp.runtime.backend import Activations, SpanFn, SpanProvider
 from offramp.runtime.compaction import InParts
 from offramp.runtime.execution import Execution
 
@@ -39,9 +39,9 @@ class Step:
     span: SpanFn | None
     macs: int
     position: int
-    sure: Judge
+    confidence_fn: ConfidenceFn
     here: Tensor
-    ask: Ask | None = None
+    exit_fn: ExitFn | None = None
     threshold: float = math.inf
     per_sample: tuple[bool, ...] = ()
     owned: bool = False
@@ -78,12 +78,17 @@ class Planner:
         seconds: measured costs by batch size; spans run in parts where that is faster. None: never.
     """
 
-    def __init__(self, net: ExitNetwork, macs: CostTable, runner: Runner, seconds: BatchCosts | None) -> None:
+    def __init__(
+        self, net: ExitNetwork, macs: CostTable, runner: SpanProvider, seconds: BatchCosts | None
+    ) -> None:
         self._net, self._macs, self._runner, self._seconds = net, macs, runner, seconds
         self._spans: dict[tuple[int, int], SpanFn] = {}
         self._split: dict[tuple[int, int], SpanFn] = {}
         flow, cuts = net.partition.flow, net.partition.cuts
-        self._owned = [False, *(flow.owned(cut.border.handed[0], cut.border.handed[1:]) for cut in cuts)]
+        self._owned = [
+            False,
+            *(flow.owned(cut.border.activations[0], cut.border.activations[1:]) for cut in cuts),
+        ]
 
     def plan(self, config: ExitConfig) -> Plan:
         """A configuration made ready.
@@ -104,7 +109,7 @@ class Planner:
                     position,
                     net.confidence_of(position, column),
                     self._here(position),
-                    self._runner.caller(position, column),
+                    self._runner.exit_fn(position, column),
                     float(threshold),
                     self.per_sample(position),
                     self._owned[position],

@@ -73,12 +73,12 @@ class Parameters:
 
 
 @dataclass
-class Draft:
+class EditableGraph:
     """A span while it is rewritten.
 
     Args:
         module: the operations; nobody else's.
-        handed: placeholders of what is handed in; each knows an example of its value, as operations do.
+        activations: placeholders of what is handed in; each knows an example of its value, as operations do.
         slots: placeholder of a parameter -> where it is.
         features: the values that are features.
         fed: whether the first value handed in is one; else these are the model's inputs.
@@ -86,7 +86,7 @@ class Draft:
     """
 
     module: GraphModule
-    handed: tuple[Node, ...]
+    activations: tuple[Node, ...]
     slots: dict[Node, Slot]
     features: set[Node]
     fed: bool
@@ -143,7 +143,7 @@ class Draft:
         )
 
 
-def draft(span: Span, flow: Flow, start: Border) -> Draft:
+def editable_graph(span: Span, flow: Flow, start: Border) -> EditableGraph:
     """A span, ready to be rewritten.
 
     Args:
@@ -152,33 +152,35 @@ def draft(span: Span, flow: Flow, start: Border) -> Draft:
         start: where the span begins.
     """
     placeholders = [node for node in span.module.graph.nodes if node.op == "placeholder"]
-    handed, parameters = placeholders[: len(start.handed)], placeholders[len(start.handed) :]
+    activations, parameters = placeholders[: len(start.activations)], placeholders[len(start.activations) :]
     slots = dict(zip(parameters, span.slots, strict=True))
     known = {id(node.meta["val"]) for node in flow.nodes if flow.is_feature(node) and "val" in node.meta}
     features = {node for node in span.module.graph.nodes if id(node.meta.get("val")) in known}
-    for node, source in zip(handed, start.handed, strict=True):
+    for node, source in zip(activations, start.activations, strict=True):
         node.meta["val"] = source.meta["val"]
     for node, (owner, name) in slots.items():
         node.meta["val"] = owner[name]
-    for node in _copies(span.module, handed):
-        source = start.handed[handed.index(node.all_input_nodes[0])]
+    for node in _copies(span.module, activations):
+        source = start.activations[activations.index(node.all_input_nodes[0])]
         node.meta["val"] = source.meta["val"]
         features |= {node} if flow.is_feature(source) else set()
     fed = start.after >= 0
-    return Draft(span.module, tuple(handed), slots, features | set(handed[:1] if fed else ()), fed)
+    return EditableGraph(
+        span.module, tuple(activations), slots, features | set(activations[:1] if fed else ()), fed
+    )
 
 
-def _copies(module: GraphModule, handed: Sequence[Node]) -> list[Node]:
+def _copies(module: GraphModule, activations: Sequence[Node]) -> list[Node]:
     """The operations that copy an input because the model changes it."""
     clones = (node for node in module.graph.nodes if node.target is _ATEN.clone.default)
-    return [node for node in clones if node.args[0] in handed and "val" not in node.meta]
+    return [node for node in clones if node.args[0] in activations and "val" not in node.meta]
 
 
-def frozen(found: Draft, parameters: Parameters) -> Callable[..., tuple[Any, ...]]:
+def bind_parameters(found: EditableGraph, parameters: Parameters) -> Callable[..., tuple[Any, ...]]:
     """A draft as a function of what is handed in, with the parameters as they are now."""
     module, values = found.finish(parameters)
     function = module.forward
-    return lambda *handed: function(*handed, *values)
+    return lambda *activations: function(*activations, *values)
 
 
 def drop_unread(module: GraphModule) -> None:
@@ -188,7 +190,7 @@ def drop_unread(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def narrow(found: Draft, dtype: torch.dtype) -> None:
+def cast_features(found: EditableGraph, dtype: torch.dtype) -> None:
     """Compute features in another floating type.
 
     Raises:
@@ -218,7 +220,9 @@ def _makes_default_type(node: Node) -> bool:
 class _Cast:
     """What one operation is given, in the new type."""
 
-    def __init__(self, found: Draft, reader: Node, dtype: torch.dtype, casts: dict[Node, Node]) -> None:
+    def __init__(
+        self, found: EditableGraph, reader: Node, dtype: torch.dtype, casts: dict[Node, Node]
+    ) -> None:
         self._draft, self._reader, self._dtype, self._casts = found, reader, dtype, casts
         self._limit = torch.finfo(dtype).max
 
@@ -254,12 +258,12 @@ def _refuse_subgraphs(node: Node) -> None:
         )
 
 
-def lay_out(found: Draft) -> None:
+def to_channels_last(found: EditableGraph) -> None:
     """Have convolutions on images run channels last; a span without any stays as it is."""
     convolutions = [node for node in found.operations() if operation_name(node) == "conv2d"]
     if not convolutions:
         return
-    for node in found.handed[:1] if found.fed else found.handed:
+    for node in found.activations[:1] if found.fed else found.activations:
         if node.meta["val"].ndim == 4 and _floating(node):
             found.after(node, _ATEN.contiguous.default, memory_format=torch.channels_last)
     for node in convolutions:
@@ -271,7 +275,7 @@ def lay_out(found: Draft) -> None:
             node.target = _ATEN.reshape.default
 
 
-def quantise(found: Draft, parameters: Parameters) -> None:
+def quantise(found: EditableGraph, parameters: Parameters) -> None:
     """Replace linear layers by quantised ones."""
     for node in found.operations():
         layer = linear_layer(node, found.slots)

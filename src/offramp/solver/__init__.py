@@ -3,10 +3,10 @@
 search -> solve: constructive starts -> local search (exact line search) -> pruning -> price -> fill
 """
 
-from offramp.solver.common_threshold import between, curve
+from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.lower_bound import lower_bound
 from offramp.solver.search import search
 
 __all__ = [
-    "between", "curve", "lower_bound", "search",
+    "curve", "lower_bound", "search", "threshold_between",
 ]  # fmt: skip

@@ -11,30 +11,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, Rows, simulate
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
 @dataclass(frozen=True, eq=False)
-class Goals:
+class Objectives:
     """G aims: minimise J at ``tradeoff`` (G,) plus ``price`` (G,) per exit, at most ``cap`` exits."""
 
     tradeoff: Floats
     price: Floats
     cap: int
 
-    def rows(self, index: Ints, head: Ints, cut: Ints) -> Rows:
+    def rows(self, index: Ints, head: Ints, cut: Ints) -> ConfigBatch:
         """Configurations (B, P), each minimising the goal that ``index`` (B,) names."""
         cap = np.full(len(index), self.cap)
-        return Rows(head.copy(), cut.copy(), self.tradeoff[index], self.price[index], cap)
+        return ConfigBatch(head.copy(), cut.copy(), self.tradeoff[index], self.price[index], cap)
 
-    def all_off(self, positions: int) -> Rows:
+    def all_off(self, positions: int) -> ConfigBatch:
         """One row per goal: the full model."""
         off = np.full((len(self.tradeoff), positions), OFF)
         return self.rows(np.arange(len(off)), off, np.zeros_like(off))
 
 
-class Pool:
+class CandidateSet:
     """Every configuration met, with its quality and cost: J is linear in those, so any goal may pick any."""
 
     def __init__(self, problem: Problem) -> None:
@@ -86,7 +86,7 @@ class Pool:
         self.quality, self.cost = np.append(self.quality, quality[new]), np.append(self.cost, cost[new])
         self.common = np.append(self.common, common[index][new])
 
-    def best(self, goals: Goals) -> tuple[Ints, Floats]:
+    def best(self, goals: Objectives) -> tuple[Ints, Floats]:
         """For each goal the best candidate (G,) and its J (G,); at equal J the one with the fewest exits."""
         exits = np.count_nonzero(self.head != OFF, axis=1)
         lam = goals.tradeoff[:, None]
@@ -97,5 +97,5 @@ class Pool:
         return pick, value[np.arange(len(pick)), pick]
 
 
-Step = Callable[[Problem, Goals, Pool], Ints]
+Step = Callable[[Problem, Objectives, CandidateSet], Ints]
 """Adds candidates to the pool and returns which one it would answer for each goal, (G,)."""

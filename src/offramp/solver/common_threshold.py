@@ -38,13 +38,13 @@ def curve(confidence: Singles, quality: Floats, cost: Floats) -> tuple[Singles, 
     values, inverse = np.unique(np.append(surest, np.float32(-np.inf)), return_inverse=True)
     where = inverse[:-1]
     steps = np.bincount(where, np.diff(quality, axis=0).ravel(), len(values))
-    dearer = np.bincount(where, np.repeat(np.diff(cost), n), len(values))
+    costlier = np.bincount(where, np.repeat(np.diff(cost), n), len(values))
     reached = (quality[0].sum() + np.cumsum(steps)) / n
-    spent = cost[0] + np.cumsum(dearer) / n
+    spent = cost[0] + np.cumsum(costlier) / n
     return values.astype(np.float32), reached[:-1], spent[:-1]
 
 
-def between(lower: np.float32, upper: np.float32) -> float:
+def threshold_between(lower: np.float32, upper: np.float32) -> float:
     """A float32 threshold that ``upper`` passes and ``lower`` does not."""
     if not np.isfinite(lower):
         return -math.inf

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from offramp.solver.candidates import Goals, Pool
-from offramp.solver.common_threshold import between, curve
+from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.line_search import (
     OFF,
+    ConfigBatch,
     Line,
-    Rows,
     backward,
     by_batch,
     commit_best,
@@ -32,11 +32,11 @@ from offramp.solver.problem import Floats, Ints, Problem
 _GRID = 200  # common thresholds tried where only some exits are allowed
 
 
-def single_pass(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def single_pass(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
     rows = goals.all_off(len(problem.spots))
 
-    def sweep(part: Rows) -> None:
+    def sweep(part: ConfigBatch) -> None:
         def take(p: int, line: Line) -> None:
             part.head[:, p], part.cut[:, p] = line.head, line.cut
 
@@ -47,14 +47,14 @@ def single_pass(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     return pool.add(rows.head, rows.cut)
 
 
-def back_to_front(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def back_to_front(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """The mirror of ``single_pass``: positions back to front, as if every sample arrived; then descend.
 
     A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
     """
     rows = goals.all_off(len(problem.spots))
 
-    def sweep(part: Rows) -> None:
+    def sweep(part: ConfigBatch) -> None:
         def take(p: int, line: Line) -> None:
             part.head[:, p], part.cut[:, p] = line.head, line.cut
 
@@ -66,11 +66,11 @@ def back_to_front(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     return pool.add(rows.head, rows.cut)
 
 
-def iterative(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def iterative(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """The best single change anywhere, until none helps."""
     rows = goals.all_off(len(problem.spots))
 
-    def climb(part: Rows) -> None:
+    def climb(part: ConfigBatch) -> None:
         active = np.arange(len(part))
         while active.size:
             step = part.take(active)
@@ -82,20 +82,20 @@ def iterative(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     return pool.add(rows.head, rows.cut)
 
 
-def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def same_threshold(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """One threshold for all exits: each head wherever it exists, and each position's best head."""
-    heads = _common_heads(problem)
+    sets = _common_heads(problem)
     if goals.cap < len(problem.used):
-        lineups, thresholds = np.repeat(heads, _GRID + 1, axis=0), _grid(problem, len(heads))
-        head, cut = _at_common(problem, lineups, thresholds)
+        assigned, thresholds = np.repeat(sets, _GRID + 1, axis=0), _grid(problem, len(sets))
+        head, cut = _at_common(problem, assigned, thresholds)
         problem.by_batch(len(head), lambda part: _limit(problem, head[part], cut[part], goals.cap))
         pool.add(head, cut, thresholds)
         return pool.best(goals)[0]
-    for lineup in heads:
-        enabled = [(p, spot) for p, spot in problem.used if lineup[p] != OFF]
+    for heads in sets:
+        enabled = [(p, spot) for p, spot in problem.used if heads[p] != OFF]
         if not enabled:
             continue
-        own = [int(lineup[p]) for p, _ in enabled]
+        own = [int(heads[p]) for p, _ in enabled]
         paid = np.cumsum([spot.cost[c] for (_, spot), c in zip(enabled, own, strict=True)])
         values, quality, cost = curve(
             np.stack([spot.confidence[c] for (_, spot), c in zip(enabled, own, strict=True)]),
@@ -105,8 +105,8 @@ def same_threshold(problem: Problem, goals: Goals, pool: Pool) -> Ints:
         if quality.size:
             lam = goals.tradeoff[:, None]
             ends = np.unique((lam * (problem.full - quality) + (1 - lam) * cost).argmin(axis=1)).tolist()
-            thresholds = np.array([between(values[i], values[i + 1]) for i in ends])
-            pool.add(*_at_common(problem, np.tile(lineup, (len(ends), 1)), thresholds), thresholds)
+            thresholds = np.array([threshold_between(values[i], values[i + 1]) for i in ends])
+            pool.add(*_at_common(problem, np.tile(heads, (len(ends), 1)), thresholds), thresholds)
     return pool.best(goals)[0]
 
 
@@ -121,12 +121,12 @@ def _at_common(problem: Problem, head: Ints, thresholds: Floats) -> tuple[Ints, 
     return np.where(cut > 0, head, OFF), cut
 
 
-def _grid(problem: Problem, lineups: int) -> Floats:
-    """Quantiles of all confidences there are, and -inf, for each line-up: (lineups * (_GRID + 1),)."""
+def _grid(problem: Problem, sets: int) -> Floats:
+    """Quantiles of all confidences there are, and -inf, for each set of heads: (sets * (_GRID + 1),)."""
     parts = [spot.confidence[np.isfinite(spot.confidence)] for _, spot in problem.used]
     known = np.unique(np.concatenate([np.zeros(1, np.float32), *parts]))
     picked = known[np.linspace(0, known.size - 1, _GRID).round().astype(int)]
-    return np.tile(np.append(np.float32(-np.inf), picked).astype(np.float64), lineups)
+    return np.tile(np.append(np.float32(-np.inf), picked).astype(np.float64), sets)
 
 
 def _common_heads(problem: Problem) -> Ints:

@@ -14,30 +14,30 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
-from offramp.solver.candidates import Goals, Pool
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.constructive import same_threshold
-from offramp.solver.pruning import LUCK, RUNGS
-from offramp.solver.solve import COARSE, Exits, Plan, draft, exits_of, fewer, spread
+from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
+from offramp.solver.solve import COARSE, Exits, SearchPlan, exits_of, fewer, quick_candidates, spread
 
 FOLDS = 5
 _FEWEST = 4 * FOLDS  # with fewer samples held-out folds say nothing
 _GOALS = 9
 _DEALS = 3  # one deal into folds moves mean J by 0.003 at N = 500, more than the choices differ by
 _DEALT = 2000
-_USUAL = RUNGS.index(LUCK)
-_DOUBT = np.array([*(2.0 for _ in RUNGS), 1.0])
+_USUAL = PRICE_GRID.index(SELECTION_BIAS)
+_DOUBT = np.array([*(2.0 for _ in PRICE_GRID), 1.0])
 """Standard errors by which the prices, and one threshold for all, must beat the usual price."""
 
 Masks = list[npt.NDArray[np.bool_]]
 
 
-def choose(
+def choose_price(
     records: ExitRecords,
     costs: CostTable,
     lambdas: list[float],
-    plan: Plan,
+    plan: SearchPlan,
     report: Callable[[], None],
-) -> Plan:
+) -> SearchPlan:
     """The plan with the price, or the common threshold, that holds up best on samples held out.
 
     With too few samples for folds it is the highest price.
@@ -47,7 +47,7 @@ def choose(
         records = fewer(records)
     held_out = folds(records.samples, plan.seed)
     if not held_out:
-        return replace(plan, price=RUNGS[-1] / samples, parsimonious=True)
+        return replace(plan, price=PRICE_GRID[-1] / samples, parsimonious=True)
     distinct = sorted(set(lambdas))
     some = [distinct[i] for i in spread(len(distinct), _GOALS)]
     scale = full_quality(records) or 1.0
@@ -58,9 +58,9 @@ def choose(
         values.append([mean_objective(held, costs, some, exits, scale) for exits in answers])
         report()
     chosen = best_of(np.array(values), _USUAL, _DOUBT)
-    if chosen == len(RUNGS):
+    if chosen == len(PRICE_GRID):
         return replace(plan, method="same-threshold", parsimonious=True)
-    return replace(plan, price=RUNGS[chosen] / samples, parsimonious=True)
+    return replace(plan, price=PRICE_GRID[chosen] / samples, parsimonious=True)
 
 
 def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.float64]) -> int:
@@ -81,13 +81,15 @@ def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.f
     return int(clear.argmin()) if clear.min() < 0 else usual
 
 
-def _answers(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float]) -> list[list[Exits]]:
-    pool, goals = draft(records, costs, plan, lambdas)
+def _answers(
+    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
+) -> list[list[Exits]]:
+    pool, goals = quick_candidates(records, costs, plan, lambdas)
     answers = []
-    for rung in RUNGS:
-        priced = Goals(goals.tradeoff, np.full(len(lambdas), rung / records.samples), goals.cap)
+    for rung in PRICE_GRID:
+        priced = Objectives(goals.tradeoff, np.full(len(lambdas), rung / records.samples), goals.cap)
         answers.append([exits_of(pool, i, records) for i in pool.best(priced)[0].tolist()])
-    common = Pool(pool.problem)
+    common = CandidateSet(pool.problem)
     best = same_threshold(pool.problem, goals, common)
     return [*answers, [exits_of(common, i, records) for i in best.tolist()]]
 

@@ -16,16 +16,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from offramp.solver.candidates import Pool
+from offramp.solver.candidates import CandidateSet
 from offramp.solver.line_search import OFF
-from offramp.solver.problem import Bools, Floats, Ints, Problem, Spot
+from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
 
 _WINDOW = 0.25  # of a step: how far below the budget the best quality is looked for
 _STRIDE = 4  # budgets between which a walk does not turn
 _PASSES = 4  # what is found is walked from again, where gaps are left
 
 
-def fill(pool: Pool, picks: Ints, step: float, cap: int) -> tuple[Ints, Ints]:
+def fill(pool: CandidateSet, picks: Ints, step: float, cap: int) -> tuple[Ints, Ints]:
     """Candidates between those picked, so that costs rise by no more than ``step``.
 
     Args:
@@ -52,14 +52,14 @@ def fill(pool: Pool, picks: Ints, step: float, cap: int) -> tuple[Ints, Ints]:
     return listed, np.setdiff1d(found, listed)
 
 
-def undominated(pool: Pool, picks: Ints) -> Ints:
+def undominated(pool: CandidateSet, picks: Ints) -> Ints:
     """The picks that no other one beats in cost and equals in quality, by rising cost."""
     picks = _rising(pool, picks)
     better: Ints = picks[np.append(True, np.diff(pool.quality[picks]) > 0)]
     return better
 
 
-def _rising(pool: Pool, picks: Ints) -> Ints:
+def _rising(pool: CandidateSet, picks: Ints) -> Ints:
     """The picks, by rising cost, that are as good as every cheaper one."""
     picks = np.unique(picks)
     order = picks[np.lexsort((-pool.quality[picks], pool.cost[picks]))]
@@ -70,7 +70,7 @@ def _rising(pool: Pool, picks: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
-class _Chord:
+class _Segment:
     """The straight line between two neighbours, (cost, quality) each."""
 
     low: tuple[float, float]
@@ -88,40 +88,48 @@ class _Chord:
         return between
 
 
-def _between(pool: Pool, low: int, high: int, step: float, cap: int) -> Ints:
+def _between(pool: CandidateSet, low: int, high: int, step: float, cap: int) -> Ints:
     """What is known already, and what walks up from the cheaper one and down from the dearer one find."""
     ends = [(float(pool.cost[i]), float(pool.quality[i])) for i in (low, high)]
     count = int(np.ceil(np.log(ends[1][0] / ends[0][0]) / np.log1p(step * (1 - _WINDOW))))
     budgets = np.geomspace(ends[0][0], ends[1][0], count + 1)[1:-1]
-    chord, width = _Chord(*ends), step * _WINDOW
-    allowed = np.flatnonzero(chord.around(pool.quality) & (np.count_nonzero(pool.head != OFF, axis=1) <= cap))
-    known = (_best_end(pool.quality[allowed], pool.cost[allowed], b, chord, width) for b in budgets.tolist())
-    walk = partial(_walk, pool, chord=chord, width=width)
+    segment, width = _Segment(*ends), step * _WINDOW
+    allowed = np.flatnonzero(
+        segment.around(pool.quality) & (np.count_nonzero(pool.head != OFF, axis=1) <= cap)
+    )
+    known = (
+        _best_end(pool.quality[allowed], pool.cost[allowed], b, segment, width) for b in budgets.tolist()
+    )
+    walk = partial(_walk, pool, segment=segment, width=width)
     found = [int(allowed[k]) for k in known if k is not None]
     return np.array([*found, *walk(low, budgets), *walk(high, budgets[::-1])], np.int64)
 
 
-def _walk(pool: Pool, start: int, budgets: Floats, *, chord: _Chord, width: float) -> Iterator[int]:
+def _walk(
+    pool: CandidateSet, start: int, budgets: Floats, *, segment: _Segment, width: float
+) -> Iterator[int]:
     at = start
     for few in np.array_split(budgets, np.arange(_STRIDE, budgets.size, _STRIDE)):
-        found = _best_within(pool, at, few.tolist(), chord, width)
+        found = _best_within(pool, at, few.tolist(), segment, width)
         yield from found
         if not found:
             return
         at = found[-1]
 
 
-def _best_within(pool: Pool, at: int, budgets: list[float], chord: _Chord, width: float) -> list[int]:
+def _best_within(
+    pool: CandidateSet, at: int, budgets: list[float], segment: _Segment, width: float
+) -> list[int]:
     """For each budget the best candidate one line away whose cost lies just below it."""
     head, now = pool.head[at], pool.cut[at]
     best: dict[float, tuple[float, int, int]] = {}
     for p, quality, cost in _curves(pool.problem, head, now):
-        inside = np.flatnonzero(chord.around(quality) & np.isfinite(cost))
+        inside = np.flatnonzero(segment.around(quality) & np.isfinite(cost))
         for budget in budgets:
-            k = _best_end(quality[inside], cost[inside], budget, chord, width)
+            k = _best_end(quality[inside], cost[inside], budget, segment, width)
             if k is None:
                 continue
-            reached = _credit(quality[inside[k]], cost[inside[k]], chord)
+            reached = _credit(quality[inside[k]], cost[inside[k]], segment)
             if budget not in best or reached > best[budget][0]:
                 best[budget] = float(reached), p, int(inside[k]) + 1
     cuts = np.tile(now, (len(best), 1))
@@ -130,20 +138,20 @@ def _best_within(pool: Pool, at: int, budgets: list[float], chord: _Chord, width
     return pool.add(np.tile(head, (len(best), 1)), cuts).tolist() if best else []
 
 
-def _best_end(quality: Floats, cost: Floats, budget: float, chord: _Chord, width: float) -> int | None:
+def _best_end(quality: Floats, cost: Floats, budget: float, segment: _Segment, width: float) -> int | None:
     """The end of the best quality with a cost just below the budget; of the nearest cost if none is near."""
     near = np.flatnonzero((cost <= budget) & (cost > budget * (1 - width)))
     if near.size:
-        return int(near[_credit(quality[near], cost[near], chord).argmax()])
+        return int(near[_credit(quality[near], cost[near], segment).argmax()])
     if not cost.size:
         return None
     below = int(np.where(cost <= budget, cost, -np.inf).argmax())
     return below if budget * (1 - 2 * width) < cost[below] <= budget else None
 
 
-def _credit(quality: Floats, cost: Floats, chord: _Chord) -> Floats:
+def _credit(quality: Floats, cost: Floats, segment: _Segment) -> Floats:
     """Quality, but what is above the chord counts as much below it."""
-    limit = chord.at(cost)
+    limit = segment.at(cost)
     return limit - np.abs(quality - limit)
 
 
@@ -176,7 +184,9 @@ def _curves(problem: Problem, head: Ints, cut: Ints) -> Iterator[tuple[int, Floa
         )
 
 
-def _prefix(spot: Spot, own: int, arrive: Ints, quality: Floats, cost: Floats) -> tuple[Floats, Floats]:
+def _prefix(
+    spot: SortedPosition, own: int, arrive: Ints, quality: Floats, cost: Floats
+) -> tuple[Floats, Floats]:
     """Running sums, surest first, of what leaving here changes in quality and in cost."""
     order = spot.ordered(own)
     gained = ((spot.quality[own] - quality) * arrive)[order].cumsum()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from offramp.solver.problem import Bools, Floats, Ints, Problem, Spot
+from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
 
 SAME = 1e-11
 """Differences in J below this are rounding of the running sums (N = 1e5 samples of magnitude 1)."""
@@ -31,7 +31,7 @@ _SWEEPS = 100  # each sweep lowers J by more than SAME; a bound all the same
 
 
 @dataclass(eq=False)
-class Rows:
+class ConfigBatch:
     """B configurations, each with what it minimises. Sweeps change ``head`` and ``cut`` in place.
 
     Args:
@@ -48,11 +48,11 @@ class Rows:
     price: Floats
     cap: Ints
 
-    def take(self, index: Ints | slice) -> Rows:
+    def take(self, index: Ints | slice) -> ConfigBatch:
         """Rows picked by index, as a copy."""
-        return Rows(*(np.array(getattr(self, field.name)[index]) for field in fields(self)))
+        return ConfigBatch(*(np.array(getattr(self, field.name)[index]) for field in fields(self)))
 
-    def put(self, index: Ints | slice, rows: Rows) -> None:
+    def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
         """Write configurations back to where ``take`` found them."""
         self.head[index], self.cut[index] = rows.head, rows.cut
 
@@ -64,7 +64,7 @@ class Rows:
         return bool((self.head[:, p] >= 0).any())
 
 
-def by_batch(problem: Problem, rows: Rows, work: Callable[[Rows], object]) -> None:
+def by_batch(problem: Problem, rows: ConfigBatch, work: Callable[[ConfigBatch], object]) -> None:
     """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
 
     def one(part: slice) -> None:
@@ -81,10 +81,10 @@ class Line:
 
     head: Ints
     cut: Ints
-    fall: Floats
+    improvement: Floats
 
 
-def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
+def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
     """The best head and threshold at a position, or off, with everything else as it is.
 
     Args:
@@ -92,19 +92,19 @@ def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats
         p: the position.
         rows: B configurations.
         alive: (B, N) which samples arrive.
-        onward: (B, N) what a sample costs if it goes on from here, in units of J.
+        continue_cost: (B, N) what a sample costs if it goes on from here, in units of J.
     """
     spot = problem.spots[p]
     assert spot is not None  # callers go through Problem.used
-    worth = _prefix_gains(spot, rows.tradeoff[:, None], alive, onward, problem.unit)
+    cumulative_gain = _prefix_gains(spot, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
     step = 1 / (problem.unit * problem.samples)
-    entry = (1 - rows.tradeoff)[:, None] * spot.cost * np.count_nonzero(alive, axis=1)[:, None]
-    fixed = entry / problem.samples + rows.price[:, None]  # (B, C): what having the exit costs
-    ends = worth.argmax(axis=2)
-    gains = np.take_along_axis(worth, ends[:, :, None], axis=2)[:, :, 0] * step - fixed
+    entry_cost = (1 - rows.tradeoff)[:, None] * spot.cost * np.count_nonzero(alive, axis=1)[:, None]
+    fixed = entry_cost / problem.samples + rows.price[:, None]  # (B, C): what having the exit costs
+    ends = cumulative_gain.argmax(axis=2)
+    gains = np.take_along_axis(cumulative_gain, ends[:, :, None], axis=2)[:, :, 0] * step - fixed
     every, head = np.arange(len(rows)), gains.argmax(axis=1)
     on = rows.head[:, p] >= 0
-    now = worth[every, rows.head[:, p], rows.cut[:, p] - 1] * step - fixed[every, rows.head[:, p]]
+    now = cumulative_gain[every, rows.head[:, p], rows.cut[:, p] - 1] * step - fixed[every, rows.head[:, p]]
     now = np.where(on, now, 0.0)
     gain = gains[every, head]
     enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
@@ -112,7 +112,9 @@ def best_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats
     return Line(np.where(enable, head, OFF), cut, np.where(enable, gain, 0.0) - now)
 
 
-def own_worth(problem: Problem, p: int, rows: Rows, i: int, arrive: Bools | Floats, onward: Floats) -> Ints:
+def own_cumulative_gain(
+    problem: Problem, p: int, rows: ConfigBatch, i: int, arrive: Bools | Floats, continue_cost: Floats
+) -> Ints:
     """(N,): the sum of gains, times unit, if the samples up to here, surest by row i's own head, leave.
 
     Args:
@@ -121,40 +123,45 @@ def own_worth(problem: Problem, p: int, rows: Rows, i: int, arrive: Bools | Floa
         rows: B configurations.
         i: which of them.
         arrive: (N,) how often each sample counts.
-        onward: (N,) what a sample costs if it goes on from here, in units of J.
+        continue_cost: (N,) what a sample costs if it goes on from here, in units of J.
     """
     spot, own, lam = problem.spots[p], int(rows.head[i, p]), rows.tradeoff[i]
     assert spot is not None  # callers go through Problem.used
-    gains = lam * spot.quality[own] + (onward - (1 - lam) * spot.backbone)
+    gains = lam * spot.quality[own] + (continue_cost - (1 - lam) * spot.backbone)
     gains *= arrive * problem.unit
-    worth: Ints = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
+    cumulative_gain: Ints = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
     if spot.ends is not None:
-        worth += spot.ends[own]
-    return worth
+        cumulative_gain += spot.ends[own]
+    return cumulative_gain
 
 
-def own_line(problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats) -> Line:
+def own_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
     spot = problem.spots[p]
     assert spot is not None  # callers go through Problem.used
-    head, cut, fall = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
+    head, cut, improvement = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0):
-        own, worth = head[i], own_worth(problem, p, rows, int(i), alive[i], onward[i])
-        end = int(worth.argmax())
+        own, cumulative_gain = (
+            head[i],
+            own_cumulative_gain(problem, p, rows, int(i), alive[i], continue_cost[i]),
+        )
+        end = int(cumulative_gain.argmax())
         fixed = (1 - rows.tradeoff[i]) * spot.cost[own] * np.count_nonzero(
             alive[i]
         ) / problem.samples + rows.price[i]
-        gain, now = worth[end] * step - fixed, worth[cut[i] - 1] * step - fixed
+        gain, now = cumulative_gain[end] * step - fixed, cumulative_gain[cut[i] - 1] * step - fixed
         head[i], cut[i] = (own, end + 1) if gain > SAME else (OFF, 0)
-        fall[i] = max(gain, 0.0) - now
-    return Line(head, cut, fall)
+        improvement[i] = max(gain, 0.0) - now
+    return Line(head, cut, improvement)
 
 
-def _prefix_gains(spot: Spot, tradeoff: Floats, alive: Bools, onward: Floats, unit: float) -> Ints:
+def _prefix_gains(
+    spot: SortedPosition, tradeoff: Floats, alive: Bools, continue_cost: Floats, unit: float
+) -> Ints:
     """(B, C, N): the sum of gains, times unit, if the samples up to here, surest first, leave."""
     arrive = alive * unit
-    going = (onward - (1 - tradeoff) * spot.backbone) * arrive
+    going = (continue_cost - (1 - tradeoff) * spot.backbone) * arrive
     gains = (tradeoff * arrive)[:, None, :] * spot.quality
     gains += going[:, None, :]
     b, c, n = gains.shape
@@ -165,7 +172,7 @@ def _prefix_gains(spot: Spot, tradeoff: Floats, alive: Bools, onward: Floats, un
     return ranked
 
 
-def leaving(spot: Spot, p: int, rows: Rows) -> Bools:
+def leaving(spot: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
     """(B, N): which samples would leave if they arrived."""
     return spot.rank[rows.head[:, p]] < rows.cut[:, p, None]  # where off the cut is 0 and nobody leaves
 
@@ -175,18 +182,18 @@ def finals(problem: Problem, tradeoff: Floats) -> Floats:
     return (1 - tradeoff)[:, None] - tradeoff[:, None] * problem.final
 
 
-def _one_back(spot: Spot, p: int, rows: Rows, onward: Floats) -> Floats:
+def _one_back(spot: SortedPosition, p: int, rows: ConfigBatch, continue_cost: Floats) -> Floats:
     """(B, N): what arriving at p costs, from what going on costs."""
     head, on = rows.head[:, p], rows.head[:, p] >= 0
     if not on.any():
-        return onward
+        return continue_cost
     dear = (1 - rows.tradeoff)[:, None]
     left = dear * spot.backbone - rows.tradeoff[:, None] * spot.quality[head]
-    entry = dear[:, 0] * spot.cost[head] * on
-    return np.where(leaving(spot, p, rows), left, onward) + entry[:, None]
+    entry_cost = dear[:, 0] * spot.cost[head] * on
+    return np.where(leaving(spot, p, rows), left, continue_cost) + entry_cost[:, None]
 
 
-def stages(problem: Problem, rows: Rows) -> Stages:
+def stages(problem: Problem, rows: ConfigBatch) -> Stages:
     """(B, N): the position at which each sample leaves; P for the backbone's output."""
     stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
     for p, spot in reversed(problem.used):
@@ -195,7 +202,7 @@ def stages(problem: Problem, rows: Rows) -> Stages:
     return stage
 
 
-FindLine = Callable[[Problem, int, Rows, Bools, Floats], Line]
+FindLine = Callable[[Problem, int, ConfigBatch, Bools, Floats], Line]
 """``best_line`` or ``own_line``."""
 
 Visit = Callable[[int, Line], None]
@@ -203,31 +210,35 @@ Visit = Callable[[int, Line], None]
 
 
 def backward(
-    problem: Problem, rows: Rows, stage: Stages, visit: Visit, find: FindLine = best_line
+    problem: Problem, rows: ConfigBatch, stage: Stages, visit: Visit, find: FindLine = best_line
 ) -> dict[int, Floats]:
     """Lines from the last position to the first; ``visit`` may change the rows at that position.
 
     Returns what going on from each position costs, (B, N) each, under the rows as they are now.
     """
-    onward: dict[int, Floats] = {}
+    continue_cost: dict[int, Floats] = {}
     cost = finals(problem, rows.tradeoff)
     for p, spot in reversed(problem.used):
-        onward[p] = cost
+        continue_cost[p] = cost
         if find is best_line or rows.enabled(p):
             visit(p, find(problem, p, rows, stage >= p, cost))
             cost = _one_back(spot, p, rows, cost)
-    return onward
+    return continue_cost
 
 
 def forward(
-    problem: Problem, rows: Rows, onward: dict[int, Floats], visit: Visit, find: FindLine = best_line
+    problem: Problem,
+    rows: ConfigBatch,
+    continue_cost: dict[int, Floats],
+    visit: Visit,
+    find: FindLine = best_line,
 ) -> Stages:
     """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
     stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
     alive = np.ones(stage.shape, bool)
     for p, spot in problem.used:
         if find is best_line or rows.enabled(p):
-            visit(p, find(problem, p, rows, alive, onward[p]))
+            visit(p, find(problem, p, rows, alive, continue_cost[p]))
         if rows.enabled(p):
             leaves = alive & leaving(spot, p, rows)
             np.putmask(stage, leaves, p)
@@ -235,37 +246,37 @@ def forward(
     return stage
 
 
-def descend(problem: Problem, rows: Rows, find: FindLine = best_line, sweeps: int = _SWEEPS) -> None:
+def descend(problem: Problem, rows: ConfigBatch, find: FindLine = best_line, sweeps: int = _SWEEPS) -> None:
     """Sweep back and forth until no single position can be improved, in place."""
     by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps))
 
 
-def _descend_batch(problem: Problem, rows: Rows, find: FindLine, sweeps: int) -> None:
+def _descend_batch(problem: Problem, rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
     active = np.arange(len(rows))
     part, stage = rows.take(active), stages(problem, rows)
-    onward: dict[int, Floats] = {}
+    continue_cost: dict[int, Floats] = {}
     for sweep in range(sweeps):
         moved = np.zeros(len(part), bool)
         visit = _commit(part, moved)
         if sweep % 2 == 0:
-            onward = backward(problem, part, stage, visit, find)
+            continue_cost = backward(problem, part, stage, visit, find)
         else:
-            stage = forward(problem, part, onward, visit, find)
+            stage = forward(problem, part, continue_cost, visit, find)
         rows.put(active, part)
         keep = np.flatnonzero(moved)
         if not keep.size:
             return
         active, part = active[keep], part.take(keep)
         if sweep % 2 == 0:
-            onward = {p: cost[keep] for p, cost in onward.items()}
+            continue_cost = {p: cost[keep] for p, cost in continue_cost.items()}
         else:
             stage = stage[keep]
 
 
-def _commit(rows: Rows, moved: Bools) -> Visit:
+def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
     def visit(p: int, line: Line) -> None:
         useless = (line.head == OFF) & (rows.head[:, p] != OFF)  # at equal J the fewer exits
-        better = (line.fall > SAME) | useless
+        better = (line.improvement > SAME) | useless
         np.copyto(rows.head[:, p], line.head, where=better)
         np.copyto(rows.cut[:, p], line.cut, where=better)
         np.logical_or(moved, better, out=moved)
@@ -273,13 +284,13 @@ def _commit(rows: Rows, moved: Bools) -> Visit:
     return visit
 
 
-def commit_best(problem: Problem, rows: Rows) -> Bools:
+def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
     """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
     falls = np.zeros(rows.head.shape)
     heads, cuts = rows.head.copy(), rows.cut.copy()
 
     def visit(p: int, line: Line) -> None:
-        falls[:, p], heads[:, p], cuts[:, p] = line.fall, line.head, line.cut
+        falls[:, p], heads[:, p], cuts[:, p] = line.improvement, line.head, line.cut
 
     backward(problem, rows, stages(problem, rows), visit)
     every, best = np.arange(len(rows)), falls.argmax(axis=1)

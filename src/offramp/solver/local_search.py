@@ -13,12 +13,12 @@ from itertools import product
 
 import numpy as np
 
-from offramp.solver.candidates import Goals, Pool
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import (
     OFF,
     SAME,
+    ConfigBatch,
     Line,
-    Rows,
     backward,
     by_batch,
     commit_best,
@@ -27,7 +27,7 @@ from offramp.solver.line_search import (
     stages,
     without,
 )
-from offramp.solver.problem import Floats, Ints, Problem, Spot
+from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
 
 _TINY = 4096  # configurations enumerated, all positions but one
 _TINY_CELLS = 1 << 20  # the same times C * N
@@ -36,7 +36,7 @@ _ESCAPE_CELLS = 100_000_000  # moves tried * P * C * N: three seconds or so
 _GOAL_CELLS = 20_000_000  # the same for each goal
 
 
-def refine(problem: Problem, goals: Goals, pool: Pool, cells: int = _GOAL_CELLS) -> Ints:
+def refine(problem: Problem, goals: Objectives, pool: CandidateSet, cells: int = _GOAL_CELLS) -> Ints:
     """Enumerate a tiny problem; else descend from the best, escape from where that ends, repeat.
 
     ``cells`` is the effort for each goal: how many moves are tried, times P * C * N.
@@ -49,7 +49,7 @@ def refine(problem: Problem, goals: Goals, pool: Pool, cells: int = _GOAL_CELLS)
     return pool.best(goals)[0]
 
 
-def descend_from_best(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def descend_from_best(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """The cheap part of ``refine``, some tenths of a percent worse: to compare prices with."""
     _settle(problem, goals, pool, set(), near=(0,))
     return pool.best(goals)[0]
@@ -57,8 +57,8 @@ def descend_from_best(problem: Problem, goals: Goals, pool: Pool) -> Ints:
 
 def _settle(
     problem: Problem,
-    goals: Goals,
-    pool: Pool,
+    goals: Objectives,
+    pool: CandidateSet,
     tried: set[tuple[int, int]],
     near: tuple[int, ...] = (0, -1, 1),
 ) -> None:
@@ -74,12 +74,14 @@ def _settle(
         _descend_into(problem, goals.rows(index, pool.head[found], pool.cut[found]), pool)
 
 
-def _descend_into(problem: Problem, rows: Rows, pool: Pool) -> None:
+def _descend_into(problem: Problem, rows: ConfigBatch, pool: CandidateSet) -> None:
     descend(problem, rows)
     pool.add(rows.head, rows.cut)
 
 
-def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, int]], cells: int) -> None:
+def _escape(
+    problem: Problem, goals: Objectives, pool: CandidateSet, tried: set[tuple[int, int]], cells: int
+) -> None:
     """Leave local optima: a larger move, the best single change after it, descend; until none helps."""
     escaped: set[int] = set()
     widest = max(len(spot.heads) for _, spot in problem.used)
@@ -97,7 +99,7 @@ def _escape(problem: Problem, goals: Goals, pool: Pool, tried: set[tuple[int, in
 
 
 def _escapes(
-    problem: Problem, goals: Goals, pool: Pool, escaped: set[int], budget: int
+    problem: Problem, goals: Objectives, pool: CandidateSet, escaped: set[int], budget: int
 ) -> tuple[Ints, Ints, Ints]:
     """Moves from the best candidates not escaped from yet, each for the middle one of the goals it serves.
 
@@ -146,16 +148,16 @@ def _moved(problem: Problem, head: Ints, cut: Ints, p: int, to: int) -> tuple[In
     return head, cut
 
 
-def thin_out(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def thin_out(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """From the best without a cap, drop the exit that raises J least and descend, until the cap is met."""
     if goals.cap < len(problem.used):
-        free = Goals(goals.tradeoff, goals.price, len(problem.spots))
+        free = Objectives(goals.tradeoff, goals.price, len(problem.spots))
         _settle(problem, free, pool, set())
         _thin(problem, goals, pool, free, pool.best(free)[0])
     return pool.best(goals)[0]
 
 
-def _thin(problem: Problem, goals: Goals, pool: Pool, free: Goals, found: Ints) -> None:
+def _thin(problem: Problem, goals: Objectives, pool: CandidateSet, free: Objectives, found: Ints) -> None:
     rows = free.rows(np.arange(len(found)), pool.head[found], pool.cut[found])
     while True:
         count = np.count_nonzero(rows.head != OFF, axis=1)
@@ -169,7 +171,7 @@ def _thin(problem: Problem, goals: Goals, pool: Pool, free: Goals, found: Ints) 
         rows.put(active, part)
 
 
-def _drop_one(problem: Problem, rows: Rows) -> None:
+def _drop_one(problem: Problem, rows: ConfigBatch) -> None:
     """Switch off the exit whose removal raises J least, in place."""
     row, place = np.nonzero(rows.head != OFF)
     variants = rows.take(row)
@@ -181,7 +183,7 @@ def _drop_one(problem: Problem, rows: Rows) -> None:
     rows.put(np.arange(len(rows)), variants.take(first))
 
 
-def _value(problem: Problem, rows: Rows) -> Floats:
+def _value(problem: Problem, rows: ConfigBatch) -> Floats:
     """(B,) J with prices; exits that nobody takes are switched off in place."""
     quality, cost, _ = simulate(problem, rows.head, rows.cut)
     exits = np.count_nonzero(rows.head != OFF, axis=1)
@@ -190,7 +192,7 @@ def _value(problem: Problem, rows: Rows) -> Floats:
     return value
 
 
-def _enumerate(problem: Problem, goals: Goals, pool: Pool) -> bool:
+def _enumerate(problem: Problem, goals: Objectives, pool: CandidateSet) -> bool:
     """Every configuration, the longest position by its exact line. Returns False if there are too many."""
     sizes = {p: _size(spot) for p, spot in problem.used}
     if not sizes:
@@ -213,18 +215,18 @@ def _enumerate(problem: Problem, goals: Goals, pool: Pool) -> bool:
     return True
 
 
-def _size(spot: Spot) -> int:
+def _size(spot: SortedPosition) -> int:
     """How many options there are."""
     return 1 + (spot.rank.size if spot.ends is None else int(np.count_nonzero(spot.ends == 0)))
 
 
-def _options(spot: Spot) -> list[tuple[int, int]]:
+def _options(spot: SortedPosition) -> list[tuple[int, int]]:
     """Off, and every head with every cut."""
     cuts = [(h, k + 1) for h in range(len(spot.heads)) for k in range(spot.rank.shape[1])]
     return [(OFF, 0)] + [(h, k) for h, k in cuts if spot.cut_near(h, k) == k]
 
 
-def _best_at(problem: Problem, star: int, rows: Rows, pool: Pool) -> None:
+def _best_at(problem: Problem, star: int, rows: ConfigBatch, pool: CandidateSet) -> None:
     """Complete each row at one position and add the best row."""
 
     def take(p: int, line: Line) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
-from offramp.solver.line_search import OFF, Rows, best_line, finals
+from offramp.solver.line_search import OFF, ConfigBatch, best_line, finals
 from offramp.solver.problem import Problem
 
 
@@ -37,13 +37,13 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 def _bound(problem: Problem, tradeoff: float) -> float:
     shape = 1, len(problem.spots)
     lam, dear = np.array([tradeoff]), 1 - tradeoff
-    rows = Rows(np.full(shape, OFF), np.zeros(shape, np.int64), lam, np.zeros(1), np.full(1, shape[1]))
+    rows = ConfigBatch(np.full(shape, OFF), np.zeros(shape, np.int64), lam, np.zeros(1), np.full(1, shape[1]))
     everyone = np.ones((1, problem.samples), bool)
-    onward = finals(problem, lam)
-    lowest = float(onward.mean())
+    continue_cost = finals(problem, lam)
+    lowest = float(continue_cost.mean())
     for p, spot in reversed(problem.used):
-        line = best_line(problem, p, rows, everyone, onward)
-        lowest = min(lowest, float(onward.mean() - line.fall[0]))
+        line = best_line(problem, p, rows, everyone, continue_cost)
+        lowest = min(lowest, float(continue_cost.mean() - line.improvement[0]))
         leave = dear * (spot.backbone + spot.cost[:, None]) - tradeoff * spot.quality
-        onward = np.minimum(onward, leave.min(axis=0))
+        continue_cost = np.minimum(continue_cost, leave.min(axis=0))
     return tradeoff * problem.full + lowest

@@ -31,7 +31,7 @@ _CELLS = 1 << 16  # B * C * N numbers of one batch: 512 KiB stays in a core's se
 
 
 @dataclass(frozen=True, eq=False)
-class Spot:
+class SortedPosition:
     """The heads of one position, sorted.
 
     Args:
@@ -96,7 +96,7 @@ class Problem:
         workers: threads to work with; the answers are the same for any number.
     """
 
-    spots: tuple[Spot | None, ...]
+    spots: tuple[SortedPosition | None, ...]
     final: Floats
     full: float
     unit: float
@@ -112,7 +112,7 @@ class Problem:
         return cls(spots, final, mean / scale, _unit(spots, final), workers)
 
     @property
-    def used(self) -> list[tuple[int, Spot]]:
+    def used(self) -> list[tuple[int, SortedPosition]]:
         """Positions with heads, front to back."""
         return [(p, spot) for p, spot in enumerate(self.spots) if spot is not None]
 
@@ -148,7 +148,7 @@ class Problem:
         return [work(part) for part in parts]
 
 
-def _unit(spots: Iterable[Spot | None], final: Floats) -> float:
+def _unit(spots: Iterable[SortedPosition | None], final: Floats) -> float:
     """The power of two that keeps any sum of N gains below 2 ** 61."""
     used = [spot for spot in spots if spot is not None]
     largest = max(final.max(), *(spot.quality.max() for spot in used)) if used else final.max()
@@ -156,7 +156,7 @@ def _unit(spots: Iterable[Spot | None], final: Floats) -> float:
     return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
 
 
-def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> Spot | None:
+def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition | None:
     heads = np.flatnonzero(records.exists[p])
     if not heads.size:
         return None
@@ -169,7 +169,7 @@ def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> Spot 
     falling = np.take_along_axis(confidence, order, axis=1)
     fits = np.isfinite(falling)
     fits[:, :-1] &= falling[:, :-1] > falling[:, 1:]
-    return Spot(
+    return SortedPosition(
         tuple(heads.tolist()),
         confidence,
         (order + n * np.arange(c)[:, None]).ravel(),

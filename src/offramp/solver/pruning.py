@@ -15,33 +15,44 @@ from functools import partial
 
 import numpy as np
 
-from offramp.solver.candidates import Goals, Pool
-from offramp.solver.line_search import OFF, SAME, Line, Rows, descend, own_worth, per_sample, without
+from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.line_search import (
+    OFF,
+    SAME,
+    ConfigBatch,
+    Line,
+    descend,
+    own_cumulative_gain,
+    per_sample,
+    without,
+)
 from offramp.solver.problem import Bools, Floats, Ints, Problem
 
-LUCK = 2.0
+SELECTION_BIAS = 2.0
 """Price of an exit times N: about what the best of many thresholds gains in J on N samples by luck alone."""
 
-RUNGS = (LUCK / 2, LUCK, 2 * LUCK)
+PRICE_GRID = (SELECTION_BIAS / 2, SELECTION_BIAS, 2 * SELECTION_BIAS)
 """Prices times N that cross-validation compares."""
 
 _RESAMPLES = 10
 _SWEEPS = 2  # of a resample, from the optimum on all samples
 
 
-def path(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def path(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """Candidates with fewer and fewer exits: from each goal's best, at rising prices up to the last rung."""
     pick = pool.best(goals)[0]
-    for rung in (RUNGS[0] / 4, RUNGS[0] / 2, *RUNGS):
-        dearer = Goals(goals.tradeoff, np.full(len(pick), rung / problem.samples), goals.cap)
-        rows = dearer.rows(np.arange(len(pick)), pool.head[pick], pool.cut[pick])
+    for rung in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
+        costlier = Objectives(goals.tradeoff, np.full(len(pick), rung / problem.samples), goals.cap)
+        rows = costlier.rows(np.arange(len(pick)), pool.head[pick], pool.cut[pick])
         descend(problem, rows)
         pool.add(rows.head, rows.cut)
-        pick = pool.best(dearer)[0]
+        pick = pool.best(costlier)[0]
     return pool.best(goals)[0]
 
 
-def parsimonious(problem: Problem, goals: Goals, pool: Pool, seed: int, average: bool = True) -> Ints:
+def parsimonious(
+    problem: Problem, goals: Objectives, pool: CandidateSet, seed: int, average: bool = True
+) -> Ints:
     """The best candidates at the goals' price, of their exits the deserving ones, at averaged thresholds."""
     picks = pool.best(goals)[0]
     rows = goals.rows(np.arange(len(picks)), pool.head[picks], pool.cut[picks])
@@ -56,7 +67,9 @@ def parsimonious(problem: Problem, goals: Goals, pool: Pool, seed: int, average:
     return pool.add(rows.head, rows.cut)
 
 
-def needed_only(problem: Problem, goals: Goals, pool: Pool, picks: Ints, best: Pool) -> Ints:
+def needed_only(
+    problem: Problem, goals: Objectives, pool: CandidateSet, picks: Ints, best: CandidateSet
+) -> Ints:
     """The picks without exits that can go while J stays within one standard error of the best J known.
 
     Args:
@@ -89,18 +102,18 @@ def _loss(problem: Problem, tradeoff: float, head: Ints, cut: Ints) -> Floats:
     return (1 - tradeoff) * cost - tradeoff * quality
 
 
-def _prune(problem: Problem, rows: Rows) -> None:
+def _prune(problem: Problem, rows: ConfigBatch) -> None:
     """Keep deserving exits, in place."""
     known: Known = {}
     for i, lam in enumerate(rows.tradeoff.tolist()):
-        rows.head[i], rows.cut[i] = deserving(problem, lam, rows.head[i], rows.cut[i], known)
+        rows.head[i], rows.cut[i] = significant_exits(problem, lam, rows.head[i], rows.cut[i], known)
 
 
 Known = dict[bytes, dict[int, tuple[Floats, Floats]]]
 """By configuration and exit: how quality and cost change without it, mean (2,) and covariance (2, 2)."""
 
 
-def deserving(
+def significant_exits(
     problem: Problem, tradeoff: float, head: Ints, cut: Ints, known: Known | None = None
 ) -> tuple[Ints, Ints]:
     """Switch off, the least missed first, exits without which J is worse by at most one standard error.
@@ -140,7 +153,7 @@ def _changes(problem: Problem, head: Ints, cut: Ints) -> dict[int, tuple[Floats,
     return changes
 
 
-def _average(problem: Problem, rows: Rows, seed: int) -> None:
+def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
     """Replace each cut by its mean over resamples and the whole, in place."""
     total = rows.cut.astype(np.float64)
     random, order = np.random.default_rng(seed), problem.canonical()
@@ -159,13 +172,15 @@ def _average(problem: Problem, rows: Rows, seed: int) -> None:
 
 
 def _weighted_line(
-    problem: Problem, p: int, rows: Rows, alive: Bools, onward: Floats, *, weight: Floats
+    problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats, *, weight: Floats
 ) -> Line:
     """The best threshold of each row's own head, samples counting ``weight`` times; no exit goes off."""
-    cut, fall = rows.cut[:, p].copy(), np.zeros(len(rows))
+    cut, improvement = rows.cut[:, p].copy(), np.zeros(len(rows))
     for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
-        worth = own_worth(problem, p, rows, i, alive[i] * weight, onward[i])
-        end = int(worth.argmax())
-        fall[i] = (worth[end] - worth[cut[i] - 1]) / (problem.unit * problem.samples)
+        cumulative_gain = own_cumulative_gain(problem, p, rows, i, alive[i] * weight, continue_cost[i])
+        end = int(cumulative_gain.argmax())
+        improvement[i] = (cumulative_gain[end] - cumulative_gain[cut[i] - 1]) / (
+            problem.unit * problem.samples
+        )
         cut[i] = end + 1
-    return Line(rows.head[:, p].copy(), cut, fall)
+    return Line(rows.head[:, p].copy(), cut, improvement)

@@ -17,9 +17,9 @@ from typing import Any
 
 from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier, check_match, check_tradeoffs, expected
 from offramp.errors import InputError
-from offramp.solver.cross_validation import choose, rounds
+from offramp.solver.cross_validation import choose_price, rounds
 from offramp.solver.fill import fill
-from offramp.solver.solve import METHODS, Exits, Plan, Report, solve
+from offramp.solver.solve import METHODS, Exits, Report, SearchPlan, solve
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
@@ -76,13 +76,13 @@ def search(
     cap = _check_max_exits(max_exits, len(records.positions))
     _check_method(method)
     auto = price is None and method == "exact"
-    plan = Plan(method, price or 0.0, cap, seed=seed, workers=_check_workers(workers))
+    plan = SearchPlan(method, price or 0.0, cap, seed=seed, workers=_check_workers(workers))
     step = _check_step(step)
     step = step if method == "exact" else None
     total = (rounds(records.samples, seed) if auto else 0) + 3
     report = _counter(progress, total)
     if auto:
-        plan = choose(records, costs, lambdas, plan, report)
+        plan = choose_price(records, costs, lambdas, plan, report)
     solved = solve(records, costs, plan, lambdas, report)
     filled = () if step is None else fill(solved.pool, solved.picks, step, cap)
     more = tuple([solved.exits(i) for i in part.tolist()] for part in filled) or ([], [])

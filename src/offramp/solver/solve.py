@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 
 from offramp.core import CostTable, ExitChoice, ExitRecords
-from offramp.solver.candidates import Goals, Pool, Step
-from offramp.solver.common_threshold import between
+from offramp.solver.candidates import CandidateSet, Objectives, Step
+from offramp.solver.common_threshold import threshold_between
 from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
 from offramp.solver.line_search import OFF, best_line, descend, own_line
 from offramp.solver.local_search import descend_from_best, refine, thin_out
@@ -48,7 +48,7 @@ _OWN = 192  # goals for which the lines of their own exits are
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How to search.
 
     Args:
@@ -73,7 +73,7 @@ class Solved:
     """All candidates met and the (G,) picks among them, one for each lambda."""
 
     records: ExitRecords
-    pool: Pool
+    pool: CandidateSet
     picks: Ints
 
     def exits(self, i: int) -> Exits:
@@ -84,7 +84,7 @@ class Solved:
 def solve(
     records: ExitRecords,
     costs: CostTable,
-    plan: Plan,
+    plan: SearchPlan,
     lambdas: list[float],
     report: Report | None = None,
 ) -> Solved:
@@ -99,7 +99,7 @@ def solve(
         picks = step(pool.problem, goals, pool)
     report()
     if plan.parsimonious and plan.method == "same-threshold":
-        best = Pool(pool.problem)
+        best = CandidateSet(pool.problem)
         for step in METHODS["exact"]:
             step(pool.problem, goals, best)
         picks = needed_only(pool.problem, goals, pool, picks, best)
@@ -109,14 +109,14 @@ def solve(
 
 
 def _start(
-    records: ExitRecords, costs: CostTable, plan: Plan, lambdas: Iterable[float]
-) -> tuple[Pool, Goals]:
+    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: Iterable[float]
+) -> tuple[CandidateSet, Objectives]:
     tradeoff = np.array(list(lambdas))
-    goals = Goals(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
-    return Pool(Problem.of(records, costs, plan.workers)), goals
+    goals = Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
+    return CandidateSet(Problem.of(records, costs, plan.workers)), goals
 
 
-def _steps(plan: Plan, large: bool) -> tuple[Step, ...]:
+def _steps(plan: SearchPlan, large: bool) -> tuple[Step, ...]:
     if large:
         return (_polish,) if plan.parsimonious else (_polish, _no_worse)
     if plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
@@ -124,7 +124,9 @@ def _steps(plan: Plan, large: bool) -> tuple[Step, ...]:
     return METHODS[plan.method]
 
 
-def draft(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float]) -> tuple[Pool, Goals]:
+def quick_candidates(
+    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
+) -> tuple[CandidateSet, Objectives]:
     """The quick search, with candidates at rising prices: what prices are compared on."""
     pool, goals = _start(records, costs, plan, lambdas)
     for step in (*_DRAFT, path):
@@ -132,7 +134,9 @@ def draft(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[floa
     return pool, goals
 
 
-def _from_fewer(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: list[float], pool: Pool) -> None:
+def _from_fewer(
+    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float], pool: CandidateSet
+) -> None:
     """Put into the pool what a search of fewer samples finds."""
     distinct = sorted(set(lambdas))
     some = [distinct[i] for i in spread(len(distinct), _COARSE_GOALS)]
@@ -145,7 +149,7 @@ def _from_fewer(records: ExitRecords, costs: CostTable, plan: Plan, lambdas: lis
     pool.add(*place(pool.problem, records, sorted(found, key=str)))
 
 
-def _polish(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def _polish(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """From the goals' best candidates: every line for some goals, the lines of its own exits for more."""
     some, more = spread(len(goals.tradeoff), _FULL), spread(len(goals.tradeoff), _OWN)
     rounds = ((some, own_line), (some, best_line), (more, own_line), (some, best_line))
@@ -157,7 +161,7 @@ def _polish(problem: Problem, goals: Goals, pool: Pool) -> Ints:
     return pool.best(goals)[0]
 
 
-def _no_worse(problem: Problem, goals: Goals, pool: Pool) -> Ints:
+def _no_worse(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
     """No worse than the reference methods, where running them takes no longer than the rest."""
     if len(goals.tradeoff) * problem.cells <= _REFERENCE_CELLS:
         single_pass(problem, goals, pool)
@@ -179,7 +183,7 @@ def spread(count: int, most: int) -> Ints:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def exits_of(pool: Pool, i: int, records: ExitRecords) -> Exits:
+def exits_of(pool: CandidateSet, i: int, records: ExitRecords) -> Exits:
     """A candidate as names and thresholds."""
     found = _choices(pool.problem, pool.head[i], pool.cut[i], records)
     common = float(pool.common[i])
@@ -214,7 +218,7 @@ def _choices(problem: Problem, head: Ints, cut: Ints, records: ExitRecords) -> E
         leaves = alive & (spot.rank[head[p]] < cut[p])
         alive &= ~leaves
         staying = confidence[alive].max(initial=np.float32(-np.inf))
-        value = between(staying, confidence[leaves].min())
+        value = threshold_between(staying, confidence[leaves].min())
         name = records.heads[spot.heads[head[p]]]
         found.append(ExitChoice(records.positions[p], name, value))
     return tuple(found)

@@ -57,7 +57,7 @@ def load_samples(
     for name, most in _limits(spec).items():
         if name in splits:
             splits[name] = limited(splits[name], _group, most)
-    example = beside(source.model, found.read([what for what, _ in splits["train"][:2]]))
+    example = to_device_of(source.model, found.read([what for what, _ in splits["train"][:2]]))
     outputs = _outputs(spec, source.model, example, output, task)
     number, classes = _numbering(spec, found.sets, source, outputs)
     check = None if found.prepared else source.check
@@ -139,12 +139,12 @@ def _named(example: Any) -> dict[str, Tensor]:
     return dict(example) if isinstance(example, Mapping) else {"inputs": example}
 
 
-def beside(model: nn.Module, example: Any) -> Any:
+def to_device_of(model: nn.Module, example: Any) -> Any:
     """Example inputs on the device of a model."""
     if isinstance(example, Mapping):
-        return {name: beside(model, value) for name, value in example.items()}
+        return {name: to_device_of(model, value) for name, value in example.items()}
     if isinstance(example, (tuple, list)):
-        return tuple(beside(model, value) for value in example)
+        return tuple(to_device_of(model, value) for value in example)
     parameter = next(model.parameters(), None)
     return example.to(parameter.device) if parameter is not None and isinstance(example, Tensor) else example
 

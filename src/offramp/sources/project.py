@@ -20,7 +20,7 @@ from torch import nn
 
 from offramp.data import LABEL_KEYS
 from offramp.errors import InputError
-from offramp.sources.datasets import DATA_SCHEMES, beside, load_samples
+from offramp.sources.datasets import DATA_SCHEMES, load_samples, to_device_of
 from offramp.sources.models import MODEL_SCHEMES, SourceModel, load_source, of_callable
 from offramp.sources.preprocessing import Adapted
 from offramp.sources.spec import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
@@ -114,7 +114,7 @@ def load_splits(data: str, source: SourceModel, task: Task, output: str | int | 
     if spec.scheme:
         return load_samples(spec, source, task, output, _transform(spec))
     splits = load_data(data, source.check)
-    return replace(splits, example=beside(source.model, splits.example))
+    return replace(splits, example=to_device_of(source.model, splits.example))
 
 
 def load_input_exits(

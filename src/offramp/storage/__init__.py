@@ -7,17 +7,17 @@ arrays      safetensors with a digest over the content
 
 from offramp.storage.arrays import load_arrays, save_arrays
 from offramp.storage.atomic import (
+    atomic_folder,
+    atomic_write,
     file_digest,
     read_text,
     scratch,
     storage_errors,
-    whole_file,
-    whole_folder,
     write_text,
 )
 from offramp.storage.documents import canonical, dump_document, parse_document
 
 __all__ = [
-    "canonical", "dump_document", "file_digest", "load_arrays", "parse_document", "read_text", "save_arrays",
-    "scratch", "storage_errors", "whole_file", "whole_folder", "write_text",
+    "atomic_folder", "atomic_write", "canonical", "dump_document", "file_digest", "load_arrays",
+    "parse_document", "read_text", "save_arrays", "scratch", "storage_errors", "write_text",
 ]  # fmt: skip

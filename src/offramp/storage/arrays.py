@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from offramp.errors import ArtifactError
-from offramp.storage.atomic import whole_file
+from offramp.storage.atomic import atomic_write
 from offramp.storage.documents import canonical, parse_document
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -40,7 +40,7 @@ def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mappi
     native = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
     native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in native.items()}
     document["sha256"] = arrays_digest(native, canonical(document))
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         # one key only: safetensors writes several in no fixed order, and equal content must give equal bytes
         save_file(native, temporary, {"offramp": canonical(document)})
 

@@ -44,7 +44,7 @@ def _advice(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def beside(path: Path) -> Path:
+def temporary_sibling(path: Path) -> Path:
     """A fresh name in the same folder, so that a rename onto ``path`` is atomic.
 
     Raises:
@@ -56,13 +56,13 @@ def beside(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it is flushed to disk and renamed to ``path``, else removed.
 
     Raises:
         StorageError: the folder cannot be written or is full.
     """
-    temporary = beside(path)
+    temporary = temporary_sibling(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,7 +77,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of ``path`` and what was there, else it goes.
 
     Raises:
@@ -86,7 +86,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         final = path.resolve()
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = beside(final)
+        temporary = temporary_sibling(final)
         try:
             temporary.mkdir()
             yield temporary
@@ -98,7 +98,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, final: Path) -> None:
-    old = beside(final)
+    old = temporary_sibling(final)
     try:
         if final.exists():
             final.rename(old)
@@ -130,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"cannot write {path}: expected text that is valid Unicode ({error})") from error
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

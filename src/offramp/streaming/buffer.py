@@ -23,7 +23,7 @@ from offramp.streaming.request import Request
 _BATCHES = 3  # of memory: at most 1 waits when another lands, so that moving to the front never overlaps
 
 
-class Slab:
+class RowBuffer:
     """Rows of one tensor.
 
     Args:
@@ -61,7 +61,7 @@ class Slab:
         self._rows[:rows].copy_(self._rows[at : at + rows])
 
 
-class Station:
+class StageQueue:
     """Samples that wait behind one position.
 
     Args:
@@ -88,17 +88,17 @@ class Station:
         """When the first that waits came."""
         return self.requests[0].since
 
-    def land(self, requests: Sequence[Request], handed: Activations, index: Tensor | None) -> None:
+    def push(self, requests: Sequence[Request], activations: Activations, index: Tensor | None) -> None:
         """Let samples wait here.
 
         Args:
             requests: the samples.
-            handed: what was handed over, with the mask last where there is one.
+            activations: what was handed over, with the mask last where there is one.
             index: which rows of it are theirs; None: all of them.
         """
         if not self._kept:
-            pairs = zip(handed, self.per_sample, strict=True)
-            self._kept = [Slab(value, self._room) if each else value for value, each in pairs]
+            pairs = zip(activations, self.per_sample, strict=True)
+            self._kept = [RowBuffer(value, self._room) if each else value for value, each in pairs]
         if self._tail + len(requests) > self._room:
             waiting = self._tail - self._head
             for slab, each in zip(self._kept, self.per_sample, strict=True):
@@ -107,9 +107,9 @@ class Station:
             self._head, self._tail = 0, waiting
         for i, each in enumerate(self.per_sample):
             if each:
-                self._kept[i].write(self._tail, handed[i], index)
+                self._kept[i].write(self._tail, activations[i], index)
             else:
-                self._kept[i] = handed[i]
+                self._kept[i] = activations[i]
         self._tail += len(requests)
         self.requests.extend(requests)
 
@@ -118,14 +118,14 @@ class Station:
         count = min(limit, len(self.requests))
         taken = [self.requests.popleft() for _ in range(count)]
         at = self._head
-        handed = tuple(
+        activations = tuple(
             kept.read(at, count) if each else kept
             for kept, each in zip(self._kept, self.per_sample, strict=True)
         )
         self._head += count
         if not self.requests:
             self._head = self._tail = 0
-        return taken, handed
+        return taken, activations
 
     def clear(self) -> list[Request]:
         """Everybody out."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from offramp.core import CostTable, ExitConfig
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by
-from offramp.runtime import Execution, Planner, Runner
+from offramp.runtime import Execution, Planner, SpanProvider
 from offramp.streaming.request import Request, StreamAnswer, StreamFuture, one_sample
 from offramp.streaming.routes import Routes
 from offramp.streaming.stats import StreamStats
@@ -66,7 +66,7 @@ class StreamEngine:
         _check_limits(batch_limit, queue_limit, patience)
         self.net = net
         macs = counted_by(net, costs)
-        runner = Runner(net, execution)
+        runner = SpanProvider(net, execution)
         planner = Planner(net, macs, runner, None if costs is None else costs.by_batch)
         self._routes = Routes(net, macs, runner, planner)
         self._spec = net.partition.spec
@@ -128,7 +128,7 @@ class StreamEngine:
         route = self._route if config is None else self._routes.get(config)
         values, now = one_sample(self._spec, inputs), self._worker.clock()
         request = Request(values, route, now, None if deadline is None else now + deadline)
-        self._worker.admit(request, timeout)
+        self._worker.enqueue(request, timeout)
         return request.future
 
     def stats(self) -> StreamStats:

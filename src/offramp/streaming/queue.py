@@ -14,7 +14,7 @@ from offramp.streaming.request import Request
 _SPARE = 256  # settled requests that may stay among the deadlines before they are cleared out
 
 
-class Entrance:
+class AdmissionQueue:
     """Where samples wait for their first batch.
 
     Args:
@@ -47,7 +47,7 @@ class Entrance:
         """When the first that waits came."""
         return self._requests[0].since
 
-    def admit(self, request: Request, timeout: float | None) -> None:
+    def enqueue(self, request: Request, timeout: float | None) -> None:
         """Let a sample in.
 
         Args:
@@ -94,7 +94,7 @@ class Entrance:
                 self._went.notify(len(taken))
         return taken, ()
 
-    def overdue(self, now: float) -> list[Request]:
+    def expired(self, now: float) -> list[Request]:
         """Samples anywhere in the engine whose deadline has passed, each once."""
         heap = self._deadlines
         if not heap or heap[0][0] > now:
@@ -105,7 +105,7 @@ class Entrance:
                 passed.append(heapq.heappop(heap)[2])
         return passed
 
-    def forget(self, open_: int) -> None:
+    def prune_deadlines(self, open_: int) -> None:
         """Clear settled samples out of the deadlines, now and then: a deadline may be far away.
 
         Args:

@@ -16,12 +16,12 @@ from typing import Any
 
 from offramp.core import CostTable, ExitConfig, PlanCache, resolve
 from offramp.errors import InputError
-from offramp.network import Ask, ExitNetwork, Judge
-from offramp.runtime import Planner, Runner, SpanFn
+from offramp.network import ConfidenceFn, ExitFn, ExitNetwork
+from offramp.runtime import Planner, SpanFn, SpanProvider
 
 
 @dataclass(frozen=True)
-class Exit:
+class RouteExit:
     """An exit that a configuration enables.
 
     Args:
@@ -33,8 +33,8 @@ class Exit:
     """
 
     column: int
-    ask: Ask
-    sure: Judge
+    exit_fn: ExitFn
+    confidence_fn: ConfidenceFn
     threshold: float
     macs: float
 
@@ -52,7 +52,7 @@ class Route:
 
     config: ExitConfig
     stops: tuple[int, ...]
-    exits: Mapping[int, Exit]
+    exits: Mapping[int, RouteExit]
     onward: Mapping[int, int]
 
 
@@ -66,7 +66,7 @@ class Routes:
         planner: of the network, for its spans.
     """
 
-    def __init__(self, net: ExitNetwork, macs: CostTable, runner: Runner, planner: Planner) -> None:
+    def __init__(self, net: ExitNetwork, macs: CostTable, runner: SpanProvider, planner: Planner) -> None:
         self._net, self._macs, self._runner, self._planner = net, macs, runner, planner
         self._routes = PlanCache[ExitConfig, Route]()
         self._growing = threading.Lock()
@@ -101,11 +101,11 @@ class Routes:
         return (True, *rest) if self._net.mask_input is None else (True, *rest, True)
 
     def _build(self, config: ExitConfig) -> Route:
-        net, exits, last = self._net, dict[int, Exit](), len(self._net.positions)
+        net, exits, last = self._net, dict[int, RouteExit](), len(self._net.positions)
         for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config):
-            exits[position] = Exit(
+            exits[position] = RouteExit(
                 column,
-                self._runner.caller(position, column),
+                self._runner.exit_fn(position, column),
                 net.confidence_of(position, column),
                 float(threshold),
                 float(self._macs.heads[position, column]),
@@ -134,9 +134,9 @@ class Routes:
             parts.append(self._spans[at, further])
             at = further
 
-        def joined(*handed: Any) -> tuple[Any, ...]:
+        def joined(*activations: Any) -> tuple[Any, ...]:
             for part in parts:
-                handed = part(*handed)
-            return handed
+                activations = part(*activations)
+            return activations
 
         return joined

@@ -44,7 +44,7 @@ def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> 
     Returns:
         Its index, or None where nobody waits.
     """
-    latest = full = overdue = None
+    latest = full = expired = None
     longest = now - patience
     for i, place in enumerate(places):
         count = place.count
@@ -54,9 +54,9 @@ def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> 
         if count >= limit:
             full = i
         if i and place.since < longest:
-            overdue, longest = i, place.since
-    if overdue is not None:
-        return overdue
+            expired, longest = i, place.since
+    if expired is not None:
+        return expired
     return latest if full is None else full
 
 

@@ -48,7 +48,7 @@ class StreamStats:
     rows: tuple[int, ...]
 
 
-class Ledger:
+class Completion:
     """Settles requests and counts.
 
     Args:
@@ -111,7 +111,7 @@ class Ledger:
             position: where they leave.
             now: seconds, on the clock of their deadlines.
         """
-        for request, output, sure in zip(requests, outputs.unbind(0), confidence, strict=True):
+        for request, output, confidence_fn in zip(requests, outputs.unbind(0), confidence, strict=True):
             if request.deadline is not None and request.deadline < now:
                 self.expire(request)
                 continue
@@ -119,7 +119,9 @@ class Ledger:
             if request.future.set_running_or_notify_cancel():
                 waited = now - request.submitted - request.served
                 self.exits[position] += 1
-                request.future.set_result(StreamAnswer(output, position, sure, waited, request.served))
+                request.future.set_result(
+                    StreamAnswer(output, position, confidence_fn, waited, request.served)
+                )
             else:
                 self.cancelled += 1
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from offramp.core import CostTable
 from offramp.errors import InputError
 from offramp.network import ExitNetwork
-from offramp.runtime import Activations, Rows, Runner, as_index, keep
-from offramp.streaming.buffer import Station
-from offramp.streaming.queue import Entrance
+from offramp.runtime import Activations, RowIndices, SpanProvider, as_index, keep
+from offramp.streaming.buffer import StageQueue
+from offramp.streaming.queue import AdmissionQueue
 from offramp.streaming.request import Request
-from offramp.streaming.routes import Exit, Routes
+from offramp.streaming.routes import RouteExit, Routes
 from offramp.streaming.scheduler import Pace, choose, has_room
-from offramp.streaming.stats import Ledger, StreamStats
+from offramp.streaming.stats import Completion, StreamStats
 
 Thresholds = float | npt.NDArray[np.float32]
 
@@ -35,7 +35,7 @@ Thresholds = float | npt.NDArray[np.float32]
 class Left(NamedTuple):
     """Who leaves at an exit: rows of the batch (None: all), outputs, confidences."""
 
-    rows: Rows | None
+    rows: RowIndices | None
     outputs: Tensor
     confidence: npt.NDArray[np.float32]
 
@@ -56,20 +56,20 @@ class Worker:
         self,
         net: ExitNetwork,
         routes: Routes,
-        runner: Runner,
+        runner: SpanProvider,
         macs: CostTable,
         limits: tuple[int, int],
         patience: float | None,
     ) -> None:
         self._net, self._routes, self._runner, self._macs = net, routes, runner, macs
         self._limit, self._patience, self._pace = limits[0], patience, Pace()
-        self.entrance, self._ledger = Entrance(limits[1]), Ledger(len(net.positions))
+        self.entrance, self._ledger = AdmissionQueue(limits[1]), Completion(len(net.positions))
         self._last, self._sure = len(net.positions), net.confidence_of(len(net.positions))
-        self._nobody: Rows | None = np.empty(0, np.int64)
+        self._nobody: RowIndices | None = np.empty(0, np.int64)
         self._masked = net.mask_input is not None
-        self._stations: dict[int, Station] = {}
+        self._stations: dict[int, StageQueue] = {}
         self._stops: tuple[int, ...] = ()
-        self._places: list[Entrance | Station] = [self.entrance]
+        self._places: list[AdmissionQueue | StageQueue] = [self.entrance]
         self._dropping = False
         self.clock = time.perf_counter
         self._thread = threading.Thread(target=self._work, name="offramp-stream", daemon=True)
@@ -100,10 +100,10 @@ class Worker:
         self._refuse_own_thread("drain")
         return self.entrance.drained(lambda: self._ledger.settled, timeout)
 
-    def admit(self, request: Request, timeout: float | None) -> None:
+    def enqueue(self, request: Request, timeout: float | None) -> None:
         """Let a sample in; a callback, which runs in this thread, is never made to wait for itself."""
         own = threading.current_thread() is self._thread
-        self.entrance.admit(request, 0 if own else timeout)
+        self.entrance.enqueue(request, 0 if own else timeout)
 
     def stats(self) -> StreamStats:
         """Counts since the start."""
@@ -132,7 +132,7 @@ class Worker:
         if self._dropping:
             self._settle_all(self._ledger.drop)
         now = self.clock()
-        for request in self.entrance.overdue(now):
+        for request in self.entrance.expired(now):
             self._ledger.expire(request)
         if self._stops is not self._routes.stops:
             self._extend()
@@ -140,7 +140,7 @@ class Worker:
         if place is None:
             return self.entrance.wait()
         self._run(self._places[place])
-        self.entrance.forget(self.entrance.submitted - self._ledger.settled)
+        self.entrance.prune_deadlines(self.entrance.submitted - self._ledger.settled)
         return True
 
     def _waits(self) -> float:
@@ -151,19 +151,21 @@ class Worker:
         self._stops = self._routes.stops
         for position in self._stops:
             if position not in self._stations:
-                self._stations[position] = Station(position, self._routes.per_sample(position), self._limit)
+                self._stations[position] = StageQueue(
+                    position, self._routes.per_sample(position), self._limit
+                )
         self._places = [self.entrance, *(self._stations[position] for position in self._stops)]
 
-    def _settle_all(self, settle: Callable[[Request], None]) -> None:
+    def _settle_all(self, complete: Callable[[Request], None]) -> None:
         for request in self.entrance.take(self.entrance.count)[0]:
-            settle(request)
+            complete(request)
         for station in self._stations.values():
             for request in station.clear():
-                settle(request)
+                complete(request)
 
-    def _run(self, place: Entrance | Station) -> None:
+    def _run(self, place: AdmissionQueue | StageQueue) -> None:
         """Move the first samples of a place onward."""
-        taken, handed = place.take(self._limit)
+        taken, activations = place.take(self._limit)
         rows = self._present(taken)
         requests = taken if rows is None else [taken[i] for i in rows]
         if not requests:
@@ -176,11 +178,11 @@ class Worker:
                 self._run(station)
                 begun = self.clock()
             self._ledger.count(place.position, len(requests))
-            if isinstance(place, Entrance):
-                handed = self._enter(requests)
+            if isinstance(place, AdmissionQueue):
+                activations = self._enter(requests)
             elif rows is not None:
-                handed = keep(handed, as_index(rows, handed[0].device), place.per_sample[1:])
-            self._serve(requests, handed, place.position, stop, begun)
+                activations = keep(activations, as_index(rows, activations[0].device), place.per_sample[1:])
+            self._serve(requests, activations, place.position, stop, begun)
         except BaseException as error:
             for request in requests:
                 self._ledger.fail(request, error)
@@ -188,7 +190,7 @@ class Worker:
                 raise
         self._pace.add(self.clock() - begun)
 
-    def _present(self, requests: Sequence[Request]) -> Rows | None:
+    def _present(self, requests: Sequence[Request]) -> RowIndices | None:
         """Which of the samples are still wanted; None: all of them."""
         gone = [i for i, request in enumerate(requests) if request.future.gone]
         if not gone:
@@ -203,12 +205,14 @@ class Worker:
         values = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in each]
         for request in requests:
             request.values = []
-        handed = self._runner.enter(values)
-        return (*handed, self._net.mask(values)) if self._masked else handed
+        activations = self._runner.enter(values)
+        return (*activations, self._net.mask(values)) if self._masked else activations
 
-    def _serve(self, requests: list[Request], handed: Activations, at: int, stop: int, begun: float) -> None:
+    def _serve(
+        self, requests: list[Request], activations: Activations, at: int, stop: int, begun: float
+    ) -> None:
         """Run samples from the position they wait behind to their nearest stop."""
-        values, mask = (handed[:-1], handed[-1]) if self._masked else (handed, None)
+        values, mask = (activations[:-1], activations[-1]) if self._masked else (activations, None)
         start = max(at, 0)
         if stop > start:
             values = self._routes.span(start, stop)(*values)
@@ -230,7 +234,7 @@ class Worker:
 
     def _ask(
         self, requests: Sequence[Request], values: Activations, mask: Tensor | None, stop: int
-    ) -> tuple[list[Left], Rows | None]:
+    ) -> tuple[list[Left], RowIndices | None]:
         """Who leaves at a stop, and which samples stay (None: all)."""
         stays, left = np.ones(len(requests), bool), list[Left]()
         for exit_, rows, threshold in _groups(requests, stop):
@@ -242,8 +246,8 @@ class Worker:
                 )  # only exits at the input see more than the feature
                 part = tuple(value.index_select(0, index) for value in seen)
                 part_mask = None if mask is None else mask.index_select(0, index)
-            outputs = exit_.ask(part, part_mask)
-            confidence = exit_.sure(outputs, part_mask).cpu().numpy()
+            outputs = exit_.exit_fn(part, part_mask)
+            confidence = exit_.confidence_fn(outputs, part_mask).cpu().numpy()
             self._ledger.macs += len(confidence) * exit_.macs
             going = np.flatnonzero((confidence > threshold) & (confidence < math.inf))
             if len(going):
@@ -255,7 +259,12 @@ class Worker:
         return left, np.flatnonzero(stays) if left else None
 
     def _land(
-        self, requests: list[Request], handed: Activations, rows: Rows | None, stop: int, now: float
+        self,
+        requests: list[Request],
+        activations: Activations,
+        rows: RowIndices | None,
+        stop: int,
+        now: float,
     ) -> None:
         """Let samples wait behind a stop; ``rows`` None: all of them."""
         staying = requests if rows is None else [requests[i] for i in rows]
@@ -263,11 +272,11 @@ class Worker:
             request.since = now
             if request.stop == stop:
                 request.stop = request.route.onward[stop]
-        index = None if rows is None else as_index(rows, handed[0].device)
-        self._stations[stop].land(staying, handed, index)
+        index = None if rows is None else as_index(rows, activations[0].device)
+        self._stations[stop].push(staying, activations, index)
 
 
-def _groups(requests: Sequence[Request], stop: int) -> list[tuple[Exit, Rows | None, Thresholds]]:
+def _groups(requests: Sequence[Request], stop: int) -> list[tuple[RouteExit, RowIndices | None, Thresholds]]:
     """The exits asked at a stop: each with the samples it is asked for (None: all) and their thresholds."""
     first = requests[0].route
     if all(request.route is first for request in requests):
@@ -276,7 +285,7 @@ def _groups(requests: Sequence[Request], stop: int) -> list[tuple[Exit, Rows | N
     for i, request in enumerate(requests):
         if request.stop == stop:
             rows.setdefault(request.route.exits[stop].column, []).append(i)
-    found = list[tuple[Exit, Rows | None, Thresholds]]()
+    found = list[tuple[RouteExit, RowIndices | None, Thresholds]]()
     for index in rows.values():
         exits = [requests[i].route.exits[stop] for i in index]
         every = None if len(index) == len(requests) else np.array(index)

@@ -23,7 +23,7 @@ from offramp.data import Array, collect
 from offramp.errors import InputError
 from offramp.graph import eval_mode
 from offramp.heads import reduced
-from offramp.network import Exit, ExitNetwork, graph_digest, model_digest
+from offramp.network import ExitIndex, ExitNetwork, graph_digest, model_digest
 
 Key = tuple[int, str]
 """(position, reduction): heads with equal keys share cached features."""
@@ -53,7 +53,7 @@ class Cache:
     labels: Tensor | None
     mask: Tensor | None
     digest: str
-    given: Mapping[Exit, Tensor] = field(default_factory=dict)
+    given: Mapping[ExitIndex, Tensor] = field(default_factory=dict)
     views: int = 1
 
     def rows(self) -> int:
@@ -143,7 +143,9 @@ class _Work:
         net, arrays, mask = self.net, dict[str, Array](), self.net.mask(values)
         with torch.inference_mode(), eval_mode(net):
             for exit_ in self.given:
-                arrays[_given_name(exit_)] = self._finite(net.ask(*exit_, values, mask), "an input exit")
+                arrays[_given_name(exit_)] = self._finite(
+                    net.forward_exit(*exit_, values, mask), "an input exit"
+                )
             for p, feature in net.features(values):
                 if p == len(net.positions):
                     arrays["answers"] = self._finite(feature, "the model's output")
@@ -183,7 +185,7 @@ def _restored(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.view(dtype) if values.dtype == torch.int16 else values  # numpy has no bfloat16
 
 
-def _given_name(exit_: Exit) -> str:
+def _given_name(exit_: ExitIndex) -> str:
     return f"given {exit_[0]}|{exit_[1]}"
 
 
@@ -205,7 +207,7 @@ def in_parts(rows: int, compute: Callable[[slice], Tensor], size: int = 1024) ->
     return torch.cat([compute(slice(start, start + size)).cpu() for start in range(0, rows, size)])
 
 
-def fed(values: Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:
+def rows_to_device(values: Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:
     """Some cached features, as heads take them."""
     return values[rows].to(device, torch.float32)
 

@@ -21,7 +21,7 @@ from offramp._progress import progress_bar
 from offramp.core import auroc
 from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.network import Exit, ExitNetwork, Judge, check_finite, graph_digest, model_digest
+from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, check_finite, graph_digest, model_digest
 from offramp.storage import scratch
 from offramp.tasks import get_confidence, get_fitted, is_fitted, token_mean
 
@@ -50,20 +50,22 @@ class CalibrationReport:
     samples: int
 
 
-def unfitted(net: ExitNetwork) -> Judge:
+def unfitted(net: ExitNetwork) -> ConfidenceFn:
     """How sure a head is, (outputs, mask) -> (B,), as the network's confidence is before any fit."""
     name = net.confidence
     width = net.task.head_outputs(net.outputs)
-    sure: Callable[[Tensor], Tensor] = (
+    confidence_fn: Callable[[Tensor], Tensor] = (
         get_fitted(name)(width).to(net.partition.spec.device) if is_fitted(name) else get_confidence(name)
     )
     if not net.task.per_token:
-        return lambda outputs, mask=None: sure(outputs)
-    return lambda outputs, mask=None: token_mean(sure(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask)
+        return lambda outputs, mask=None: confidence_fn(outputs)
+    return lambda outputs, mask=None: token_mean(
+        confidence_fn(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask
+    )
 
 
-def fit_gauges(
-    net: ExitNetwork, outputs: Mapping[Exit, Tensor], truth: Truth, progress: bool | None = None
+def fit_calibrators(
+    net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth, progress: bool | None = None
 ) -> dict[str, nn.Module]:
     """Fitted gauges by their names in ``net.gauges``, on the CPU; the network is not changed.
 
@@ -76,9 +78,9 @@ def fit_gauges(
     made: dict[str, nn.Module] = {}
     with progress_bar("Fitting confidences", len(outputs), progress) as advance:
         for (p, c), values in outputs.items():
-            gauge = get_fitted(net.confidence)(net.task.head_outputs(net.outputs))
-            gauge.fit(*truth.rows(net, values.float().cpu()))
-            made[f"{p}|{c}"] = gauge
+            calibrator = get_fitted(net.confidence)(net.task.head_outputs(net.outputs))
+            calibrator.fit(*truth.rows(net, values.float().cpu()))
+            made[f"{p}|{c}"] = calibrator
             advance(len(made))
     return made
 
@@ -117,11 +119,11 @@ class Truth:
         return one.squeeze(1)[counts.flatten()], quality[counts.flatten()]
 
 
-def install(net: ExitNetwork, gauges: Mapping[str, nn.Module]) -> None:
+def install(net: ExitNetwork, calibrators: Mapping[str, nn.Module]) -> None:
     """Put fitted states into the network's gauges."""
-    states = [(net.gauges[name], gauge.state_dict()) for name, gauge in gauges.items()]
-    for gauge, state in states:
-        gauge.load_state_dict(state)
+    states = [(net.calibrators[name], calibrator.state_dict()) for name, calibrator in calibrators.items()]
+    for calibrator, state in states:
+        calibrator.load_state_dict(state)
 
 
 def calibrate(
@@ -157,14 +159,14 @@ def calibrate(
         )
     with scratch(work_dir) as base, torch.inference_mode(False), torch.no_grad():
         outputs, truth = _outputs(net, loader, quality, base, work_dir is not None, progress)
-        gauges = fit_gauges(net, outputs, truth, progress)
-        install(net, gauges)
+        calibrators = fit_calibrators(net, outputs, truth, progress)
+        install(net, calibrators)
         return _report(net, outputs, truth)
 
 
 def _outputs(
     net: ExitNetwork, loader: Iterable[Any], quality: str, base: Path, lasting: bool, progress: bool | None
-) -> tuple[dict[Exit, Tensor], Truth]:
+) -> tuple[dict[ExitIndex, Tensor], Truth]:
     exits = [(p, c) for p, c, _ in net.exits()]
 
     def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
@@ -197,14 +199,14 @@ def _outputs(
     return outputs | {(len(net.positions), 0): tensors["final"]}, truth
 
 
-def _report(net: ExitNetwork, outputs: Mapping[Exit, Tensor], truth: Truth) -> CalibrationReport:
+def _report(net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth) -> CalibrationReport:
     entries, last = [], len(net.positions)
     device = net.partition.spec.device
     for (p, c), values in outputs.items():
-        sure = net.confidence_of(p, c)(
+        confidence_fn = net.confidence_of(p, c)(
             values.to(device), None if truth.mask is None else truth.mask.to(device)
         )
-        figure = auroc(sure.cpu().numpy(), truth.quality(net, values).numpy())
+        figure = auroc(confidence_fn.cpu().numpy(), truth.quality(net, values).numpy())
         name, head = ("output", None) if p == last else (net.positions[p], net.head_names[c])
         entries.append(CalibratedExit(name, head, figure))
     return CalibrationReport(tuple(entries), len(truth.answers))

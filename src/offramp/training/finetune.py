@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from offramp._progress import progress_bar
 from offramp.data import checked_batches
 from offramp.errors import InputError
-from offramp.heads import ask
-from offramp.network import Exit, ExitNetwork
+from offramp.heads import apply_head
+from offramp.network import ExitIndex, ExitNetwork
 from offramp.training.cache import Cache
 from offramp.training.checkpoint import Checkpoint
 from offramp.training.config import TrainConfig
@@ -38,7 +38,7 @@ _HEADS_RATE = 0.1  # of config.learning_rate: the heads are trained already and 
 @contextmanager
 def finetuned(
     net: ExitNetwork,
-    heads: Mapping[Exit, nn.Module],
+    heads: Mapping[ExitIndex, nn.Module],
     loader: Iterable[Any],
     cache: Cache,
     config: TrainConfig,
@@ -97,7 +97,7 @@ class _Mixed:
     def __init__(
         self,
         net: ExitNetwork,
-        heads: Mapping[Exit, nn.Module],
+        heads: Mapping[ExitIndex, nn.Module],
         parameters: Sequence[nn.Parameter],
         before: Sequence[Tensor],
         cache: Cache,
@@ -200,7 +200,7 @@ class _Mixed:
                 spec = net.specs[p]
                 seen = mask if spec is not None and spec.mask else None
                 # a copy: the backbone may write to the feature before the gradient is taken
-                outputs = net.task.from_head(ask(head, feature.clone(), seen))
+                outputs = net.task.from_head(apply_head(head, feature.clone(), seen))
                 total = total + self._mixed(outputs, teacher, labels, mask) / len(self._heads)
         return total
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from offramp._progress import progress_bar
 from offramp.errors import InputError
-from offramp.network import Exit, ExitNetwork
+from offramp.network import ExitIndex, ExitNetwork
 from offramp.training import survivors
-from offramp.training.cache import Cache, Ints, Scale, fed, in_parts, predicted, reduction
+from offramp.training.cache import Cache, Ints, Scale, in_parts, predicted, reduction, rows_to_device
 from offramp.training.calibrate import unfitted
 from offramp.training.checkpoint import Checkpoint
 from offramp.training.config import TrainConfig
@@ -30,7 +30,7 @@ from offramp.training.config import TrainConfig
 _SETTLED = 0.25  # of the epochs; before, heads' confidences say little about who will leave
 
 
-class HeadTraining:
+class HeadTrainer:
     """All heads, what each is fed, and one optimiser.
 
     Args:
@@ -48,7 +48,7 @@ class HeadTraining:
         cache: Cache,
         config: TrainConfig,
         rows: Ints,
-        reach: Mapping[Exit, Tensor] | None = None,
+        reach: Mapping[ExitIndex, Tensor] | None = None,
     ) -> None:
         self._net, self._cache, self._config, self._rows = net, cache, config, rows
         self._device = net.partition.spec.device
@@ -65,7 +65,7 @@ class HeadTraining:
             fused=self._device.type in ("cpu", "cuda"),  # one call instead of one per tensor
         )
 
-    def run(self, base: Path | None, progress: bool | None) -> dict[Exit, nn.Module]:
+    def run(self, base: Path | None, progress: bool | None) -> dict[ExitIndex, nn.Module]:
         """Train to the end, from where the checkpoint in ``base`` stopped."""
         config, rows = self._config, len(self._rows)
         key = self._key()
@@ -104,7 +104,7 @@ class HeadTraining:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _weighed(self, reach: Mapping[Exit, Tensor]) -> Tensor:
+    def _weighed(self, reach: Mapping[ExitIndex, Tensor]) -> Tensor:
         """(H, N) weights of mean 1 over the rows to train on, 0 elsewhere."""
         rows = torch.from_numpy(self._rows)
         inside = survivors.weights(
@@ -115,19 +115,19 @@ class HeadTraining:
         return found
 
     @torch.no_grad()
-    def _confidences(self) -> dict[Exit, Tensor]:
+    def _confidences(self) -> dict[ExitIndex, Tensor]:
         """(N,) of every head as it is now."""
-        sure, cache, found = unfitted(self._net), self._cache, {}
+        confidence_fn, cache, found = unfitted(self._net), self._cache, {}
         for exit_, head in self._heads.items():
             head.eval()
 
-            def ask(part: slice, exit_: Exit = exit_, head: nn.Module = head) -> Tensor:
-                z = fed(cache.features[self._keys[exit_]], part, self._device)
+            def apply_head(part: slice, exit_: ExitIndex = exit_, head: nn.Module = head) -> Tensor:
+                z = rows_to_device(cache.features[self._keys[exit_]], part, self._device)
                 z = self._scales[self._keys[exit_]](z) if hasattr(head, "absorb_") else z
                 mask = None if cache.mask is None else cache.mask[part].to(self._device)
-                return sure(self._net.task.from_head(predicted(head, z)), mask)
+                return confidence_fn(self._net.task.from_head(predicted(head, z)), mask)
 
-            found[exit_] = in_parts(cache.rows(), ask)
+            found[exit_] = in_parts(cache.rows(), apply_head)
         return found
 
     def _step(self, rows: Tensor, rate: float) -> None:
@@ -139,7 +139,7 @@ class HeadTraining:
 
     def _loss(self, rows: Tensor) -> Tensor:
         """Sum over heads of the mean loss over the samples ``rows`` (B,)."""
-        batch = {key: fed(f, rows, self._device) for key, f in self._cache.features.items()}
+        batch = {key: rows_to_device(f, rows, self._device) for key, f in self._cache.features.items()}
         scaled = {key: scale(batch[key]) for key, scale in self._scales.items()}
         # all heads' outputs as one tensor (H*B, ...): one call of each loss instead of H
         outputs = torch.cat(
@@ -186,7 +186,7 @@ def mixed_losses(
     return loss
 
 
-def check_finite(net: ExitNetwork, heads: Mapping[Exit, nn.Module], rate: float) -> None:
+def check_finite(net: ExitNetwork, heads: Mapping[ExitIndex, nn.Module], rate: float) -> None:
     """Refuse heads with a weight that is not finite.
 
     Raises:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from offramp.core import ExitConfig, ResolvedConfig, resolve
-from offramp.network import Exit, ExitNetwork
+from offramp.network import ExitIndex, ExitNetwork
 
 
-def weights(reach: Mapping[Exit, Tensor], share: float) -> dict[Exit, Tensor]:
+def weights(reach: Mapping[ExitIndex, Tensor], share: float) -> dict[ExitIndex, Tensor]:
     """Weights of mean 1 for each exit.
 
     Args:
@@ -39,7 +39,7 @@ def weights(reach: Mapping[Exit, Tensor], share: float) -> dict[Exit, Tensor]:
     return found
 
 
-def by_rank(confidence: Mapping[Exit, Tensor]) -> dict[Exit, Tensor]:
+def by_rank(confidence: Mapping[ExitIndex, Tensor]) -> dict[ExitIndex, Tensor]:
     """How likely samples are to pass all exits before, by the mean rank of their confidences there.
 
     Args:
@@ -52,7 +52,7 @@ def by_rank(confidence: Mapping[Exit, Tensor]) -> dict[Exit, Tensor]:
     >>> by_rank({(1, 0): torch.tensor([0.9, 0.5]), (2, 0): torch.tensor([0.0, 0.0])})[2, 0].tolist()
     [0.25, 0.75]
     """
-    found: dict[Exit, Tensor] = {}
+    found: dict[ExitIndex, Tensor] = {}
     total, count, position = torch.zeros(()), 0, -1
     ranks: list[Tensor] = []  # of the position under way, not before it
     for exit_ in sorted(confidence):
@@ -77,8 +77,8 @@ def _surer(values: Tensor) -> Tensor:
 def by_frontier(
     net: ExitNetwork,
     configs: Sequence[ExitConfig],
-    confidence: Mapping[Exit, Tensor],
-) -> dict[Exit, Tensor]:
+    confidence: Mapping[ExitIndex, Tensor],
+) -> dict[ExitIndex, Tensor]:
     """Share of the configurations under which a sample reaches an exit.
 
     Args:
@@ -103,11 +103,13 @@ def by_frontier(
     return found
 
 
-def _stays(plan: ResolvedConfig, position: int, confidence: Mapping[Exit, Tensor], samples: int) -> Tensor:
+def _stays(
+    plan: ResolvedConfig, position: int, confidence: Mapping[ExitIndex, Tensor], samples: int
+) -> Tensor:
     """(N,) 1.0 for samples that no exit before ``position`` lets go."""
     stays = torch.ones(samples, dtype=torch.bool)
     for at, head, threshold in plan:
         if at < position:
-            sure = confidence[at, head]
-            stays &= ~((sure > float(threshold)) & sure.isfinite())
+            confidence_fn = confidence[at, head]
+            stays &= ~((confidence_fn > float(threshold)) & confidence_fn.isfinite())
     return stays.float()

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from offramp.core import ExitConfig
 from offramp.errors import InputError
-from offramp.network import Exit, ExitNetwork, Judge, mac_table
+from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, mac_table
 from offramp.storage import scratch
 from offramp.tasks import is_fitted
 from offramp.training import survivors
-from offramp.training.cache import Cache, Ints, fed, in_parts, predicted, reduction, run_backbone
-from offramp.training.calibrate import Truth, fit_gauges, install
+from offramp.training.cache import Cache, Ints, in_parts, predicted, reduction, rows_to_device, run_backbone
+from offramp.training.calibrate import Truth, fit_calibrators, install
 from offramp.training.config import TrainConfig  # imported from here, beside the verb
 from offramp.training.finetune import finetuned
-from offramp.training.head_trainer import HeadTraining
+from offramp.training.head_trainer import HeadTrainer
 
 
 @dataclass(frozen=True)
@@ -174,28 +174,34 @@ class _Run:
     def folder(self) -> Path | None:
         return self.base if self.lasting else None
 
-    def heads(self, cache: Cache, reach: Mapping[Exit, Tensor] | None = None) -> dict[Exit, nn.Module]:
+    def heads(
+        self, cache: Cache, reach: Mapping[ExitIndex, Tensor] | None = None
+    ) -> dict[ExitIndex, nn.Module]:
         """Trained heads; the network's own are left alone."""
         rows = np.flatnonzero(~self.held_out(cache))
-        return HeadTraining(self.net, cache, self.config, rows, reach).run(self.folder, self.progress)
+        return HeadTrainer(self.net, cache, self.config, rows, reach).run(self.folder, self.progress)
 
     def held_out(self, cache: Cache) -> npt.NDArray[np.bool_]:
         wanted = self.fitted or self.config.backbone == "finetune"
         return cache.held_out(self.config.calibration if wanted else 0.0, self.config.seed)
 
-    def train(self, cache: Cache, reach: Mapping[Exit, Tensor] | None, change: Any = None) -> TrainReport:
+    def train(
+        self, cache: Cache, reach: Mapping[ExitIndex, Tensor] | None, change: Any = None
+    ) -> TrainReport:
         """Heads and confidences, into the network."""
         heads, held = self.heads(cache, reach), self.held_out(cache)
-        gauges = self.gauges(cache, heads, np.flatnonzero(held))
+        calibrators = self.calibrators(cache, heads, np.flatnonzero(held))
         report = _report(self.net, heads, cache, int(held.sum()), change)
         states = [(self.net.head(p, self.net.head_names[c]), h.state_dict()) for (p, c), h in heads.items()]
         for head, state in states:
             head.load_state_dict(state)
-        install(self.net, gauges)
+        install(self.net, calibrators)
         return report
 
     @torch.no_grad()
-    def gauges(self, cache: Cache, heads: Mapping[Exit, nn.Module], rows: Ints) -> dict[str, nn.Module]:
+    def calibrators(
+        self, cache: Cache, heads: Mapping[ExitIndex, nn.Module], rows: Ints
+    ) -> dict[str, nn.Module]:
         """Confidences fitted on the rows held out, by name; none where there is nothing to fit (on)."""
         if not (self.fitted and len(rows)):
             return {}
@@ -204,20 +210,27 @@ class _Run:
         outputs = {exit_: _outputs(self.net, exit_, head, cache, pick) for exit_, head in heads.items()}
         outputs |= {exit_: values[pick] for exit_, values in cache.given.items()}
         outputs[len(self.net.positions), 0] = truth.answers
-        return fit_gauges(self.net, outputs, truth, self.progress)
+        return fit_calibrators(self.net, outputs, truth, self.progress)
 
     @torch.no_grad()
-    def reach(self, cache: Cache, frontier: Sequence[ExitConfig]) -> dict[Exit, Tensor]:
+    def reach(self, cache: Cache, frontier: Sequence[ExitConfig]) -> dict[ExitIndex, Tensor]:
         """How likely each row gets to each exit, with the heads that the network has now."""
         net, every, device = self.net, torch.arange(cache.rows()), self.net.partition.spec.device
         confidence = {}
         for p, c, head in net.exits():
-            sure = net.confidence_of(p, c)
+            confidence_fn = net.confidence_of(p, c)
 
-            def some(part: slice, exit_: Exit = (p, c), head: nn.Module = head, sure: Judge = sure) -> Tensor:
+            def some(
+                part: slice,
+                exit_: ExitIndex = (p, c),
+                head: nn.Module = head,
+                confidence_fn: ConfidenceFn = confidence_fn,
+            ) -> Tensor:
                 given = cache.given.get(exit_)
                 outputs = _outputs(net, exit_, head, cache, every[part]) if given is None else given[part]
-                return sure(outputs.to(device), None if cache.mask is None else cache.mask[part].to(device))
+                return confidence_fn(
+                    outputs.to(device), None if cache.mask is None else cache.mask[part].to(device)
+                )
 
             confidence[p, c] = in_parts(cache.rows(), some)
         return survivors.by_frontier(net, frontier, confidence)
@@ -241,14 +254,16 @@ class _Run:
         return report
 
 
-def _outputs(net: ExitNetwork, exit_: Exit, head: nn.Module, cache: Cache, rows: Tensor) -> Tensor:
+def _outputs(net: ExitNetwork, exit_: ExitIndex, head: nn.Module, cache: Cache, rows: Tensor) -> Tensor:
     """A trained head's outputs (n, ...) on cached rows, in float32 on the CPU."""
     features, device = cache.features[exit_[0], reduction(head, exit_[1])], net.partition.spec.device
     dtype = next((p.dtype for p in head.parameters()), torch.float32)
     head.eval()
 
     def some(part: slice) -> Tensor:
-        return net.task.from_head(predicted(head, fed(features, rows[part], device).to(dtype))).float()
+        return net.task.from_head(
+            predicted(head, rows_to_device(features, rows[part], device).to(dtype))
+        ).float()
 
     return in_parts(len(rows), some)
 
@@ -260,7 +275,11 @@ def _truth(cache: Cache, rows: Tensor) -> Truth:
 
 @torch.no_grad()
 def _report(
-    net: ExitNetwork, heads: Mapping[Exit, nn.Module], cache: Cache, held: int, change: BackboneChange | None
+    net: ExitNetwork,
+    heads: Mapping[ExitIndex, nn.Module],
+    cache: Cache,
+    held: int,
+    change: BackboneChange | None,
 ) -> TrainReport:
     costs, entries, every = mac_table(net), [], torch.arange(cache.rows())
     for (p, c), head in heads.items():
@@ -275,7 +294,7 @@ def _report(
 
 
 def _mean_quality(
-    net: ExitNetwork, cache: Cache, rows: Tensor, head: tuple[Exit, nn.Module] | None = None
+    net: ExitNetwork, cache: Cache, rows: Tensor, head: tuple[ExitIndex, nn.Module] | None = None
 ) -> float:
     """Of a head, or of the full model, on some rows."""
 
