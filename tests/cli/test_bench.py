@@ -90,7 +90,7 @@ def test_wrong_options_are_refused(invoke, options, message):
 
 
 def test_memory_that_cannot_be_kept_is_said(invoke, monkeypatch):
-    monkeypatch.setattr("offramp.runtime.memory.keep_memory", lambda: False)
+    monkeypatch.setattr("offramp.runtime.keep_memory", lambda: False)
     code, _, err = invoke("--keep-memory")
     assert code == 1
     assert "leave it out" in err

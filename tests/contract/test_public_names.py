@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 
 import pytest
 
 import offramp
 
 VERBS = ("certify", "evaluate", "partition", "search")
-MODULES = sorted(p.stem for p in Path(offramp.__file__).parent.glob("*.py") if not p.stem.startswith("__"))
+ROOT = Path(offramp.__file__).parent
 
 
 def test_names_are_sorted_and_distinct() -> None:
@@ -18,42 +20,42 @@ def test_names_are_sorted_and_distinct() -> None:
 
 
 @pytest.mark.parametrize("name", offramp.__all__)
-def test_every_name_resolves_to_what_its_module_defines(name: str) -> None:
-    found = getattr(offramp, name)
-    assert found is getattr(importlib.import_module(f"offramp.{offramp._HOME[name]}"), name)
-    assert inspect.getdoc(found)
-
-
-def test_names_have_a_home_and_nothing_else_has() -> None:
-    assert sorted(offramp._HOME) == offramp.__all__
-    assert set(offramp._HOME.values()) <= set(MODULES)
+def test_every_name_is_what_its_package_lists(name: str) -> None:
+    package = importlib.import_module(f"offramp.{offramp._PACKAGE_OF[name]}")
+    assert getattr(offramp, name) is getattr(package, name)
+    assert name in package.__all__ if hasattr(package, "__path__") else True
+    assert inspect.getdoc(getattr(offramp, name))
 
 
 def test_the_names_that_type_checkers_see_are_the_same() -> None:
-    import ast
-
-    tree = ast.parse(Path(offramp.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {
-        alias.name: str(node.module).removeprefix("offramp.")
-        for node in imports
-        if str(node.module).startswith("offramp.")
+        str(alias.asname): str(node.module).removeprefix("offramp.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == offramp._HOME
+    assert seen == offramp._PACKAGE_OF
+
+
+def test_the_package_is_an_ordinary_module() -> None:
+    assert type(sys.modules["offramp"]) is ModuleType
 
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_stays_a_function_after_its_module_is_imported(name: str) -> None:
-    module = importlib.import_module(f"offramp.{name}")
-    assert inspect.ismodule(module)
+    importlib.import_module(f"offramp.{offramp._PACKAGE_OF[name]}.{name}")
     assert isinstance(getattr(offramp, name), FunctionType)
-    assert getattr(offramp, name) is getattr(module, name)
+
+
+def test_no_package_is_called_like_a_public_name() -> None:
+    assert not {path.stem for path in ROOT.iterdir()} & set(offramp.__all__)
 
 
 def test_an_unknown_name() -> None:
     with pytest.raises(AttributeError, match="module 'offramp' has no attribute 'serach'"):
-        _ = offramp.serach  # type: ignore[attr-defined]
+        _ = offramp.serach
 
 
 def test_dir_lists_the_public_names() -> None:
@@ -62,5 +64,5 @@ def test_dir_lists_the_public_names() -> None:
 
 
 def test_version_is_the_packages() -> None:
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'version = "{offramp.__version__}"' in text

@@ -9,12 +9,19 @@ import offramp
 
 ROOT = Path(offramp.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
 names = [str(path.relative_to(ROOT)) for path in MODULES]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=names)
-def test_a_module_stays_under_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 400
+def test_the_top_level_is_small() -> None:
+    found = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    assert sum(path.is_dir() for path in found) <= 20
+    assert sum(path.is_file() for path in found) <= 8
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=[path.name for path in PACKAGES])
+def test_a_package_has_3_to_14_modules(package: Path) -> None:
+    assert 3 <= len([path for path in package.glob("*.py") if path.stem != "__init__"]) <= 14
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names)

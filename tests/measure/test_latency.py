@@ -124,7 +124,7 @@ class Meter:
 
 
 def test_joules_are_read_off_a_meter_over_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.measure.energy.find_meter", lambda device: Meter())
+    monkeypatch.setattr("offramp.measure.latency.find_meter", lambda device: Meter())
     net = small.network(heads=("linear",))
     costs = measure_cost(net, unit="joules", rounds=1)
     assert costs.unit == "joules"

@@ -42,7 +42,7 @@ def bench(
     from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
     from offramp.measure import measure_cost
     from offramp.pipeline import find_frontier
-    from offramp.runtime import Execution, memory
+    from offramp.runtime import Execution, keep_memory as keep_freed_memory
     from offramp.sources import load_input_exits, load_source_model
 
     if unit not in UNITS:
@@ -51,7 +51,7 @@ def bench(
     if out is not None:
         check_writable(out)
         check_replaceable(out)
-    if keep_memory and not memory.keep_memory():
+    if keep_memory and not keep_freed_memory():
         raise InputError("--keep-memory: this system's C library has no such setting; leave it out")
     manifest = read_manifest(artifact)
     names = [name for name in ("search", "report") if f"records-{name}.safetensors" in manifest["files"]]

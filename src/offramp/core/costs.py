@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import numpy.typing as npt
 from offramp.core.batch_costs import BatchCosts
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
-
-if TYPE_CHECKING:
-    pass
 
 COSTS_FORMAT = "offramp.costs"
 VERSION = 1

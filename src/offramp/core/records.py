@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
-
-if TYPE_CHECKING:
-    pass
 
 RECORDS_FORMAT = "offramp.records"
 VERSION = 1

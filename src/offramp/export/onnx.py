@@ -29,6 +29,7 @@ from offramp.export.manifest import (
     long_spans,
     write_export,
 )
+from offramp.export.onnx_graphs import WEIGHTS, Weights, fuse, graphs
 from offramp.export.ort import load_graph, runtime, session_options
 from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
 from offramp.export.verify import Check
@@ -93,8 +94,6 @@ class _Writer:
     """Writes graphs into a folder and asks ONNX Runtime about each."""
 
     def __init__(self, folder: Path) -> None:
-        from offramp.export.onnx_graphs import WEIGHTS, Weights
-
         self.folder, self.check = folder, Check(f"onnxruntime {runtime().__version__}")
         self._weights, self._options = Weights(folder / WEIGHTS), session_options(1)
         self._written: list[tuple[Piece, ModelProto]] = []
@@ -115,8 +114,6 @@ class _Writer:
 
     def fuse(self, start: int, stop: int) -> SpanGraph:
         """The spans between two positions as one."""
-        from offramp.export.onnx_graphs import fuse
-
         parts, ends = [], list[Piece]()
         for piece, model in self._written:
             graph = piece.graph
@@ -225,8 +222,6 @@ def contained_warnings() -> Iterator[None]:
 
 def _strip(graph: GraphProto) -> None:
     """Take out names of files and lines of the model's source, which the exporter notes everywhere."""
-    from offramp.export.onnx_graphs import graphs
-
     for each in graphs(graph):
         for part in (each, *each.input, *each.output, *each.value_info, *each.initializer, *each.node):
             part.doc_string = ""

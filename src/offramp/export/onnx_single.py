@@ -209,8 +209,6 @@ def to_onnx_single(
         StorageError: the folder cannot be written, or holds something else.
     """
     require_onnx()
-    from offramp.export.onnx_single import MOST, compose
-
     check_exportable(net)
     check_replaceable(Path(path))
     check, signature = Check(f"onnxruntime {runtime().__version__}"), signature_of(net, classes)

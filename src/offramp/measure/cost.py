@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from offramp.errors import InputError
-
-if TYPE_CHECKING:
-    from offramp.network import ExitNetwork
-    from offramp.runtime import Execution
 from offramp.core import CostTable
+from offramp.errors import InputError
+from offramp.measure.latency import measure
+from offramp.network import ExitNetwork, count_macs_of
+from offramp.runtime import Execution
 
 
 def measure_cost(
@@ -47,14 +46,10 @@ def measure_cost(
             whose operations cannot be counted, or no energy counter that can be read.
     """
     if unit in ("seconds", "joules"):
-        from offramp.measure.latency import measure
-
         return measure(net, unit, batch_size, threads, inputs, execution, rounds, progress)
     if unit != "macs":
         raise InputError(
             f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
             "other units"
         )
-    from offramp.network import count_macs_of
-
     return count_macs_of(net)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +27,9 @@ from offramp._progress import progress_bar
 from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.graph import eval_mode, evaluating
+from offramp.measure.energy import find_meter
+from offramp.network import ExitNetwork
 from offramp.runtime import Activations, Execution, SpanFn, SpanProvider, leaving
-
-if TYPE_CHECKING:
-    from offramp.network import ExitNetwork
 
 _LEAST_SECONDS = 1.5  # of measuring, at each batch size
 _ROUNDS = (7, 200)  # passes: at least, at most
@@ -102,8 +100,6 @@ def _clock(unit: str, device: torch.device) -> tuple[Callable[[], float], float]
     """What to read, and for how many seconds to repeat a call between two readings; 0: call it once."""
     if unit == "seconds":
         return time.perf_counter, 0.0
-    from offramp.measure.energy import find_meter
-
     meter = find_meter(device)
     return meter.read, _TICKS * meter.interval
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from offramp.data import Array, collect
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, check_finite, graph_digest, model_digest
 from offramp.storage import scratch
-
-if TYPE_CHECKING:
-    from offramp.network import ExitNetwork
 
 QualityFn = Callable[[Tensor], Tensor]
 
@@ -147,8 +144,6 @@ def record_outputs(
             ``quality="labels"``, has labels out of range, or the model or an exit gives NaN.
         StorageError: the folder cannot be written or is full.
     """
-    from offramp.measure.record import collect_records
-
     if quality not in ("labels", "agreement"):
         raise InputError(f"quality: expected 'labels' or 'agreement', got {quality!r}")
     return collect_records(net, loader, quality == "labels", keep_logits, work_dir, progress)

@@ -31,6 +31,9 @@ ConfidenceFn = Callable[..., Tensor]
 """(outputs, mask=None) -> confidence (B,) float32."""
 
 
+_STORED_CALIBRATORS = "gauges"  # what stored networks call them
+
+
 @dataclass(frozen=True)
 class Answer:
     """Where the answer is in what the model returns.
@@ -89,8 +92,6 @@ class ExitNetwork(nn.Module):
         head_names: C names.
         heads: P module dicts, head name -> head.
         specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
-        gauges: fitted confidences by "position|head index", and "P|0" for the model's own output; empty
-            unless the confidence is of a fitted kind.
         task: what an answer is.
         confidence: name of the confidence.
         outputs: K.
@@ -140,7 +141,7 @@ class ExitNetwork(nn.Module):
             self._at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
         for c, module in given.items():
             self._at(0)[self.head_names[c]] = InputExit(module, parts.spec, answer.key, task.per_token)
-        self.calibrators = nn.ModuleDict(self._fresh_calibrators())
+        self.add_module(_STORED_CALIBRATORS, nn.ModuleDict(self._fresh_calibrators()))
 
     def _at(self, position: int) -> nn.ModuleDict:
         here = self.heads[position]
@@ -156,6 +157,16 @@ class ExitNetwork(nn.Module):
         fit = get_fitted(self.confidence)
         exits = [*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)]
         return {f"{p}|{c}": fit(self._wide).to(self.partition.spec.device) for p, c in exits}
+
+    @property
+    def calibrators(self) -> nn.ModuleDict:
+        """Fitted confidences by "position|head index", and "P|0" for the model's own output.
+
+        Empty unless the confidence is of a fitted kind.
+        """
+        found = self.get_submodule(_STORED_CALIBRATORS)
+        assert isinstance(found, nn.ModuleDict)
+        return found
 
     @property
     def backbone(self) -> nn.Module:

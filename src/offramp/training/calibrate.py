@@ -1,8 +1,8 @@
-"""Fitting a network's confidences (``offramp.gauges``) on samples that its heads were not trained on.
+"""Fitting a network's confidences  on samples that its heads were not trained on.
 
 unfitted     the network's confidence before anything is fitted
-fit_gauges   outputs and what is right -> the states of all gauges
-calibrate    the verb: network + loader -> the network's gauges fitted
+fit_calibrators outputs and what is right -> the states of all calibrators
+calibrate    the verb: network + loader -> the network's calibrators fitted
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def unfitted(net: ExitNetwork) -> ConfidenceFn:
 def fit_calibrators(
     net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth, progress: bool | None = None
 ) -> dict[str, nn.Module]:
-    """Fitted gauges by their names in ``net.gauges``, on the CPU; the network is not changed.
+    """Calibrators by their names in ``net.calibrators``, on the CPU; the network is not changed.
 
     Args:
         net: of a fitted confidence.
@@ -120,7 +120,7 @@ class Truth:
 
 
 def install(net: ExitNetwork, calibrators: Mapping[str, nn.Module]) -> None:
-    """Put fitted states into the network's gauges."""
+    """Put fitted states into the network's calibrators."""
     states = [(net.calibrators[name], calibrator.state_dict()) for name, calibrator in calibrators.items()]
     for calibrator, state in states:
         calibrator.load_state_dict(state)
