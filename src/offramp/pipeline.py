@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from offramp._progress import progress_bar
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.data import checked_batches
 from offramp.errors import InputError, StorageError
@@ -127,29 +126,8 @@ def build(
                 net, loader, quality=config.quality, work_dir=work, progress=progress
             )
     costs = measure_cost(net)
-    frontier = find_frontier(records["search"], costs, max_exits=config.max_exits, progress=progress)
+    frontier = search(records["search"], costs, max_exits=config.max_exits, progress=progress)
     return Built(net, frontier, costs, records, training)
-
-
-def find_frontier(
-    records: ExitRecords,
-    costs: CostTable,
-    *,
-    method: str = "exact",
-    regularise: str | float | None = "auto",
-    max_exits: int | None = None,
-    progress: bool | None = None,
-) -> Frontier:
-    """``search`` with a progress bar."""
-    with progress_bar("Searching configurations", None, progress) as advance:
-        return search(
-            records,
-            costs,
-            method=method,
-            regularise=regularise,
-            max_exits=max_exits,
-            progress=lambda done, _total: advance(done),
-        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from offramp.baselines import by_tradeoff
 from offramp.baselines.derived_records import entropy_records, patience_records
 from offramp.baselines.published import GRID, brent_iterative, brent_single_pass, greedy_grid
 from offramp.baselines.rules import entropy_thresholds, patience, same_threshold, single_exit
@@ -18,6 +19,7 @@ from offramp.core.records import ExitRecords
 from offramp.errors import InputError, MissingExtraError
 from offramp.solver.search import search
 from offramp.tasks.confidence import get_confidence
+from progress import steps_shown
 
 LAMBDAS = (0.0, 0.5, 0.8, 0.95, 1.0)
 
@@ -352,11 +354,11 @@ def test_a_full_model_that_is_always_wrong(baseline):
     assert objective(records, costs, found, 0.5) < 0.5
 
 
-def test_progress():
+def test_progress(monkeypatch):
     records, costs = case(0)
     for baseline in (brent_single_pass, brent_iterative):
-        seen = []
-        baseline(records, costs, [0.9, 0.5, 0.9], progress=lambda *step, seen=seen: seen.append(step))
+        seen = steps_shown(monkeypatch, by_tradeoff)
+        baseline(records, costs, [0.9, 0.5, 0.9])
         assert seen == [(1, 2), (2, 2)]
 
 

@@ -15,6 +15,7 @@ from offramp.core.frontier import Frontier
 from offramp.errors import InputError
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
 from offramp.solver.solve import METHODS
+from progress import steps_shown
 
 MODULE = sys.modules["offramp.solver.search"]  # the package has a function of this name
 EXTREMES = (np.float32(3.4e38), np.float32(-3.4e38), np.float32(1e-45))
@@ -95,10 +96,10 @@ def test_auto_answers_however_few_samples_there_are(n):
 
 @pytest.mark.parametrize("samples", [10, 100, 3000])
 @pytest.mark.parametrize("arguments", [{}, {"regularise": None}, {"method": "iterative"}])
-def test_progress_counts_every_step(samples, arguments):
+def test_progress_counts_every_step(monkeypatch, samples, arguments):
     records, costs = synthetic(n=samples, p=3)
-    seen = []
-    search(records, costs, tradeoffs=[0.9], progress=lambda *step: seen.append(step), **arguments)
+    seen = steps_shown(monkeypatch, MODULE)
+    search(records, costs, tradeoffs=[0.9], **arguments)
     total = seen[-1][1]
     assert seen == [(done, total) for done in range(1, total + 1)]
 

@@ -221,13 +221,13 @@ def search(
 ) -> None:
     """Search the configurations of an artifact again; the model is not needed."""
     from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest, replace_frontier
-    from offramp.pipeline import find_frontier
+    from offramp.solver import search as find_frontier
 
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
     price = price_of(regularise)
     if max_exits is None:
-        max_exits = load_frontier(artifact, manifest).meta.get("max_exits")
+        max_exits = load_frontier(artifact, manifest).max_exits
     frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
     replace_frontier(artifact, frontier)
     show_artifact(artifact, frontier, json_)

@@ -41,8 +41,8 @@ def bench(
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
     from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
     from offramp.measure import measure_cost
-    from offramp.pipeline import find_frontier
     from offramp.runtime import Execution, keep_memory as keep_freed_memory
+    from offramp.solver import search as find_frontier
     from offramp.sources import load_input_exits, load_source_model
 
     if unit not in UNITS:
@@ -60,7 +60,7 @@ def bench(
     exits = load_input_exits(input_exit or (), source, None)
     net, before, _ = load(artifact, source.model, input_exits=modules(exits))
     costs = measure_cost(net, unit=unit, batch_size=batch_size, threads=threads, execution=how)  # type: ignore[arg-type]
-    frontier = find_frontier(records["search"], costs, max_exits=before.meta.get("max_exits"))
+    frontier = find_frontier(records["search"], costs, max_exits=before.max_exits)
     if out is not None:
         save(out, net, frontier, costs, records=records)
     split = names[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core.batch_costs import BatchCosts
+from offramp.core.mirrored import mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
@@ -28,6 +30,9 @@ class CostTable:
         meta: plain JSON values (device, batch size, how it was measured).
         by_batch: where batches shrink on the way and cost does not shrink with them, the cost of a call by
             batch size. ``evaluate`` goes by it; ``search`` by the costs per sample at the full batch.
+        eager: where costs were measured, the cost per sample of the unmodified model called as it is:
+            ``evaluate(...).cost / costs.eager`` predicts the share of its time. Files keep it in
+            ``meta["plain"]``, and it is read from there.
 
     Raises:
         InputError: shapes disagree, a value is negative or not finite, or ``backbone`` falls.
@@ -38,6 +43,7 @@ class CostTable:
     unit: str
     meta: Mapping[str, Any] | None = None
     by_batch: BatchCosts | None = None
+    eager: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
@@ -57,6 +63,9 @@ class CostTable:
                 raise InputError(f"CostTable.{name}: expected finite values of at least 0, got {values}")
         if self.backbone[0] != 0 or (np.diff(self.backbone) < 0).any() or self.backbone[-1] <= 0:
             raise InputError(f"CostTable.backbone: expected 0 first, then rising costs, got {self.backbone}")
+        eager, meta = mirrored(self.eager, self.meta, "plain", _is_cost)
+        object.__setattr__(self, "eager", eager)
+        object.__setattr__(self, "meta", meta)
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -86,7 +95,7 @@ class CostTable:
             "backbone": self.backbone.tolist(),
             "heads": self.heads.tolist(),
             "unit": self.unit,
-            "meta": self.meta and dict(self.meta),
+            "meta": None if self.meta is None else dict(self.meta),
         }
         if self.by_batch is not None:
             document["by_batch"] = self.by_batch.to_plain()
@@ -109,3 +118,8 @@ class CostTable:
             return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta, table)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
+
+
+def _is_cost(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 from offramp.core.certificate import Expected, plain_number
 from offramp.core.config import VERSION, ExitConfig, config_from_dict, config_to_dict
+from offramp.core.mirrored import mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
@@ -31,6 +32,8 @@ class Frontier(Sequence[ExitConfig]):
         meta: what made it (method, regularisation, number of samples); plain JSON values.
         between: not part of the sequence: configurations with the quality of a cheaper one, as far as the
             samples can tell, on the way to the next better one. ``at(max_cost=...)`` spends budgets on them.
+        max_exits: how many enabled exits the search allowed; None: any number. Files keep it in
+            ``meta["max_exits"]``, and it is read from there.
 
     Raises:
         InputError: no configuration, one without figures, not in strictly rising cost and quality, or a
@@ -43,10 +46,12 @@ class Frontier(Sequence[ExitConfig]):
         by_tradeoff: Mapping[float, ExitConfig] | None = None,
         meta: Mapping[str, Any] | None = None,
         between: Iterable[ExitConfig] = (),
+        max_exits: int | None = None,
     ) -> None:
         self._configs = tuple(configs)
         self.between = tuple(between)
         self.by_tradeoff: Mapping[float, ExitConfig] = MappingProxyType(dict(by_tradeoff or {}))
+        self.max_exits, meta = mirrored(max_exits, dict(meta or {}), "max_exits", _is_count)
         self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
         if not self._configs:
             raise InputError("Frontier: expected at least one configuration, got none")
@@ -246,6 +251,10 @@ class Frontier(Sequence[ExitConfig]):
             raise ArtifactError(
                 f"frontier: damaged, {type(error).__name__}: {error}; write it again"
             ) from error
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _figures(config: ExitConfig) -> Expected:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.core.mirrored import mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
 
@@ -32,7 +33,9 @@ class ExitRecords:
         heads: C names.
         final_confidence: (N,) float32, of the backbone's own output.
         logits: (P, C, N, K) outputs of the exits, if kept; (P, C, N, L, K) for an answer per token.
-        meta: plain JSON values (quality kind, task, source).
+        meta: plain JSON values (task, source).
+        quality_kind: what quality compares with: "labels", "agreement" (with the full model's own answer), or
+            None where that is not known. Files keep it in ``meta["quality"]``, and it is read from there.
 
     Raises:
         InputError: shapes disagree, a name repeats, or a quality of an existing head is outside [0, 1].
@@ -47,6 +50,7 @@ class ExitRecords:
     final_confidence: npt.NDArray[np.float32] | None = None
     logits: npt.NDArray[np.float32] | None = None
     meta: Mapping[str, Any] | None = None
+    quality_kind: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("confidence", "quality", "final_quality", *_OPTIONAL):
@@ -59,6 +63,9 @@ class ExitRecords:
             if isinstance(value, str):  # it would be taken apart into letters
                 raise InputError(f"ExitRecords.{name}: expected a tuple of names, got the string {value!r}")
             object.__setattr__(self, name, tuple(value))
+        kind, meta = mirrored(self.quality_kind, self.meta, "quality", lambda value: isinstance(value, str))
+        object.__setattr__(self, "quality_kind", kind)
+        object.__setattr__(self, "meta", meta)
         self._check_shapes()
         self._check_values()
 
@@ -152,7 +159,11 @@ class ExitRecords:
         """
         names = ("confidence", "quality", "final_quality", "exists", *_OPTIONAL)
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        meta = {"positions": self.positions, "heads": self.heads, "meta": self.meta and dict(self.meta)}
+        meta = {
+            "positions": self.positions,
+            "heads": self.heads,
+            "meta": None if self.meta is None else dict(self.meta),
+        }
         save_arrays(Path(path), arrays, RECORDS_FORMAT, VERSION, meta)
 
     @classmethod
@@ -163,7 +174,8 @@ class ExitRecords:
             ArtifactError: missing, truncated, changed, or of a newer version.
         """
         arrays, meta = load_arrays(Path(path), RECORDS_FORMAT, VERSION)
+        fields: dict[str, Any] = {**arrays}
         try:
-            return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **arrays)
+            return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **fields)
         except (KeyError, TypeError, InputError) as error:
             raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error

@@ -84,7 +84,7 @@ def certify(
     agreement = _check(frontier, records, costs, delta)
     asked = _asked(max_drop, risks, agreement)
     integral = whole(records.quality[records.exists]) and whole(records.final_quality)
-    kind = str((records.meta or {}).get("quality") or "unknown")
+    kind = records.quality_kind or "unknown"
     candidates = [config for config in reversed(frontier) if config.choices]
     found, level = None, 0.0
     levels = _levels(len(candidates), delta, _STARTS if any(risk.sparse for risk in asked) else 1)
@@ -195,10 +195,10 @@ def _check(frontier: Frontier, records: ExitRecords, costs: CostTable, delta: fl
     number = isinstance(delta, (int, float)) and not isinstance(delta, bool)
     if not number or not 0 < delta < 1:
         raise InputError(f"certify(delta={delta!r}): expected a number between 0 and 1, such as 0.05")
-    agreement = (records.meta or {}).get("quality") == "agreement"
+    agreement = records.quality_kind == "agreement"
     if agreement and not (records.final_quality == 1).all():
         raise InputError(
             "records of agreement: expected the full model to agree with itself on every sample, got "
-            f"a mean of {records.final_quality.mean():g}; record again, or leave out meta['quality']"
+            f"a mean of {records.final_quality.mean():g}; record again, or leave out quality_kind"
         )
     return agreement

@@ -84,7 +84,6 @@ def measure(
     table = _table(net, sizes, passes, walk.exits)
     plain = statistics.median(one.plain for one in passes[-1])
     meta = {
-        "plain": plain / batch_size,
         "batch_size": batch_size,
         "threads": used,
         "device": str(device),
@@ -93,7 +92,7 @@ def measure(
         "torch": torch.__version__,
     }
     backbone, heads = table.backbone[-1] / batch_size, table.heads[-1] / batch_size
-    return CostTable(backbone, heads, unit, meta, table)
+    return CostTable(backbone, heads, unit, meta, by_batch=table, eager=plain / batch_size)
 
 
 def _clock(unit: str, device: torch.device) -> tuple[Callable[[], float], float]:

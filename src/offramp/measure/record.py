@@ -109,8 +109,8 @@ def _assemble(
         heads=net.head_names,
         final_confidence=np.array(rows["final_confidence"]),
         logits=full.get("logits"),
+        quality_kind="labels" if use_labels else "agreement",
         meta={
-            "quality": "labels" if use_labels else "agreement",
             "task": net.task.name,
             "confidence": net.confidence,
             **({"task_options": net.task.options()} if net.task.options() else {}),

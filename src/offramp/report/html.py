@@ -168,7 +168,7 @@ def _choose(rows: Sequence[_Row]) -> tuple[_Row, str]:
 
 def _measure(records: ExitRecords) -> str:
     """What to call quality: a share of right answers is an accuracy, other scores are not."""
-    if (records.meta or {}).get("quality") == "agreement":
+    if records.quality_kind == "agreement":
         return "agreement"
     values = (records.quality[records.exists], records.final_quality)
     return "accuracy" if all(((v == 0) | (v == 1)).all() for v in values) else "quality"

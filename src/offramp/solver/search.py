@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
+from offramp._progress import progress_bar
 from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier, check_match, check_tradeoffs, expected
 from offramp.errors import InputError
 from offramp.solver.cross_validation import choose_price, rounds
@@ -23,8 +24,6 @@ from offramp.solver.solve import METHODS, Exits, Report, SearchPlan, solve
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
-
-Progress = Callable[[int, int], None]
 
 
 def search(
@@ -38,7 +37,7 @@ def search(
     step: float | None = 0.01,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Frontier:
     """Find the configurations that minimise J, one for each trade-off.
 
@@ -59,7 +58,7 @@ def search(
             are kept aside (``Frontier.between``) for ``at(max_cost=...)``. None leaves them out.
         seed: of the folds and resamples of "auto"; nothing else is random.
         workers: threads; the answer is the same for any number.
-        progress: called with (steps done, steps in all).
+        progress: None shows a bar when standard error is a terminal.
 
     Returns:
         The configurations none of which costs more and is no better than another; the full model is a
@@ -80,14 +79,14 @@ def search(
     step = _check_step(step)
     step = step if method == "exact" else None
     total = (rounds(records.samples, seed) if auto else 0) + 3
-    report = _counter(progress, total)
-    if auto:
-        plan = choose_price(records, costs, lambdas, plan, report)
-    solved = solve(records, costs, plan, lambdas, report)
-    filled = () if step is None else fill(solved.pool, solved.picks, step, cap)
-    more = tuple([solved.exits(i) for i in part.tolist()] for part in filled) or ([], [])
-    if progress:
-        progress(total, total)
+    with progress_bar("Searching configurations", total, progress) as advance:
+        report = _counter(advance)
+        if auto:
+            plan = choose_price(records, costs, lambdas, plan, report)
+        solved = solve(records, costs, plan, lambdas, report)
+        filled = () if step is None else fill(solved.pool, solved.picks, step, cap)
+        more = tuple([solved.exits(i) for i in part.tolist()] for part in filled) or ([], [])
+        advance(total)
     meta = {
         "method": method,
         "regularise": "auto" if price is None else regularise and price,
@@ -122,15 +121,14 @@ def _frontier(
 # -------------------------------------------------------------------------------------------------- checks
 
 
-def _counter(progress: Progress | None, total: int) -> Report:
-    """Counts the steps done for ``progress``."""
+def _counter(advance: Callable[[int], None]) -> Report:
+    """Counts the steps done."""
     done = 0
 
     def report() -> None:
         nonlocal done
         done += 1
-        if progress is not None:
-            progress(done, total)
+        advance(done)
 
     return report
 
