@@ -173,7 +173,7 @@ def test_same_input_same_bytes_whatever_the_settings_of_the_caller(made, page):
 def test_pyplot_is_not_imported():
     import subprocess
 
-    code = "import sys, test_report as t; t.render_report(*t.example(samples=(50, 50))); "
+    code = "import sys, test_html as t; t.render_report(*t.example(samples=(50, 50))); "
     code += "print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
@@ -470,7 +470,7 @@ def test_without_matplotlib_the_extra_is_named_and_nothing_is_written(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-if __name__ == "__main__":  # python tests/test_report.py page.html: for looking at it
+if __name__ == "__main__":  # python tests/report/test_html.py page.html: for looking at it
     write_report(
         sys.argv[1], *example(), notes={"Model": "ResNet-56", "Data": "CIFAR-10, synthetic stand-in"}
     )
