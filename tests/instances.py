@@ -92,7 +92,7 @@ def synthetic(n=400, p=6, c=2, seed=0):
 
 def generated(seed, samples, **options):
     """Records like a network's, from the benchmarks."""
-    source = Path(__file__).parents[1] / "bench" / "recordsets.py"
+    source = Path(__file__).parents[1] / "bench" / "search" / "recordsets.py"
     spec = importlib.util.spec_from_file_location("bench_recordsets", source)
     recordsets = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recordsets)

@@ -1,4 +1,4 @@
-"""From a backbone, compressed or not, to an artifact with trained exits: the ordinary way, the same for each.
+"""From a backbone, compressed or not, to an artifact with trained exits: the same pipeline for each.
 
 Heads learn from the first images of the 55,000 the backbones were trained on, configurations are searched for
 on the 5,000 held out, figures are of the 10,000 test images. What is stored is not made again.
@@ -11,19 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from shared import Fashion, Labelled
 from torch import Tensor, nn
 
 import offramp
+from bench.fashion_mnist.fashion import Fashion
+from bench.shared.backbones import Labelled, in_batches
+from offramp import CostTable, ExitNetwork, ExitRecords, Frontier
 from offramp.artifact import load_records, read_manifest
-from offramp.config import Frontier
-from offramp.cost import CostTable
-from offramp.network import ExitNetwork
-from offramp.records import ExitRecords
 
-BATCH = (
-    64  # of everything that runs: int8 layers scale by the batch, so the clock's batch is the recorded one
-)
+BATCH = 64
+"""Of everything that runs: int8 layers scale by the batch, so the timed batch is the recorded one."""
 MOST_CUTS = 9  # a longer chain has exits at every third block
 
 
@@ -67,7 +64,7 @@ class Made:
 
 def batches(data: Labelled) -> list[Labelled]:
     """In fixed order."""
-    return list(zip(data[0].split(BATCH), data[1].split(BATCH), strict=True))
+    return in_batches(data, BATCH)
 
 
 def cuts(model: nn.Module, example: Tensor) -> list[str]:
@@ -107,7 +104,7 @@ def load(folder: Path, model: nn.Module) -> Made:
     net, frontier, costs = offramp.load(folder, model)
     manifest = read_manifest(folder)
     search, report = (load_records(folder, manifest, name) for name in ("search", "report"))
-    return Made(net, frontier, costs, search, report, costs)
+    return Made(net=net, frontier=frontier, costs=costs, search=search, report=report, macs=costs)
 
 
 def in_seconds(made: Made, batch_size: int, images: Tensor) -> Made:

@@ -1,0 +1,1 @@
+"""Exits together with int8 and pruning: ``python bench/compression [PART] [options]``."""

@@ -1,0 +1,1 @@
+"""Which confidence measure ranks errors best: ``python bench/confidence [options]``."""

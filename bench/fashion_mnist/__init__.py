@@ -1,0 +1,1 @@
+"""Exits against smaller models on images: ``python bench/fashion_mnist [PART] [options]``."""

@@ -1,0 +1,1 @@
+"""What each kind of exit head brings: ``python bench/heads [options]``."""

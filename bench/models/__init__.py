@@ -1,0 +1,1 @@
+"""Which architectures can be cut, and where: ``python bench/models [options]``."""

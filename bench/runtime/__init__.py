@@ -1,0 +1,1 @@
+"""Does measured time follow the predicted cost: ``python bench/runtime [PART] [options]``."""

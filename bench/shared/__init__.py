@@ -1,0 +1,1 @@
+"""What several benchmarks use: command lines, results, figures, measures, and the training of backbones."""

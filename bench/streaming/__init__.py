@@ -1,0 +1,1 @@
+"""Throughput at equal latency for samples that arrive one by one: ``python bench/streaming [options]``."""

@@ -1,0 +1,1 @@
+"""Weighting head training by the samples that reach a head: ``python bench/survivors [options]``."""

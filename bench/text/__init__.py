@@ -1,0 +1,1 @@
+"""Exits against smaller models on texts: ``python bench/text [PART] [options]``."""
