@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 
 import offramp
-from bench.fashion_mnist.exits import INPUT_KINDS, add_training, places, plain, train
+from bench.fashion_mnist.exits import INPUT_KINDS, add_training, places, plain, training
 from bench.fashion_mnist.fashion import Fashion, load_fashion
 from bench.fashion_mnist.resnet import load_backbone
 from bench.shared import command
+from bench.shared.artifacts import make
 from offramp import ExitRecords
 
 
@@ -44,14 +45,9 @@ def build(arguments: argparse.Namespace) -> dict[str, ExitRecords]:
     net = attach(arguments.backbones, data, arguments.seed)
     print(f"{sum(1 for _ in net.exits())} exits at {len(net.positions)} positions", flush=True)
     work = arguments.out.with_name(arguments.out.name + ".work")
-    train(net, data, arguments, arguments.seed, work)
-    records = {
-        name: offramp.record_outputs(net, plain(part), work_dir=work)
-        for name, part in (("search", data.held_out), ("report", data.test))
-    }
-    costs = offramp.measure_cost(net)
-    frontier = offramp.search(records["search"], costs, workers=arguments.threads)
-    offramp.save(arguments.out, net, frontier, costs, records=records)
+    learn, config = training(data, arguments.images, arguments.epochs, arguments.seed)
+    parts = {"search": plain(data.held_out), "report": plain(data.test)}
+    records = make(arguments.out, net, learn, parts, config, work=work, workers=arguments.threads)
     shutil.rmtree(work, ignore_errors=True)
     return records
 

@@ -66,20 +66,18 @@ def places(model: nn.Module, example: Tensor) -> list[str]:
     return cuts[:EARLY] + cuts[EARLY + 1 :: 2]
 
 
-def train(
-    net: offramp.ExitNetwork, data: Fashion, arguments: argparse.Namespace, seed: int, work: Path
-) -> offramp.training.TrainReport:
-    """Train the heads on (the first ``arguments.images`` of) the images of the backbone."""
-    config = offramp.TrainConfig(
-        epochs=arguments.epochs, seed=seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
+def training(
+    data: Fashion, images: int | None, epochs: int, seed: int, batch: int = BATCH
+) -> tuple[list[Labelled], offramp.TrainConfig]:
+    """What heads are trained with: (the first of) the images of the backbone, and the settings."""
+    learn = in_batches((data.train[0][:images], data.train[1][:images]), batch)
+    return learn, offramp.TrainConfig(
+        epochs=epochs, seed=seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
     )
-    images, labels = data.train
-    learn = plain((images[: arguments.images], labels[: arguments.images]))
-    return offramp.train_exits(net, learn, config=config, work_dir=work)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Options of ``train`` and of everything that trains heads on Fashion-MNIST."""
+    """Options of scripts that train heads on Fashion-MNIST."""
     command.add_fashion(parser)
     parser.add_argument("--images", type=int, help="train heads on so many images only")
     parser.add_argument("--epochs", type=int, default=8, help="of the heads")
@@ -119,7 +117,8 @@ def run(data: Fashion, arguments: argparse.Namespace, seed: int) -> None:
     start = time.perf_counter()
     folder = arguments.out / str(seed)
     net = attach(arguments.backbones, data, seed)
-    report = train(net, data, arguments, seed, folder / "work")
+    learn, config = training(data, arguments.images, arguments.epochs, seed)
+    report = offramp.train_exits(net, learn, config=config, work_dir=folder / "work")
     print(f"seed {seed}: heads trained, {time.perf_counter() - start:.0f} s", flush=True)
     costs = offramp.measure_cost(net)
     for name, part in (("search", data.held_out), ("report", data.test)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import offramp
 from bench.fashion_mnist.fashion import load_fashion
 from bench.fashion_mnist.resnet import load_backbone
+from bench.shared.artifacts import load, make
 from bench.shared.backbones import in_batches
-from bench.text.encoder import DEPTH, Encoded, backbone_folder, load_classifier, load_data
+from bench.text.encoder import DEPTH, backbone_folder, load_classifier, load_data
 from offramp import CostTable, ExitChoice, ExitConfig, ExitNetwork, ExitRecords, evaluate
-from offramp.artifact import load_records, read_manifest
 
 NAMES = ("fashion", "resnet50", "text")
 SHARED_EXITS = ("layer1.2", "layer2.3", "layer3.2", "layer3.5")
@@ -151,14 +151,11 @@ def load_case(name: str, arguments: argparse.Namespace) -> Case:
 
 
 def _fashion(arguments: argparse.Namespace) -> Case:
-    net, _, _ = offramp.load(arguments.artifact, load_backbone(arguments.backbones, 56))
-    data, kept = load_fashion(arguments.data), read_manifest(arguments.artifact)
-    parts = {
-        name: Part(*part, load_records(arguments.artifact, kept, name))
-        for name, part in (("search", data.held_out), ("report", data.test))
-    }
+    net, _, _, records = load(arguments.artifact, load_backbone(arguments.backbones, 56))
+    data = load_fashion(arguments.data)
+    search, report = Part(*data.held_out, records["search"]), Part(*data.test, records["report"])
     members = {f"ResNet-{depth}": load_backbone(arguments.backbones, depth) for depth in (8, 20, 32)}
-    return Case("fashion", net=net, report=parts["report"], search=parts["search"], members=members)
+    return Case("fashion", net=net, report=report, search=search, members=members)
 
 
 def _resnet50(arguments: argparse.Namespace) -> Case:
@@ -201,30 +198,15 @@ def _settle(model: nn.Module, images: Tensor) -> None:
 def _text(arguments: argparse.Namespace) -> Case:
     data, model = load_data(arguments.text_data, "spam"), load_classifier(arguments.text_backbones, "spam")
     folder = arguments.work / "text"
-    if not folder.exists():
-        _build_text(model, data, folder)
-    net, _, _ = offramp.load(folder, model)
-    kept = read_manifest(folder)
-    parts = {
-        name: Part(data[name].inputs, data[name].labels, load_records(folder, kept, name))
-        for name in ("search", "report")
-    }
+    if not folder.exists():  # exits after each layer but the last
+        net = offramp.attach_exits(model, data["train"].rows(slice(2)).inputs)
+        batches = {name: part.batches() for name, part in data.items()}
+        make(folder, net, batches.pop("train"), batches, offramp.TrainConfig(epochs=20))
+    net, _, _, records = load(folder, model)
+    search, report = (
+        Part(data[name].inputs, data[name].labels, records[name]) for name in ("search", "report")
+    )
     there = [d for d in range(1, DEPTH) if backbone_folder(arguments.text_backbones, "spam", d).exists()]
     members = {f"{d} layers": load_classifier(arguments.text_backbones, "spam", d) for d in there}
-    return Case(
-        "text",
-        net=net,
-        report=parts["report"],
-        search=parts["search"],
-        members=members,
-        select=lambda output: output.logits,
-    )
-
-
-def _build_text(model: nn.Module, data: Mapping[str, Encoded], folder: Path) -> None:
-    """Exits after each layer but the last, trained on the split that the encoder was fine-tuned on."""
-    net = offramp.attach_exits(model, data["train"].rows(slice(2)).inputs)
-    offramp.train_exits(net, data["train"].batches(), config=offramp.TrainConfig(epochs=20))
-    records = {name: offramp.record_outputs(net, data[name].batches()) for name in ("search", "report")}
-    costs = offramp.measure_cost(net)
-    offramp.save(folder, net, offramp.search(records["search"], costs), costs, records=records)
+    select = attrgetter("logits")
+    return Case("text", net=net, report=report, search=search, members=members, select=select)

@@ -22,7 +22,7 @@ SAMPLES = {"fashion": (300, 640), "resnet50": (24, 128), "text": (60, 128)}
 """How many are timed, at batch 1 and at larger ones."""
 TARGETS = (0.25, 0.45, 0.65, 0.85)  # of the full model's MACs
 ROUNDS = 1000
-NOBODY = 2.0  # a threshold that no probability exceeds
+NEVER = 2.0  # a threshold that no probability exceeds
 
 
 def prediction(
@@ -83,7 +83,7 @@ def nobody_leaves(case: Case) -> ExitConfig:
     for p in range(1, len(net.positions)):
         if net.exists[p].any():
             head = net.head_names[lightest(net, macs, p)]
-            choices.append(ExitChoice(net.positions[p], head, NOBODY))
+            choices.append(ExitChoice(net.positions[p], head, NEVER))
     return ExitConfig(tuple(choices))
 
 

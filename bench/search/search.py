@@ -98,7 +98,7 @@ def _bar() -> Progress:
 
 
 def record_sets(options: argparse.Namespace) -> dict[str, Pairs]:
-    """Names and makers of the sets asked for; folders named ..._input hold sets with an exit at the input."""
+    """Names and makers of the chosen sets; folders named ..._input hold sets with an exit at the input."""
     sizes = Sizes(options.seeds, options.samples or SAMPLES, options.report, options.positions, options.heads)
     sets: dict[str, Pairs] = {
         path.name.replace("_input", ", input exit"): lambda path=path: stored(path, sizes)

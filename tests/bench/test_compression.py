@@ -122,10 +122,8 @@ def test_training_learns(bench, moved):
     [("transformer", "transformer"), ("transformer-int8", "transformer"), ("resnet56-pruned", "pruned")],
 )
 def test_missing_weights_say_how_to_make_them(bench, tmp_path, name, trained):
-    with pytest.raises(
-        FileNotFoundError,
-        match=rf"fashion_{trained}.safetensors: expected trained.*compression backbones --out .* --only {trained}$",
-    ):
+    path, command = f"fashion_{trained}.safetensors", "python bench/compression backbones"
+    with pytest.raises(FileNotFoundError, match=rf"{path}: expected .*{command} --out .* --only {trained}$"):
         bench.backbones.load(name, tmp_path, tmp_path)
 
 

@@ -1,1 +1,0 @@
-"""Exits together with int8 and pruning: ``python bench/compression [PART] [options]``."""

@@ -1,1 +1,0 @@
-"""Which confidence measure ranks errors best: ``python bench/confidence [options]``."""

@@ -1,1 +1,0 @@
-"""Exits against smaller models on images: ``python bench/fashion_mnist [PART] [options]``."""

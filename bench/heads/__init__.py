@@ -1,1 +1,0 @@
-"""What each kind of exit head brings: ``python bench/heads [options]``."""

@@ -1,1 +1,0 @@
-"""Which architectures can be cut, and where: ``python bench/models [options]``."""

@@ -1,1 +1,0 @@
-"""Does measured time follow the predicted cost: ``python bench/runtime [PART] [options]``."""

@@ -1,1 +1,0 @@
-"""What several benchmarks use: command lines, results, figures, measures, and the training of backbones."""

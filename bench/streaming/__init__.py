@@ -1,1 +1,0 @@
-"""Throughput at equal latency for samples that arrive one by one: ``python bench/streaming [options]``."""

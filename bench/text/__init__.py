@@ -1,1 +1,0 @@
-"""Exits against smaller models on texts: ``python bench/text [PART] [options]``."""
