@@ -21,8 +21,8 @@ check: $(READY)
 	$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term
 
 bench: $(READY)
-	$(BIN)/python bench/engine_overhead.py
-	$(BIN)/python bench/search.py --generated
+	$(BIN)/python bench/runtime engine
+	$(BIN)/python bench/search --generated
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

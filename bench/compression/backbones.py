@@ -5,37 +5,26 @@
 
 Trained weights are kept in a folder; what is there already is not trained again.
 
-    python bench/compression/backbones.py --out DIR --resnet DIR
+    python bench/compression backbones --out DIR --resnet DIR
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from shared import (
-    BATCH,
-    DEFAULT_FOLDER,
-    Block,
-    Labelled,
-    ResNet,
-    accuracy,
-    load_backbone,
-    load_fashion,
-    mini_batches,
-)
 from torch import Tensor, nn
-from vision import Transformer
 
-from offramp.macs import count_macs, count_module
+from bench.compression.vision import Transformer
+from bench.fashion_mnist.backbones import BATCH, mini_batches
+from bench.fashion_mnist.fashion import load_fashion
+from bench.fashion_mnist.resnet import Block, ResNet, load_backbone
+from bench.shared import command
+from bench.shared.backbones import Labelled, accuracy, fit, macs
 
 DEPTH, KEPT = 56, 0.5  # of the residual network; share of its MACs that pruning keeps
 TRAINING = {"transformer": (4, 1e-3, False), "pruned": (3, 1e-3, True)}
@@ -43,7 +32,7 @@ TRAINING = {"transformer": (4, 1e-3, False), "pruned": (3, 1e-3, True)}
 _ROUNDS = 50  # steps in which the pruner takes channels away, MACs looked at after each
 
 
-def fit(
+def train(
     model: nn.Module, data: Labelled, *, epochs: int, peak: float, moved: bool, limit: int | None = None
 ) -> nn.Module:
     """Train with AdamW, one cycle of the learning rate, bf16 autocast.
@@ -56,38 +45,11 @@ def fit(
         moved: whether images are shifted and flipped at random.
         limit: stop after so many steps.
     """
-    model.train()
     total = epochs * (len(data[0]) // BATCH)
     optimiser = torch.optim.AdamW(model.parameters(), peak, weight_decay=0.05)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=total, pct_start=0.2)
-    start, last = time.perf_counter(), min(total, limit or total)
-    drawn = mini_batches(data, epochs) if moved else as_they_are(data, epochs)
-    for step, (images, labels) in enumerate(drawn, start=1):
-        optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(images)
-        loss = F.cross_entropy(outputs.float(), labels, label_smoothing=0.05)
-        if not math.isfinite(loss.item()):
-            raise RuntimeError(f"step {step}: expected a finite loss, got {loss.item()}; try another --seed")
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        cycle.step()
-        if step % 100 == 0 or step == last:
-            seconds = time.perf_counter() - start
-            print(f"  step {step}/{total}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
-        if step == last:
-            break
-    return model.eval()
-
-
-def as_they_are(data: Labelled, epochs: int) -> Iterator[Labelled]:
-    """Shuffled batches of every epoch, nothing moved; the rest that fills no batch is left out."""
-    images, labels = data
-    for _ in range(epochs):
-        order = torch.randperm(len(images))
-        for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
-            yield images[rows], labels[rows]
+    last, drawn = min(total, limit or total), mini_batches(data, epochs, moved)
+    return fit(model, drawn, optimiser, cycle, steps=last, name=type(model).__name__, clip=1.0)
 
 
 def quantised(model: nn.Module) -> nn.Module:
@@ -103,10 +65,10 @@ def quantised(model: nn.Module) -> nn.Module:
 
 
 def pruned(model: ResNet, example: Tensor, kept: float = KEPT) -> ResNet:
-    """A copy without the channels of least norm inside the blocks; what blocks hand on keeps its width.
+    """A copy without the channels of least norm inside the blocks; the outputs of blocks keep their width.
 
     Args:
-        model: a residual network; its shortcuts add what blocks hand on, so those channels are left alone.
+        model: a residual network; its shortcuts add the outputs of blocks, so those channels are left alone.
         example: (B, 1, 28, 28), to trace it with.
         kept: share of the MACs to come down to, counted with torch-pruning's channels taken away.
 
@@ -127,17 +89,13 @@ def pruned(model: ResNet, example: Tensor, kept: float = KEPT) -> ResNet:
         iterative_steps=_ROUNDS,
         ignored_layers=[small.conv1, small.linear, *(block.conv2 for block in blocks)],
     )
-    allowed = kept * macs(model, example)
+    image = example.shape[1:]
+    allowed = kept * macs(model, *image)
     for _ in range(_ROUNDS):
-        if macs(small, example) <= allowed:
+        if macs(small, *image) <= allowed:
             break
         pruner.step()
     return small
-
-
-def macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates for one image."""
-    return count_macs(lambda: count_module(model, example[:1].to("meta")))[0]
 
 
 def resnet_like(state: Mapping[str, Tensor], depth: int = DEPTH) -> ResNet:
@@ -184,22 +142,21 @@ def _stored(folder: Path, name: str) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected trained weights, found no file; "
-            f"run: python bench/compression/backbones.py --out {folder} --resnet DIR --only {name}"
+            f"run: python bench/compression backbones --out {folder} --resnet DIR --only {name}"
         )
     return load_file(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resnet", type=Path, required=True, help="folder of fashion_resnet56.safetensors")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
+    command.add_fashion(parser, backbones=False)
     parser.add_argument("--only", choices=tuple(TRAINING), nargs="+", default=list(TRAINING))
     parser.add_argument("--limit", type=int, help="stop after so many steps: a smoke test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    command.add_threads(parser, 1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     data = load_fashion(arguments.data)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
@@ -214,12 +171,8 @@ def main() -> None:
             if name == "transformer"
             else pruned(load_backbone(arguments.resnet, DEPTH), example)
         )
-        print(f"{name}: {macs(model, example) / 1e6:.1f} million MACs", flush=True)
+        print(f"{name}: {macs(model, *example.shape[1:]) / 1e6:.1f} million MACs", flush=True)
         epochs, peak, moved = TRAINING[name]
-        fit(model, data.train, epochs=epochs, peak=peak, moved=moved, limit=arguments.limit)
+        train(model, data.train, epochs=epochs, peak=peak, moved=moved, limit=arguments.limit)
         save_file(model.state_dict(), path)
         print(f"{name}: {accuracy(model, data.held_out):.4f} on held-out images, wrote {path}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

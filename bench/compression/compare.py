@@ -1,7 +1,7 @@
-"""Four ways to spend less: the full model, compressed alone, exits alone, both; at the same allowed drop.
+"""The full model, compressed alone, exits alone, both; at the same allowed drop in accuracy.
 
 The drop is allowed under the full, uncompressed model, on the search split; there configurations are chosen,
-and whether a compressed model alone keeps within it is told by the same split. Figures are of the report
+and the same split decides whether a compressed model alone keeps within it. Figures are of the report
 split. Arrays only.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from networks import Made
 
 import offramp
-from offramp.certify import answers_under
-from offramp.config import ExitConfig, Frontier
+from bench.compression.networks import Made
+from bench.shared.measures import figures
+from offramp import ExitConfig, Frontier
 
 FULL, SMALL, EXITS, BOTH = "full", "compressed", "exits", "both"
 DROPS = (0.0025, 0.005, 0.01, 0.02)  # in accuracy, allowed on the search split
@@ -38,7 +38,7 @@ def compare(full: Made, small: Made, drops: Iterable[float] = DROPS) -> list[Row
         drops: allowed on the search split.
 
     Returns:
-        One row per way and drop; where nothing keeps within a drop, ``config`` is None and there are no
+        One row per method and drop; where nothing keeps within a drop, ``config`` is None and there are no
         figures.
     """
     rows = [row(FULL, full, full, ExitConfig()), row(SMALL, small, full, ExitConfig())]
@@ -53,17 +53,11 @@ def compare(full: Made, small: Made, drops: Iterable[float] = DROPS) -> list[Row
 
 def row(way: str, made: Made, full: Made, config: ExitConfig) -> Row:
     """Figures of one configuration: accuracies, drops under the full model, MACs as a share of its."""
-    outcome = offramp.evaluate(made.report, made.costs, config)
-    lost = full.report.final_quality - answers_under(made.report, made.costs, config).quality
     searched = offramp.evaluate(made.search, made.costs, config).quality
     return {
         "way": way,
         "config": config.to_json(),
-        "exits": [f"{choice.position} {choice.head} > {choice.threshold:.4f}" for choice in config.choices],
+        **figures(made.report, made.costs, config, full.report.final_quality),
         "drop_on_search": float(full.search.final_quality.mean(dtype=np.float64)) - searched,
-        "accuracy": outcome.quality,
-        "drop": float(lost.mean()),
-        "interval": float(1.96 * lost.std(ddof=1) / np.sqrt(len(lost))),
         "macs": offramp.evaluate(made.report, made.macs, config).cost / full.macs.full,
-        "exit_shares": outcome.exit_shares.round(4).tolist(),
     }

@@ -1,4 +1,4 @@
-"""From a backbone, compressed or not, to an artifact with trained exits: the ordinary way, the same for each.
+"""From a backbone, compressed or not, to an artifact with trained exits: the same pipeline for each.
 
 Heads learn from the first images of the 55,000 the backbones were trained on, configurations are searched for
 on the 5,000 held out, figures are of the 10,000 test images. What is stored is not made again.
@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from shared import Fashion, Labelled
 from torch import Tensor, nn
 
 import offramp
-from offramp.artifact import load_records, read_manifest
-from offramp.config import Frontier
-from offramp.cost import CostTable
-from offramp.network import ExitNetwork
-from offramp.records import ExitRecords
+from bench.fashion_mnist.exits import training
+from bench.fashion_mnist.fashion import Fashion
+from bench.shared import artifacts
+from bench.shared.backbones import in_batches
+from offramp import CostTable, ExitNetwork, ExitRecords, Frontier
 
-BATCH = (
-    64  # of everything that runs: int8 layers scale by the batch, so the clock's batch is the recorded one
-)
+BATCH = 64
+"""Of everything that runs: int8 layers scale by the batch, so the timed batch is the recorded one."""
 MOST_CUTS = 9  # a longer chain has exits at every third block
 
 
@@ -65,11 +63,6 @@ class Made:
     macs: CostTable
 
 
-def batches(data: Labelled) -> list[Labelled]:
-    """In fixed order."""
-    return list(zip(data[0].split(BATCH), data[1].split(BATCH), strict=True))
-
-
 def cuts(model: nn.Module, example: Tensor) -> list[str]:
     """Names of the blocks that exits sit after."""
     names = [cut.name for cut in offramp.partition(model, example).cuts]
@@ -80,21 +73,11 @@ def make(folder: Path, model: nn.Module, data: Fashion, setting: Setting) -> Non
     """Attach exits, train, record, search, save; nothing where the artifact is there already."""
     if (folder / "manifest.json").exists():
         return
-    start, (images, labels) = time.perf_counter(), data.train
-    net = offramp.attach_exits(
-        model, images[:2], heads="auto", cuts=cuts(model, images[:2]), seed=setting.seed
-    )
-    config = offramp.TrainConfig(
-        epochs=setting.epochs, seed=setting.seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
-    )
-    learn = batches((images[: setting.images], labels[: setting.images]))
-    offramp.train_exits(net, learn, config=config)
-    print(f"  {folder.name}: heads trained, {time.perf_counter() - start:.0f} s", flush=True)
-    parts = {"search": data.held_out, "report": data.test}
-    records = {name: offramp.record_outputs(net, batches(part)) for name, part in parts.items()}
-    costs = offramp.measure_cost(net)
-    frontier = offramp.search(records["search"], costs, max_exits=setting.max_exits)
-    offramp.save(folder, net, frontier, costs, records=records)
+    start, example = time.perf_counter(), data.train[0][:2]
+    net = offramp.attach_exits(model, example, heads="auto", cuts=cuts(model, example), seed=setting.seed)
+    learn, config = training(data, setting.images, setting.epochs, setting.seed, BATCH)
+    parts = {"search": in_batches(data.held_out, BATCH), "report": in_batches(data.test, BATCH)}
+    artifacts.make(folder, net, learn, parts, config, max_exits=setting.max_exits)
     print(f"  {folder.name}: saved, {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -104,10 +87,8 @@ def load(folder: Path, model: nn.Module) -> Made:
     Raises:
         ArtifactError: there is none, or it is of another model.
     """
-    net, frontier, costs = offramp.load(folder, model)
-    manifest = read_manifest(folder)
-    search, report = (load_records(folder, manifest, name) for name in ("search", "report"))
-    return Made(net, frontier, costs, search, report, costs)
+    net, frontier, costs, records = artifacts.load(folder, model)
+    return Made(net=net, frontier=frontier, costs=costs, macs=costs, **records)
 
 
 def in_seconds(made: Made, batch_size: int, images: Tensor) -> Made:

@@ -1,30 +1,27 @@
 """Exits with other compression, on Fashion-MNIST: int8 linear layers of a transformer, a pruned ResNet-56.
 
-Each kind is compared in four ways at the same allowed drop in accuracy: the full model, compressed alone,
-exits alone, both. Backbones come from ``backbones.py``, artifacts are kept in the work folder.
+For each kind the full model, compressed alone, exits alone and both are compared at the same allowed drop in
+accuracy. Backbones come from the part ``backbones``, artifacts are kept in the work folder.
 
-    python bench/compression/run.py --work DIR --resnet DIR                 # trains heads first, if need be
-    python bench/compression/run.py --work DIR --resnet DIR --times-only    # artifacts must be there
+    python bench/compression --work DIR --resnet DIR                 # trains heads first, if need be
+    python bench/compression --work DIR --resnet DIR --times-only    # artifacts must be there
 
 writes OUT/compression.json and OUT/compression.png.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import backbones
-import torch
-from compare import BOTH, EXITS, FULL, SMALL, compare
-from networks import Setting, in_seconds, load, make
-from shared import DEFAULT_FOLDER, Fashion, load_fashion
-from timing import full_batches, with_seconds
-
-from offramp.memory import keep_memory
+from bench.compression import backbones
+from bench.compression.compare import BOTH, EXITS, FULL, SMALL, compare
+from bench.compression.networks import Setting, in_seconds, load, make
+from bench.compression.timing import full_batches, with_seconds
+from bench.fashion_mnist.fashion import Fashion, load_fashion
+from bench.shared import command, results
+from offramp import keep_memory
 
 KINDS = {"int8": ("transformer", "transformer-int8"), "pruned": ("resnet56", "resnet56-pruned")}
 TIMED, ROUNDS = {1: 400, 64: None}, 3
@@ -32,8 +29,6 @@ TIMED, ROUNDS = {1: 400, 64: None}, 3
 
 Tables = dict[str, list[dict[str, Any]]]
 """By what was chosen, "macs", "1" or "64" -> rows."""
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def one_kind(
@@ -45,7 +40,7 @@ def one_kind(
         names: of the uncompressed network and the compressed one.
         work: folder of backbones and artifacts.
         resnet: folder of the uncompressed ResNet-56.
-        data: costs are measured on images held out, ways are timed on the test images.
+        data: costs are measured on images held out, networks are timed on the test images.
         timed: how many of them, by batch size; None takes all.
     """
     full, small = (load(work / name, backbones.load(name, work, resnet)) for name in names)
@@ -74,23 +69,22 @@ def print_table(kind: str, by: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write(folder: Path, kind: str, tables: Tables) -> None:
     """Put the tables of one kind into the results and draw them anew; other kinds stay as they are."""
-    from picture import draw
+    from bench.compression.picture import draw
 
     path = folder / "compression.json"
-    known = {**(json.loads(path.read_text()) if path.exists() else {}), kind: tables}
+    known = {**results.read(path), kind: tables}
     kinds = {name: known[name] for name in KINDS if name in known}
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kinds, indent=1) + "\n")
+    results.write(path, kinds)
     draw(kinds, path.with_suffix(".png"))
     print(f"\nwrote {path} and its picture")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="backbones of backbones.py, and artifacts")
+    parser = command.parser(__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of backbones and artifacts")
     parser.add_argument("--resnet", type=Path, required=True, help="folder of fashion_resnet56.safetensors")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    command.add_fashion(parser, backbones=False)
+    parser.add_argument("--out", type=Path, default=results.RESULTS)
     parser.add_argument("--kind", choices=tuple(KINDS), nargs="+", default=list(KINDS))
     names = [name for pair in KINDS.values() for name in pair]
     parser.add_argument("--network", choices=names, nargs="+", help="train heads of these only")
@@ -98,9 +92,8 @@ def main() -> None:
     parser.add_argument("--times-only", action="store_true", help="train nothing: artifacts must be there")
     parser.add_argument("--artifacts-only", action="store_true", help="time nothing")
     parser.add_argument("--timed", type=int, help="images to time at batch 64; all without it")
-    parser.add_argument("--threads", type=int, default=1)
+    command.add_threads(parser, 1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     data = load_fashion(arguments.data)
     work, resnet = arguments.work, arguments.resnet
     if not arguments.times_only:
@@ -114,7 +107,3 @@ def main() -> None:
         for by, rows in tables.items():
             print_table(kind, by, rows)
         write(arguments.out, kind, tables)
-
-
-if __name__ == "__main__":
-    main()

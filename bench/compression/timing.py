@@ -1,4 +1,4 @@
-"""Seconds per image of every way, side by side: on each batch all ways take turns, in random order.
+"""Seconds per image of every network, side by side: all run on each batch, in random order.
 
 A slow moment of the machine hits neighbours alike, and none always follows a large model that has filled the
 caches. A batch counts with the median of its rounds; since images leave at different exits, what is reported
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from compare import BOTH, SMALL, Row
-from networks import Made
-from shared import Labelled
 from torch import Tensor, nn
 
 import offramp
-from offramp.config import ExitConfig
+from bench.compression.compare import BOTH, SMALL, Row
+from bench.compression.networks import Made
+from bench.shared.backbones import Labelled, in_batches
+from offramp import ExitConfig
 
 Call = Callable[[Tensor], Tensor]
 """Images (B, 1, 28, 28) to class scores (B, 10)."""
@@ -68,8 +68,7 @@ def side_by_side(
 def full_batches(data: Labelled, size: int, most: int | None = None) -> list[Labelled]:
     """Batches of exactly ``size`` in order, of the first ``most`` images."""
     images, labels = (values[:most] for values in data)
-    pairs = zip(images.split(size), labels.split(size), strict=True)
-    return [(x, y) for x, y in pairs if len(x) == size]
+    return [(x, y) for x, y in in_batches((images, labels), size) if len(x) == size]
 
 
 def with_seconds(

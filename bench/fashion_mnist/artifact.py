@@ -1,11 +1,11 @@
-"""ResNet-56 on Fashion-MNIST as an artifact: the network whose clock ``bench/runtime.py`` reads.
+"""ResNet-56 on Fashion-MNIST as an artifact: the network that ``bench/runtime`` times.
 
 Exits are the library's own choice (heads="auto"), after the first four blocks and every second one from
 there, and small ones at the input. Heads train on the backbone's 55,000 images; the frontier is searched for,
 in MACs, on the 5,000 held out. The artifact keeps the records of those and of the 10,000 test images
 ("search", "report"), so that configurations can be searched for again with another table of costs.
 
-    python bench/fashion_mnist/artifact.py --backbones DIR --out DIR
+    python bench/fashion_mnist artifact --backbones DIR --out DIR
 
 takes a quarter of an hour on one core and 4 GB of disk while it runs; a killed run goes on from OUT.work.
 """
@@ -17,24 +17,23 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
-from exits import EARLY, INPUT_KINDS, plain
-from fashion import DEFAULT_FOLDER, Fashion, load_fashion
-from resnet import load_backbone
-
 import offramp
-from offramp.records import ExitRecords
+from bench.fashion_mnist.exits import INPUT_KINDS, add_training, places, plain, training
+from bench.fashion_mnist.fashion import Fashion, load_fashion
+from bench.fashion_mnist.resnet import load_backbone
+from bench.shared import command
+from bench.shared.artifacts import make
+from offramp import ExitRecords
 
 
 def attach(backbones: Path, data: Fashion, seed: int) -> offramp.ExitNetwork:
     """ResNet-56 with the default heads."""
     model, example = load_backbone(backbones, 56), data.test[0][:2]
-    cuts = [cut.name for cut in offramp.partition(model, example).cuts]
     return offramp.attach_exits(
         model,
         example,
         heads="auto",
-        cuts=cuts[:EARLY] + cuts[EARLY + 1 :: 2],
+        cuts=places(model, example),
         input_exits={f"input-{kind}": kind for kind in INPUT_KINDS},
         seed=seed,
     )
@@ -45,41 +44,22 @@ def build(arguments: argparse.Namespace) -> dict[str, ExitRecords]:
     data = load_fashion(arguments.data)
     net = attach(arguments.backbones, data, arguments.seed)
     print(f"{sum(1 for _ in net.exits())} exits at {len(net.positions)} positions", flush=True)
-    config = offramp.TrainConfig(
-        epochs=arguments.epochs, seed=arguments.seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
-    )
-    images, labels = data.train
-    learn = plain((images[: arguments.images], labels[: arguments.images]))
     work = arguments.out.with_name(arguments.out.name + ".work")
-    offramp.train_exits(net, learn, config=config, work_dir=work)
-    records = {
-        name: offramp.record_outputs(net, plain(part), work_dir=work)
-        for name, part in (("search", data.held_out), ("report", data.test))
-    }
-    costs = offramp.measure_cost(net)
-    frontier = offramp.search(records["search"], costs, workers=arguments.threads)
-    offramp.save(arguments.out, net, frontier, costs, records=records)
+    learn, config = training(data, arguments.images, arguments.epochs, arguments.seed)
+    parts = {"search": plain(data.held_out), "report": plain(data.test)}
+    records = make(arguments.out, net, learn, parts, config, work=work, workers=arguments.threads)
     shutil.rmtree(work, ignore_errors=True)
     return records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", type=Path, required=True, help="folder of fashion_resnet*.safetensors")
+    parser = command.parser(__doc__)
+    add_training(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, help="train heads on so many images only")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     start = time.perf_counter()
     records = build(arguments)
     for name, each in records.items():
         print(f"{name}: full model {each.final_quality.mean():.4f} on {each.samples} images")
     print(f"{time.perf_counter() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    main()

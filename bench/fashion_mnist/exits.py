@@ -4,7 +4,7 @@ Heads train on the 55,000 images that the backbone was trained on, configuration
 5,000 images held out, and reported on the 10,000 test images. One network has all the heads that are
 compared: the default ones, the paper's pooled ones ("pooled3x500"), at the input small heads and ResNet-8.
 
-    python bench/fashion_mnist/exits.py --backbones DIR --out DIR --seeds 3
+    python bench/fashion_mnist exits --backbones DIR --out DIR --seeds 3
 
 writes OUT/SEED/search and OUT/SEED/report; a killed run goes on from OUT/SEED/work.
 """
@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from pathlib import Path
 
-import torch
-from fashion import DEFAULT_FOLDER, Fashion, Labelled, load_fashion
-from resnet import load_backbone
 from torch import Tensor, nn
 
 import offramp
-from offramp.heads import FeatureSpec, Head, register_head
-
-sys.path.append(str(Path(__file__).parents[1]))
-from recordsets import store
+from bench.fashion_mnist.fashion import Fashion, load_fashion
+from bench.fashion_mnist.resnet import load_backbone
+from bench.search.recordsets import store
+from bench.shared import command
+from bench.shared.backbones import Labelled, in_batches
+from offramp import register_head
+from offramp.heads.base import Head
+from offramp.heads.features import FeatureSpec
 
 PAPER = "pooled3x500"
 INPUT_KINDS = ("convnet", "convnet-large")
@@ -58,15 +58,38 @@ class PooledHead(Head):
 
 def plain(data: Labelled) -> list[Labelled]:
     """Batches in fixed order."""
-    return list(zip(data[0].split(BATCH), data[1].split(BATCH), strict=True))
+    return in_batches(data, BATCH)
+
+
+def places(model: nn.Module, example: Tensor) -> list[str]:
+    """The cuts that exits sit at: the first four blocks and every second one from there."""
+    cuts = [cut.name for cut in offramp.partition(model, example).cuts]
+    return cuts[:EARLY] + cuts[EARLY + 1 :: 2]
+
+
+def training(
+    data: Fashion, images: int | None, epochs: int, seed: int, batch: int = BATCH
+) -> tuple[list[Labelled], offramp.TrainConfig]:
+    """What heads are trained with: (the first of) the images of the backbone, and the settings."""
+    learn = in_batches((data.train[0][:images], data.train[1][:images]), batch)
+    return learn, offramp.TrainConfig(
+        epochs=epochs, seed=seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Options of scripts that train heads on Fashion-MNIST."""
+    command.add_fashion(parser)
+    parser.add_argument("--images", type=int, help="train heads on so many images only")
+    parser.add_argument("--epochs", type=int, default=8, help="of the heads")
+    command.add_threads(parser)
 
 
 def attach(backbones: Path, data: Fashion, seed: int) -> offramp.ExitNetwork:
     """ResNet-56 with every head that is compared."""
     model, small = (load_backbone(backbones, depth) for depth in (56, 8))
     example = data.test[0][:2]
-    cuts = [cut.name for cut in offramp.partition(model, example).cuts]
-    chosen = offramp.attach_exits(model, example, heads="auto", cuts=cuts[:EARLY] + cuts[EARLY + 1 :: 2])
+    chosen = offramp.attach_exits(model, example, heads="auto", cuts=places(model, example))
     kinds = {
         name: [chosen.head_names[c] for c in chosen.exists[p].nonzero()[0]]
         for p, name in enumerate(chosen.positions)
@@ -80,17 +103,12 @@ def attach(backbones: Path, data: Fashion, seed: int) -> offramp.ExitNetwork:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", type=Path, required=True, help="folder of fashion_resnet*.safetensors")
+    parser = command.parser(__doc__)
+    add_training(parser)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="number of the first seed")
-    parser.add_argument("--images", type=int, help="train heads on so many images only")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     data = load_fashion(arguments.data)
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         run(data, arguments, seed)
@@ -100,11 +118,7 @@ def run(data: Fashion, arguments: argparse.Namespace, seed: int) -> None:
     start = time.perf_counter()
     folder = arguments.out / str(seed)
     net = attach(arguments.backbones, data, seed)
-    config = offramp.TrainConfig(
-        epochs=arguments.epochs, seed=seed, distillation=0.7, temperature=2.0, cache_dtype="float16"
-    )
-    images, labels = data.train
-    learn = plain((images[: arguments.images], labels[: arguments.images]))
+    learn, config = training(data, arguments.images, arguments.epochs, seed)
     report = offramp.train_exits(net, learn, config=config, work_dir=folder / "work")
     print(f"seed {seed}: heads trained, {time.perf_counter() - start:.0f} s", flush=True)
     costs = offramp.measure_cost(net)
@@ -116,7 +130,3 @@ def run(data: Fashion, arguments: argparse.Namespace, seed: int) -> None:
     print(
         f"  on the heads' images {report.full_quality:.4f}; {time.perf_counter() - start:.0f} s", flush=True
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as tensors, and the splits that every script of this benchmark keeps to.
+"""Fashion-MNIST as tensors, and the splits that all benchmarks on it share.
 
 60,000 training images = 55,000 the backbones train on + 5,000 held out (positions from a fixed permutation);
 10,000 test images. Read from the four gzipped IDX files, as Debian and torchvision both lay them down.
@@ -12,20 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from bench.shared.backbones import Labelled
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HELD_OUT, SPLIT_SEED = 5_000, 2026
 MEAN, STD = 0.2860, 0.3530
 _HEADER = {"images-idx3": 16, "labels-idx1": 8}  # bytes before the values
 
-Labelled = tuple[Tensor, Tensor]
-"""(images (N, 1, 28, 28) float32, normalised; labels (N,) int64)."""
-
 
 @dataclass(frozen=True)
 class Fashion:
-    """Disjoint parts: what backbones and heads learn from, what they never saw, and the test set."""
+    """Disjoint parts: what backbones and heads learn from, what they never saw, and the test set.
+
+    Each is (images (N, 1, 28, 28) float32, normalised; labels (N,) int64).
+    """
 
     train: Labelled
     held_out: Labelled

@@ -9,17 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from story import CASCADE, GREEDY, INPUT, OURS, PAPER_SAME, POOLED, SAME
 
-from offramp.plots import PALETTE
+from bench.fashion_mnist.story import CASCADE, GREEDY, INPUT, OURS, PAPER_SAME, POOLED, SAME
+from bench.shared.figures import PALETTE, panels, percent_axis
 
 PANELS = (
     ("Against the smaller models", (OURS, CASCADE, INPUT), True),
@@ -36,19 +30,16 @@ TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
 
 def draw(document: dict[str, Any], path: Path) -> None:
     """The picture of one run's results."""
-    with mpl.rc_context({**PALETTE, "font.size": 8.5, "axes.titlesize": 9.5}):
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.9), dpi=110, sharey=True)
-        for axis, (title, ways, family) in zip(axes, PANELS, strict=True):
+    settings = {**PALETTE, "font.size": 8.5, "axes.titlesize": 9.5}
+    with panels(path, (1, 3), (12, 3.9), settings=settings, dpi=110, sharey=True) as (_, axes):
+        for axis, (title, methods, family) in zip(axes[0], PANELS, strict=True):
             axis.set_title(title, loc="left")
             if family:
                 _family(axis, document["family"])
-            for name in ways:
+            for name in methods:
                 _curve(axis, [seed["ways"][name]["points"] for seed in document["seeds"]], name)
             _frame(axis, float(np.mean([seed["full"] for seed in document["seeds"]])))
-        axes[0].set_ylabel("accuracy on 10,000 test images, %")
-        figure.tight_layout()
-        figure.savefig(path)
-        plt.close(figure)
+        axes[0, 0].set_ylabel("accuracy on 10,000 test images, %")
 
 
 def _family(axis: Axes, family: list[dict[str, float]]) -> None:
@@ -83,11 +74,8 @@ def _empty(axis: Axes) -> bool:
 
 def _frame(axis: Axes, full: float) -> None:
     axis.axhline(100 * full, color="#999999", lw=0.8, ls=":")
-    axis.set_xscale("log")
+    percent_axis(axis, TICKS)
     axis.set_xlim(COSTS[0], 1.05)
     axis.set_ylim(88.5, 94.1)
-    axis.xaxis.set_major_locator(FixedLocator(TICKS))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}"))
     axis.set_xlabel("average MACs, % of ResNet-56, heads counted")
     axis.legend(frameon=False, loc="lower right" if _empty(axis) else "center left")

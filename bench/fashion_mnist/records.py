@@ -6,31 +6,30 @@ held-out training images and the 10,000 test images. Two sets are written, outpu
     OUT/fashion          the exits
     OUT/fashion_input    the same, and ResNet-8 as an exit at the input
 
-    python bench/fashion_mnist/records.py --backbones DIR --out DIR [--images 20000]
+    python bench/fashion_mnist records --backbones DIR --out DIR [--images 20000]
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
 import torch
-from fashion import DEFAULT_FOLDER, Fashion, Labelled, load_fashion
-from resnet import load_backbone
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import offramp
-from offramp.confidence import max_probability
-from offramp.heads import FeatureSpec, Head, register_head
-from offramp.macs import count_macs, count_module
-
-sys.path.append(str(Path(__file__).parents[1]))
-from recordsets import store, with_input_exit
+from bench.fashion_mnist.fashion import Fashion, load_fashion
+from bench.fashion_mnist.resnet import load_backbone
+from bench.search.recordsets import store, with_input_exit
+from bench.shared import command
+from bench.shared.backbones import Labelled, in_batches, macs
+from offramp import register_head
+from offramp.heads.base import Head
+from offramp.heads.features import FeatureSpec
+from offramp.tasks.confidence import max_probability
 
 HEADS = ("linear", "grid", "mlp", "conv")
+BATCH = 128
 
 
 @register_head("grid")
@@ -56,11 +55,6 @@ class GridHead(Head):
         self.out.weight.div_(std)
 
 
-def batches(data: Labelled, batch_size: int = 128) -> DataLoader[tuple[Tensor, ...]]:
-    """A loader in fixed order."""
-    return DataLoader(TensorDataset(*data), batch_size=batch_size)
-
-
 def pool(data: Fashion) -> Labelled:
     """What records are made of: held-out images, then test images; nothing was trained on either."""
     images, labels = zip(data.held_out, data.test, strict=True)
@@ -79,17 +73,14 @@ def training_part(data: Fashion, images: int, seed: int) -> Labelled:
 @torch.inference_mode()
 def small_model(model: nn.Module, data: Labelled) -> tuple[Tensor, Tensor, int]:
     """A whole network as an exit at the input: outputs (N, K), quality (N,), MACs."""
-    outputs = torch.cat([model(images) for images, _ in batches(data)])
-    image = torch.empty(1, 1, 28, 28, device="meta")
-    macs = count_macs(lambda: count_module(model, image))[0]
-    return outputs, (outputs.argmax(1) == data[1]).float(), macs
+    outputs = torch.cat([model(images) for images, _ in in_batches(data, BATCH)])
+    return outputs, (outputs.argmax(1) == data[1]).float(), macs(model, 1, 28, 28)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", type=Path, required=True, help="folder of fashion_resnet*.safetensors")
+    parser = command.parser(__doc__)
+    command.add_fashion(parser)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--images", type=int, default=20_000, help="to train the heads on")
     parser.add_argument("--limit", type=int, help="record only so many samples")
     parser.add_argument("--epochs", type=int, default=12)
@@ -103,20 +94,18 @@ def main() -> None:
     net = offramp.attach_exits(model, data.test[0][:2], heads=HEADS, seed=arguments.seed)
     print(f"{len(net.positions) - 1} positions, heads {', '.join(HEADS)}", flush=True)
     config = offramp.TrainConfig(epochs=arguments.epochs, seed=arguments.seed)
-    learn = batches(training_part(data, arguments.images, arguments.seed))
+    learn = in_batches(training_part(data, arguments.images, arguments.seed), BATCH)
     report = offramp.train_exits(net, learn, config=config, work_dir=arguments.work)
     print(f"heads trained, {time.perf_counter() - start:.0f} s", flush=True)
     recorded = tuple(part[: arguments.limit] for part in pool(data))
-    records = offramp.record_outputs(net, batches(recorded), keep_logits=True, work_dir=arguments.work)
+    records = offramp.record_outputs(
+        net, in_batches(recorded, BATCH), keep_logits=True, work_dir=arguments.work
+    )
     costs = offramp.measure_cost(net)
     store(arguments.out / "fashion", records, costs)
-    outputs, quality, macs = small_model(small, recorded)
-    confidence = max_probability(outputs)
-    wider = with_input_exit(records, costs, confidence.numpy(), quality.numpy(), macs, logits=outputs.numpy())
+    outputs, quality, spent = small_model(small, recorded)
+    confidence = max_probability(outputs).numpy()
+    wider = with_input_exit(records, costs, confidence, quality.numpy(), spent, logits=outputs.numpy())
     store(arguments.out / "fashion_input", *wider)
     print(f"full model {records.final_quality.mean():.4f}, on the heads' images {report.full_quality:.4f}")
-    print(f"input exit {quality.mean():.4f} at {macs / costs.full:.3f}; {time.perf_counter() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"input exit {quality.mean():.4f} at {spent / costs.full:.3f}; {time.perf_counter() - start:.0f} s")

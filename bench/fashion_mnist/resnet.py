@@ -90,7 +90,7 @@ def load_backbone(folder: Path, depth: int) -> ResNet:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected trained weights, found no file; "
-            f"run: python bench/fashion_mnist/train_backbones.py --out {folder} --depth {depth}"
+            f"run: python bench/fashion_mnist backbones --out {folder} --depth {depth}"
         )
     model = ResNet(depth)
     model.load_state_dict(load_file(path))

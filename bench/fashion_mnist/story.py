@@ -1,9 +1,9 @@
 """Early exits against the alternatives, on Fashion-MNIST: accuracy on 10,000 test images over average MACs.
 
-    python bench/fashion_mnist/story.py --backbones DIR --sets DIR
+    python bench/fashion_mnist story --backbones DIR --sets DIR
 
-reads what ``exits.py`` wrote, one set of records for each seed. Everything is chosen on the 5,000 held-out
-images; the test images are only reported on. Compared are the static family (ResNet-8 to 56: what a user
+reads what the part ``exits`` wrote, one set of records for each seed. Everything is chosen on the 5,000 held-
+out images; the test images are only reported on. Compared are the static family (ResNet-8 to 56: what a user
 would pick instead), other heads (the paper's pooled ones), other searches on the same records (one common
 threshold, a greedy grid), and ours without and with exits at the input. Prints tables, writes
 results/fashion_mnist.json and .png.
@@ -11,31 +11,24 @@ results/fashion_mnist.json and .png.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from exits import PAPER, SMALLER, plain
-from fashion import DEFAULT_FOLDER, load_fashion
-from resnet import DEPTHS, load_backbone
 
 import offramp
-from offramp import baselines
-from offramp.config import Frontier
-from offramp.cost import CostTable
-from offramp.macs import count_macs, count_module
-from offramp.records import ExitRecords
+from bench.fashion_mnist.exits import PAPER, SMALLER
+from bench.fashion_mnist.fashion import load_fashion
+from bench.fashion_mnist.resnet import DEPTHS, load_backbone
+from bench.search.recordsets import load
+from bench.shared import command, results
+from bench.shared.backbones import accuracy, macs
+from bench.shared.measures import only
+from offramp import CostTable, ExitRecords, Frontier
+from offramp.baselines import rules
 
-sys.path.append(str(Path(__file__).parents[1]))
-from recordsets import load
-
-RESULTS = Path(__file__).parents[1] / "results"
 LAMBDAS = np.round(np.concatenate([np.linspace(0.5, 0.9, 41), np.linspace(0.905, 1, 20)]), 4).tolist()
 BUDGETS = (0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 STEPS = np.round(np.append(np.arange(0.095, 1, 0.005), 1.0), 4).tolist()  # from ResNet-8 to ResNet-56
@@ -49,11 +42,11 @@ def _search(method: str) -> Find:
 
 
 def _greedy(records: ExitRecords, costs: CostTable) -> Frontier:
-    return Frontier.of(baselines.greedy_grid(records, costs, LAMBDAS).values())
+    return Frontier.of(rules.greedy_grid(records, costs, LAMBDAS).values())
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """Which exits there are, and how configurations are found."""
 
     heads: Callable[[str, str], bool]
@@ -72,21 +65,15 @@ OURS, INPUT = "ours, exits inside", "ours, an exit at the input too"
 SAME, GREEDY = "our heads, one threshold", "our heads, greedy grid"
 POOLED, PAPER_SAME = "pooled heads, our search", "pooled heads, one threshold"
 CASCADE = "ours, ResNet-8 at the input too"
-WAYS = {
-    PAPER_SAME: Way(_paper, _search("same-threshold")),
-    POOLED: Way(_paper, _search("exact")),
-    SAME: Way(_ours, _search("same-threshold")),
-    GREEDY: Way(_ours, _greedy),
-    OURS: Way(_ours, _search("exact")),
-    CASCADE: Way(lambda p, h: _ours(p, h) or h == SMALLER, _search("exact")),
-    INPUT: Way(lambda p, h: _ours(p, h) or h.startswith("input-"), _search("exact")),
+METHODS = {
+    PAPER_SAME: Method(_paper, _search("same-threshold")),
+    POOLED: Method(_paper, _search("exact")),
+    SAME: Method(_ours, _search("same-threshold")),
+    GREEDY: Method(_ours, _greedy),
+    OURS: Method(_ours, _search("exact")),
+    CASCADE: Method(lambda p, h: _ours(p, h) or h == SMALLER, _search("exact")),
+    INPUT: Method(lambda p, h: _ours(p, h) or h.startswith("input-"), _search("exact")),
 }
-
-
-def only(records: ExitRecords, keep: Callable[[str, str], bool]) -> ExitRecords:
-    """Records in which only some exits exist."""
-    wanted = [[keep(position, head) for head in records.heads] for position in records.positions]
-    return replace(records, exists=records.exists & np.array(wanted))
 
 
 def static_family(backbones: Path, data: Path) -> list[dict[str, float]]:
@@ -94,29 +81,26 @@ def static_family(backbones: Path, data: Path) -> list[dict[str, float]]:
     test, found = load_fashion(data).test, []
     for depth in DEPTHS:
         model = load_backbone(backbones, depth)
-        with torch.inference_mode():
-            right = sum(int((model(x).argmax(1) == y).sum()) for x, y in plain(test))
-        macs = count_macs(lambda: count_module(model, torch.empty(1, 1, 28, 28, device="meta")))[0]  # noqa: B023
-        found.append({"depth": depth, "quality": right / len(test[1]), "macs": macs})
+        found.append({"depth": depth, "quality": accuracy(model, test), "macs": macs(model, 1, 28, 28)})
     return [{**each, "cost": each["macs"] / found[-1]["macs"]} for each in found]
 
 
 def one_seed(folder: Path) -> dict[str, Any]:
-    """Every way on one seed's records: its configurations, judged on the report split."""
+    """Every method on one seed's records: its configurations, judged on the report split."""
     (search, costs), (report, _) = load(folder / "search"), load(folder / "report")
     full = float(report.final_quality.mean())
-    ways = {}
-    for name, way in WAYS.items():
-        seen, judged = only(search, way.heads), only(report, way.heads)
-        frontier = way.find(seen, costs)
-        ways[name] = {
+    found = {}
+    for name, method in METHODS.items():
+        seen, judged = only(search, method.heads), only(report, method.heads)
+        frontier = method.find(seen, costs)
+        found[name] = {
             "points": [_judge(judged, costs, config) for config in frontier],
             "budgets": [_at(judged, costs, frontier, max_cost=budget) for budget in BUDGETS],
             "steps": [_at(judged, costs, frontier, max_cost=step) for step in STEPS],
             "drops": [_at(judged, costs, frontier, max_drop=drop) for drop in DROPS],
         }
         print(f"  {name}: {len(frontier)} configurations", flush=True)
-    return {"full": full, "ways": ways}
+    return {"full": full, "ways": found}
 
 
 def _judge(records: ExitRecords, costs: CostTable, config: offramp.ExitConfig) -> tuple[float, float]:
@@ -125,16 +109,16 @@ def _judge(records: ExitRecords, costs: CostTable, config: offramp.ExitConfig) -
 
 
 def _at(
-    records: ExitRecords, costs: CostTable, frontier: Frontier, **asked: float
+    records: ExitRecords, costs: CostTable, frontier: Frontier, **wanted: float
 ) -> tuple[float, float] | None:
     try:
-        return _judge(records, costs, frontier.at(**asked))
+        return _judge(records, costs, frontier.at(**wanted))
     except offramp.OfframpError:  # nothing so cheap, or so good
         return None
 
 
 def above_family(within: list[tuple[float, float]], family: list[dict[str, float]]) -> float:
-    """Least accuracy over the family's, interpolated, at budgets from its cheapest to its dearest member.
+    """Least accuracy over the family's, interpolated, at budgets from its first to its last member.
 
     ``within`` are (cost, quality) on the report split of what was chosen for ``STEPS``; where the cost came
     out above the budget, the family is given as much.
@@ -183,7 +167,7 @@ def print_tables(family: list[dict[str, float]], seeds: list[dict[str, Any]], ro
     )
     print("\naccuracy on the report split, best within a budget by the search split; mean over seeds")
     print(f"{'':34}" + "".join(f"{budget:>8.0%}" for budget in BUDGETS))
-    for name in WAYS:
+    for name in METHODS:
         cells = []
         for i in range(len(BUDGETS)):
             found = [seed["ways"][name]["budgets"][i] for seed in seeds]
@@ -205,16 +189,17 @@ def _told(value: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", type=Path, required=True, help="folder of fashion_resnet*.safetensors")
-    parser.add_argument("--sets", type=Path, required=True, help="folder that exits.py wrote")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--out", type=Path, default=RESULTS / "fashion_mnist.json")
+    parser = command.parser(__doc__)
+    command.add_fashion(parser)
+    parser.add_argument("--sets", type=Path, required=True, help="folder that the part exits wrote")
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "fashion_mnist.json")
     arguments = parser.parse_args()
     family = static_family(arguments.backbones, arguments.data)
     folders = sorted(path.parent for path in arguments.sets.glob("*/report"))
     if not folders:
-        raise SystemExit(f"{arguments.sets}: expected SEED/search and SEED/report; make them with exits.py")
+        raise SystemExit(
+            f"{arguments.sets}: expected SEED/search and SEED/report; run: python bench/fashion_mnist exits"
+        )
     seeds = []
     for folder in folders:
         print(f"seed {folder.name}", flush=True)
@@ -222,13 +207,8 @@ def main() -> None:
     rows = summary(family, seeds)
     print_tables(family, seeds, rows)
     document = {"family": family, "budgets": BUDGETS, "drops": DROPS, "seeds": seeds, "summary": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    from picture import draw
+    results.write(arguments.out, document)
+    from bench.fashion_mnist.picture import draw
 
     draw(document, arguments.out.with_suffix(".png"))
     print(f"\nwrote {arguments.out} and its picture")
-
-
-if __name__ == "__main__":
-    main()

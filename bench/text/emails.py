@@ -73,7 +73,7 @@ def _text(part: Message) -> str:
     data = content if isinstance(content, bytes) else b""
     try:
         return data.decode(part.get_content_charset() or "latin-1", "replace")
-    except LookupError:  # a charset that nobody knows
+    except LookupError:  # an unknown charset
         return data.decode("latin-1")
 
 

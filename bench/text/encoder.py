@@ -2,7 +2,7 @@
 
 A sample is {"input_ids": (B, L) int64, "attention_mask": (B, L) int64}, padded to one length L; the answer is
 ``logits`` (B, K). Depth says how many of MiniLM's 6 layers a classifier has: the shallower ones, fine-tuned
-likewise, are what a user would take instead of exits.
+in the same way, are what a user would take instead of exits.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ class Encoded:
         length = int(self.mask.sum(1).max())
         return Encoded(self.ids[:, :length], self.mask[:, :length], self.labels)
 
+    def batches(self, size: int = 32) -> list[dict[str, Tensor]]:
+        """In fixed order, as the model takes them and with labels."""
+        rows = [self.rows(slice(i, i + size)) for i in range(0, len(self), size)]
+        return [{**part.inputs, "labels": part.labels} for part in rows]
+
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the model is called with."""
@@ -46,14 +51,16 @@ class Encoded:
 
 
 def load_data(folder: Path, kind: str) -> dict[str, Encoded]:
-    """What ``prepare.py`` wrote, by split.
+    """What the part ``prepare`` wrote, by split.
 
     Raises:
         FileNotFoundError: it was not prepared yet.
     """
     path = folder / f"{kind}.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: expected prepared data, found no file; run bench/text/prepare.py")
+        raise FileNotFoundError(
+            f"{path}: expected prepared data, found no file; run: python bench/text prepare"
+        )
     with np.load(path) as stored:
         arrays = {name: torch.from_numpy(stored[name].astype(np.int64)) for name in stored.files}
     data = Encoded(arrays["ids"], arrays["mask"], arrays["labels"])
@@ -80,7 +87,7 @@ def load_classifier(folder: Path, kind: str, depth: int = DEPTH) -> nn.Module:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected a fine-tuned encoder, found none; "
-            f"run: python bench/text/train_backbones.py --out {folder} --kind {kind} --depth {depth}"
+            f"run: python bench/text backbones --out {folder} --kind {kind} --depth {depth}"
         )
     return _pretrained(path).eval()
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from offramp.plots import PALETTE
+from bench.shared.figures import panels
 
 OURS, LAYERS, COMMON, STATIC = "#0b4f8a", "#009e73", "#e69f00", "#5b6472"
 TITLES = {"spam": "SpamAssassin e-mails, 2 classes", "sentences": "rated sentences, 3 classes"}
@@ -20,15 +15,12 @@ TITLES = {"spam": "SpamAssassin e-mails, 2 classes", "sentences": "rated sentenc
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """All data sets side by side, 1200 pixels wide."""
-    with mpl.rc_context(PALETTE):
-        figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), dpi=100, squeeze=False)
+    size = (6 * len(results), 4.2)
+    with panels(path, (1, len(results)), size) as (_, axes):
         for axis, kind in zip(axes[0], sorted(results, key=list(TITLES).index), strict=True):
             _panel(axis, results[kind])
             axis.set_title(TITLES[kind], fontsize=11)
         axes[0, 0].legend(loc="lower right", frameon=False, fontsize=9)
-        figure.tight_layout()
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def _panel(axis: Axes, result: dict[str, Any]) -> None:

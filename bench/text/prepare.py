@@ -7,12 +7,11 @@
 Splits: 0 train (backbone and heads), 1 search, 2 report. Equal texts are kept once. What belongs together
 goes to one split together: e-mails with one subject or one beginning, sentences of one review or article.
 
-    python bench/text/prepare.py --spam PACKAGE --sentences PACKAGE --encoder PACKAGE --out DIR
+    python bench/text prepare --spam PACKAGE --sentences PACKAGE --encoder PACKAGE --out DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from emails import author_text
-from packages import files
+
+from bench.shared import command
+from bench.text.emails import author_text
+from bench.text.packages import files
 
 TRAIN, SEARCH, REPORT = range(3)
 LENGTHS = {"spam": 128, "sentences": 48}
@@ -43,7 +44,7 @@ class Text:
 
 
 def read_spam(package: Path) -> list[Text]:
-    """E-mails, cleaned (see ``emails.py``)."""
+    """E-mails, cleaned by ``author_text``."""
     found = []
     for name, raw in files(package, "data/*/*.txt", "spam").items():
         subject, body = author_text(raw)
@@ -130,7 +131,7 @@ def encode(texts: Sequence[Text], encoder: Path, length: int) -> tuple[npt.NDArr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     for kind in ("spam", "sentences", "encoder"):
         parser.add_argument(f"--{kind}", type=Path, required=kind == "encoder", help="archive or folder")
     parser.add_argument("--out", type=Path, required=True)
@@ -154,7 +155,3 @@ def main() -> None:
             shares = np.bincount(labels[parts == i], minlength=len(CLASSES[kind])) / np.sum(parts == i)
             told = ", ".join(f"{name} {share:.3f}" for name, share in zip(CLASSES[kind], shares, strict=True))
             print(f"  {part}: {np.sum(parts == i)} ({told})")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,13 +6,12 @@ so the backbone runs once. Writes JSON and a picture:
 
     OUT/text.json, OUT/text.png
 
-    python bench/text/run.py --data DIR --backbones DIR --out bench/results [--kind spam] [--seeds 0 1 2]
+    python bench/text --data DIR --backbones DIR --out bench/results [--kind spam] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,28 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from encoder import DEPTH, Encoded, accuracy, backbone_folder, load_classifier, load_data
-from picture import draw
 from torch import Tensor, nn
 
 import offramp
-from offramp.config import ExitConfig, Frontier
-from offramp.cost import CostTable
-from offramp.heads import head_factory, register_head
-from offramp.network import ExitNetwork
-from offramp.records import ExitRecords
+from bench.shared import command, results
+from bench.shared.measures import figures
+from bench.text.encoder import DEPTH, Encoded, accuracy, backbone_folder, load_classifier, load_data
+from bench.text.picture import draw
+from offramp import CostTable, ExitConfig, ExitNetwork, ExitRecords, Frontier, register_head
+from offramp.heads.registry import head_factory
 
 CUTS = ("bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(DEPTH - 1)))
 DROPS = (0.0, 0.0025, 0.005, 0.01)  # in accuracy, allowed on the search split
 CHECKED = 64  # report samples that the engine answers as well
-
-
-def batches(data: Encoded, size: int = 32) -> list[dict[str, Tensor]]:
-    """In fixed order, as the model takes them and with labels."""
-    rows = [data.rows(slice(i, i + size)) for i in range(0, len(data), size)]
-    return [{**part.inputs, "labels": part.labels} for part in rows]
 
 
 @cache
@@ -80,31 +71,6 @@ def of_seed(records: ExitRecords, costs: CostTable, seed: int) -> tuple[ExitReco
     return picked, replace(costs, heads=costs.heads[:, columns])
 
 
-def per_sample(records: ExitRecords, costs: CostTable, config: ExitConfig) -> npt.NDArray[np.float64]:
-    """(N,) quality of the answer that each sample leaves with."""
-    position = offramp.evaluate(records, costs, config).position
-    quality = records.final_quality.astype(np.float64)
-    for choice in config.choices:
-        p, c = records.positions.index(choice.position), records.heads.index(choice.head)
-        here = position == p
-        quality[here] = records.quality[p, c, here]
-    return quality
-
-
-def row(records: ExitRecords, costs: CostTable, config: ExitConfig) -> dict[str, Any]:
-    """What a configuration gives: accuracy, drop with half its 95 % interval, share of the MACs."""
-    outcome = offramp.evaluate(records, costs, config)
-    lost = records.final_quality - per_sample(records, costs, config)
-    return {
-        "accuracy": outcome.quality,
-        "drop": float(lost.mean()),
-        "interval": float(1.96 * lost.std(ddof=1) / np.sqrt(len(lost))),
-        "macs": outcome.relative_cost,
-        "exit_shares": outcome.exit_shares.round(4).tolist(),
-        "exits": [f"{choice.position} {choice.head} > {choice.threshold:.4f}" for choice in config.choices],
-    }
-
-
 def points(records: ExitRecords, costs: CostTable, frontier: Frontier) -> list[tuple[float, float]]:
     """(share of the MACs, accuracy) of every configuration."""
     outcomes = offramp.evaluate(records, costs, frontier)
@@ -133,7 +99,7 @@ def one_seed(parts: dict[str, ExitRecords], costs: CostTable, seed: int) -> tupl
 
 def dial(report: ExitRecords, costs: CostTable, frontier: Frontier) -> dict[str, Any]:
     """What a frontier gives on the report split, and the configurations chosen by their figures on search."""
-    chosen = {f"{drop:g}": row(report, costs, frontier.at(max_drop=drop)) for drop in DROPS}
+    chosen = {f"{drop:g}": figures(report, costs, frontier.at(max_drop=drop)) for drop in DROPS}
     return {"chosen": chosen, "frontier": points(report, costs, frontier)}
 
 
@@ -155,7 +121,7 @@ def alone(records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
 
 
 def family(folder: Path, kind: str, data: Encoded, costs: CostTable) -> list[dict[str, float]]:
-    """The same encoder with fewer layers (each costs the same), fine-tuned likewise: those that there are."""
+    """The same encoder with fewer layers (each costs the same), fine-tuned in the same way."""
     layer = (costs.backbone[2] - costs.backbone[1]) / costs.full
     return [
         {
@@ -174,7 +140,7 @@ def engine_agrees(
     """How many of the first report samples the engine stops elsewhere than the records say; batches of 16."""
     engine = offramp.Engine(net, config)
     part = data.rows(slice(CHECKED))
-    stopped = torch.cat([engine(batch).position for batch in batches(part, 16)]).numpy()
+    stopped = torch.cat([engine(batch).position for batch in part.batches(16)]).numpy()
     wanted = offramp.evaluate(records.subset(np.arange(len(part))), costs, config).position
     return int((stopped != wanted).sum())
 
@@ -188,9 +154,10 @@ def experiment(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     net = attach(model, data["train"].rows(slice(2)).inputs, arguments.heads, arguments.seeds)
     config = offramp.TrainConfig(epochs=arguments.epochs)
     work = arguments.work and arguments.work / kind
-    training = offramp.train_exits(net, batches(data["train"]), config=config, work_dir=work)
+    training = offramp.train_exits(net, data["train"].batches(), config=config, work_dir=work)
     parts = {
-        name: offramp.record_outputs(net, batches(data[name]), work_dir=work) for name in ("search", "report")
+        name: offramp.record_outputs(net, data[name].batches(), work_dir=work)
+        for name in ("search", "report")
     }
     costs = offramp.measure_cost(net)
     seeds, engine = [], -1
@@ -239,9 +206,9 @@ def show(kind: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
-    parser.add_argument("--backbones", type=Path, required=True, help="folder that train_backbones.py wrote")
+    parser = command.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that the part prepare wrote")
+    parser.add_argument("--backbones", type=Path, required=True, help="folder that the part backbones wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", nargs="+", choices=("spam", "sentences"), default=["spam", "sentences"])
     parser.add_argument("--heads", nargs="+", help="kinds of heads; those of 'auto' without it")
@@ -249,19 +216,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--limit", type=int, help="so many samples of each split: a smoke test")
     parser.add_argument("--work", type=Path, help="folder from which a killed run goes on")
-    parser.add_argument("--threads", type=int, default=1)
+    command.add_threads(parser, 1)
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or "auto"
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "text.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    document = results.read(path)
     for kind in arguments.kind:
-        results[kind] = experiment(kind, arguments)
-        show(kind, results[kind])
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, arguments.out / "text.png")
-
-
-if __name__ == "__main__":
-    main()
+        document[kind] = experiment(kind, arguments)
+        show(kind, document[kind])
+    results.write(path, document)
+    draw(document, arguments.out / "text.png")

@@ -18,8 +18,6 @@ from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.records import ExitRecords
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-RECORDSETS = (ROOT / "bench" / "search" / "recordsets.py", ROOT / "bench" / "recordsets.py")
 LAMBDAS = (0.0, 0.3, 0.8, 0.95, 1.0)
 REFERENCES = ("single-pass", "iterative", "same-threshold")
 
@@ -94,7 +92,7 @@ def synthetic(n=400, p=6, c=2, seed=0):
 
 def generated(seed, samples, **options):
     """Records like a network's, from the benchmarks."""
-    source = next(path for path in RECORDSETS if path.is_file())
+    source = Path(__file__).parents[2] / "bench" / "search" / "recordsets.py"
     spec = importlib.util.spec_from_file_location("bench_recordsets", source)
     recordsets = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recordsets)

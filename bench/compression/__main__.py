@@ -1,0 +1,10 @@
+"""Exits together with int8 and pruning: ``python bench/compression [PART] [options]``."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[2])  # the project root, instead of this folder
+
+from bench.shared.command import run
+
+run("compression", {"backbones": "backbones", "run": "run"}, default="run")

@@ -1,0 +1,10 @@
+"""Which confidence measure ranks errors best: ``python bench/confidence [options]``."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[2])  # the project root, instead of this folder
+
+from bench.shared.command import run
+
+run("confidence", {"run": "confidence"}, default="run")
