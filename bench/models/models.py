@@ -17,18 +17,20 @@ from typing import Any
 from bench.shared import command, results
 from bench.shared.results import ROOT
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from shim import torchvision_operators
+sys.path.insert(0, str(ROOT / "tests" / "shim"))
+
+import torchvision_operators  # noqa: E402 (lies in tests/shim)
 
 torchvision_operators.install()
 
 from offramp import partition  # noqa: E402 (needs the shim)
 from offramp.graph.macs import span_macs  # noqa: E402
 from offramp.graph.partition import Partition  # noqa: E402
-from toys import seeded  # noqa: E402 (lies in tests/)
-from zoo import TOKENS, ZOO, Model  # noqa: E402 (lies in tests/)
+from toys import seeded  # noqa: E402 (lies in tests/helpers)
+from zoo import TOKENS, ZOO, Model  # noqa: E402 (lies in tests/helpers)
 
 RESULTS = results.RESULTS / "models.json"
 PAGE = ROOT / "docs" / "models.md"

@@ -8,7 +8,7 @@ from instances import make_records, random_case, synthetic
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
-from offramp.solver.common_threshold import between as threshold_between
+from offramp.solver.common_threshold import threshold_between
 from offramp.solver.line_search import OFF
 from offramp.solver.local_search import _moves
 from offramp.solver.problem import Problem
