@@ -139,7 +139,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def same_files(folder: Path, wanted: Path) -> None:
     """Asserts that two folders hold the same bytes.
 
-    The example to trace with is noise, and PyTorch draws other bits of it where a processor has no AVX2. There
+    The example to trace with is noise, and PyTorch draws other bits of it on a processor without AVX2. There
     it is left out, with the manifest, which has its checksum.
     """
     got, expected = contents(folder), contents(wanted)
