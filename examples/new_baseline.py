@@ -1,4 +1,4 @@
-"""A baseline of your own, a function from records and costs to a frontier: equal shares leave at every exit."""
+"""A baseline of your own, a function from records and costs to a frontier: equal shares leave at any exit."""
 
 import numpy as np
 
