@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 sys.path.insert(0, str(ROOT / "tests" / "shim"))
 
-import torchvision_operators  # noqa: E402 (lies in tests/shim)
+import torchvision_operators
 
 torchvision_operators.install()
 

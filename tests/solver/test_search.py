@@ -182,7 +182,7 @@ def test_same_seed_same_frontier(regularise):
 
 def test_another_seed_averages_over_other_resamples(monkeypatch):
     records, costs = synthetic(n=300)
-    monkeypatch.setattr(MODULE, "choose", priced)
+    monkeypatch.setattr(MODULE, "choose_price", priced)
     one, other = (search(records, costs, tradeoffs=SOME, seed=seed).by_tradeoff for seed in (0, 1))
     assert one != other
 
@@ -288,7 +288,7 @@ def test_what_must_not_matter_to_auto_does_not(monkeypatch, change):
     """Thresholds lie midway between confidences: to folds held out, only linear maps are the same."""
     records, costs = synthetic(n=200, p=5, seed=2)
     if change == "monotone":
-        monkeypatch.setattr(MODULE, "choose", priced)
+        monkeypatch.setattr(MODULE, "choose_price", priced)
     first = search(records, costs, tradeoffs=SOME)
     again = search(*CHANGES[change](records, costs), tradeoffs=SOME)
     assert again.meta["chosen"]["method"] == first.meta["chosen"]["method"]
@@ -298,7 +298,7 @@ def test_what_must_not_matter_to_auto_does_not(monkeypatch, change):
 @pytest.mark.parametrize("make", [synthetic, generated])
 def test_the_order_of_samples_does_not_matter_to_averages(monkeypatch, make):
     records, costs = make(seed=2, n=200, p=5) if make is synthetic else make(2, 200, positions=5, heads=2)
-    monkeypatch.setattr(MODULE, "choose", priced)
+    monkeypatch.setattr(MODULE, "choose_price", priced)
     first = search(records, costs, tradeoffs=SOME)
     again = search(*reordered(records, costs), tradeoffs=SOME)
     assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
