@@ -3,7 +3,7 @@
 import numpy as np
 
 import offramp
-from offramp.baselines.rules import same_threshold
+from offramp.baselines import same_threshold
 
 
 def equal_shares(records, costs):
