@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
-from offramp.core.evaluate import check_match, evaluate, exits, expected, full_quality, resolve
+from offramp.core.evaluate import check_match, evaluate, expected, full_quality, leaves, resolve
 from offramp.core.frontier import Frontier
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError
@@ -95,7 +95,7 @@ def test_confidence_that_is_not_finite_never_exits(value, threshold):
     outcome = evaluate(records, costs, config_of(("a", "small", threshold)))
     np.testing.assert_array_equal(outcome.position, [3, 3, 3])
     assert outcome.cost == 10.5
-    assert not exits(np.full(2, value, np.float32), np.float32(threshold)).any()
+    assert not leaves(np.full(2, value, np.float32), np.float32(threshold)).any()
 
 
 def test_no_exits_is_exactly_the_full_model():

@@ -73,11 +73,11 @@ def patience_records(records: ExitRecords, predictions: npt.ArrayLike | None = N
     return replace(records, confidence=count)
 
 
-def _logits(records: ExitRecords, asked: str, otherwise: str = "") -> npt.NDArray[np.float32]:
+def _logits(records: ExitRecords, function: str, otherwise: str = "") -> npt.NDArray[np.float32]:
     if records.logits is None or records.logits.shape[-1] < 2:
         got = "none" if records.logits is None else "a single one"
         raise InputError(
-            f"{asked}: expected records with at least two outputs per exit, got {got}; "
+            f"{function}: expected records with at least two outputs per exit, got {got}; "
             f"record the outputs of a classifier with keep_logits=True{otherwise}"
         )
     return records.logits

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import CostTable, ExitChoice, ExitConfig, ExitRecords, evaluate, exits, full_quality
+from offramp.core import CostTable, ExitChoice, ExitConfig, ExitRecords, evaluate, full_quality, leaves
 from offramp.errors import MissingExtraError
 
 Floats = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ class Objective:
 
     def leaves(self, p: int, c: int, threshold: float) -> Bools:
         """(N,) which samples would leave there."""
-        return exits(self.records.confidence[p, c], np.float32(threshold))
+        return leaves(self.records.confidence[p, c], np.float32(threshold))
 
     def value(self, setting: Setting) -> float:
         """J of a whole configuration, by simulation."""

@@ -13,10 +13,11 @@ from offramp.core.evaluate import (
     check_match,
     check_tradeoffs,
     evaluate,
-    exits,
     expected,
     full_quality,
+    leaves,
     resolve,
+    simulate,
 )
 from offramp.core.frontier import Frontier
 from offramp.core.joint import JointOutcome, evaluate_together, names_of
@@ -27,6 +28,6 @@ from offramp.core.records import ExitRecords
 __all__ = [
     "BatchCosts", "Certificate", "CostTable", "ExitChoice", "ExitConfig", "ExitRecords", "Expected",
     "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig", "auroc", "best_parts",
-    "check_match", "check_tradeoffs", "config_to_dict", "evaluate", "evaluate_together", "exits", "expected",
-    "full_quality", "names_of", "part_sizes", "rankings", "resolve",
+    "check_match", "check_tradeoffs", "config_to_dict", "evaluate", "evaluate_together", "expected",
+    "full_quality", "leaves", "names_of", "part_sizes", "rankings", "resolve", "simulate",
 ]  # fmt: skip

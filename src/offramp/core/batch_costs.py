@@ -4,7 +4,7 @@ A cost per sample is not enough for seconds: a call has a part that does not shr
 batch that no longer fits the caches costs more per sample than two halves of it. ``BatchCosts`` is what was
 measured at several batch sizes; between them it is linear.
 
-    rows still here ~ Binomial(B, share still here)      B samples that arrive together
+    rows still there ~ Binomial(B, share still there)      B samples that arrive together
     cost of a span  = E[seconds(rows)] / B               nobody here: nothing is run
 """
 
@@ -31,7 +31,7 @@ class BatchCosts:
     Args:
         sizes: (S,) rising, from 1; the last is the batch size B that calls start with.
         backbone: (S, P+1) cumulative cost of one call up to each position.
-        heads: (S, P, C) cost of asking an exit for a batch.
+        heads: (S, P, C) cost of running an exit for a batch.
 
     Raises:
         InputError: shapes disagree, sizes do not rise from 1, or a value is negative or not finite.
@@ -71,7 +71,7 @@ class BatchCosts:
         return self._filled(self.backbone[:, stop] - self.backbone[:, start])
 
     def head(self, position: int, column: int) -> Floats:
-        """(B+1,) cost of asking an exit for 0 to B rows."""
+        """(B+1,) cost of running an exit for 0 to B rows."""
         return self._filled(self.heads[:, position, column])
 
     def _filled(self, values: Floats) -> Floats:
@@ -86,13 +86,9 @@ class BatchCosts:
 
 
 def best_parts(costs: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-    """In how many equal parts to run b rows, and what that costs.
+    """(B+1,) in how many equal parts to run each number of rows, and (B+1,) what that costs then.
 
-    Args:
-        costs: (B+1,) of one call with 0 to B rows.
-
-    Returns:
-        (B+1,) number of parts, at least 1; and (B+1,) the cost then.
+    ``costs`` (B+1,) are those of one call with 0 to B rows.
     """
     batch = len(costs) - 1
     parts, best = np.ones(batch + 1, np.int64), costs.copy()
@@ -128,26 +124,23 @@ def binomial(n: int, share: float) -> Floats:
     return np.asarray(found / found.sum())
 
 
-def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], here: Sequence[float]) -> float:
-    """Mean cost per sample of a configuration, for samples that arrive in batches of B.
+def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], reached: Sequence[float]) -> float:
+    """Expected cost of a call over its B samples; without exits it is the full model's.
 
     Args:
         table: measured costs.
         exits: (position, head) of each enabled exit, in order.
-        here: share of the samples that reach each of them; and, last, the model's output.
-
-    Returns:
-        Expected cost of a call over B. Without exits it is the full model's.
+        reached: share of the samples that reach each of them and, last, the model's output.
     """
     batch, last = table.batch_size, table.backbone.shape[1] - 1
     if not exits:
         return float(table.span(0, last)[batch]) / batch
     at, total = 0, 0.0
-    for (position, column), share in zip(exits, here, strict=False):
+    for (position, column), share in zip(exits, reached, strict=False):
         rows = binomial(batch, share)
         span = best_parts(table.span(at, position))[1]
         total += float(rows @ (span + table.head(position, column)))
         at = position
-    rows = binomial(batch, here[len(exits)])
+    rows = binomial(batch, reached[-1])
     total += float(rows @ best_parts(table.span(at, last))[1])
     return total / batch

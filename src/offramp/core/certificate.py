@@ -1,7 +1,7 @@
 """What a configuration carries with it besides its exits: plain frozen data, and JSON both ways.
 
 Expected      means on the samples it was searched on; optimistic
-Certificate   what was shown about new samples, with which doubt, by which test
+Certificate   what was proven about new samples, with which error probability, by which test
 Guarantee     one bound of a certificate
 """
 
@@ -52,7 +52,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """One bound that was shown to hold.
+    """One bound that was proven to hold.
 
     Args:
         risk: what is bounded, in words that follow "the"; "drop of quality" for the drop.
@@ -94,7 +94,7 @@ class Certificate:
     The probability is over the draw of the ``samples`` samples that it was certified on.
 
     Args:
-        delta: the doubt, in (0, 1).
+        delta: the probability of being wrong, in (0, 1).
         samples: how many samples it was certified on.
         quality: what quality meant there: "labels", "agreement" with the full model, or "unknown".
         guarantees: at least one.
@@ -150,10 +150,9 @@ def expected_from_dict(item: Mapping[str, Any] | None) -> Expected | None:
     """Inverse of ``expected_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
     if item is None:
         return None
-    quality, cost, full_quality, full_cost, samples = (
-        plain_number(item[field.name]) for field in fields(Expected)
-    )
-    return Expected(quality, cost, full_quality, full_cost, int(samples))
+    figures = {field.name: plain_number(item[field.name]) for field in fields(Expected)}
+    samples = int(figures.pop("samples"))
+    return Expected(**figures, samples=samples)
 
 
 def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
@@ -174,7 +173,12 @@ def certificate_from_dict(item: Mapping[str, Any]) -> Certificate:
         )
         for each in item["guarantees"]
     )
-    return Certificate(plain_number(item["delta"]), item["samples"], item["quality"], guarantees)
+    return Certificate(
+        delta=plain_number(item["delta"]),
+        samples=item["samples"],
+        quality=item["quality"],
+        guarantees=guarantees,
+    )
 
 
 def plain_number(value: object) -> float:

@@ -65,7 +65,7 @@ class ExitConfig:
         choices: the enabled exits, in order of position (checked where positions are known).
         tradeoff: the lambda it was searched for, if any.
         expected: its figures on the search samples, if any.
-        certificate: what ``certify`` has shown about it, if anything.
+        certificate: what ``certify`` has proven about it, if anything.
 
     Raises:
         InputError: two choices sit at the same position, something else than an ``ExitChoice`` is given, the
@@ -130,8 +130,8 @@ def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
             ExitChoice(c["position"], c["head"], _decode_threshold(c["threshold"])) for c in item["choices"]
         )
         tradeoff = None if item["tradeoff"] is None else plain_number(item["tradeoff"])
-        shown = item.get("certificate")
-        certificate = None if shown is None else certificate_from_dict(shown)
+        stored = item.get("certificate")
+        certificate = None if stored is None else certificate_from_dict(stored)
         return ExitConfig(choices, tradeoff, expected_from_dict(item["expected"]), certificate)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

@@ -69,44 +69,75 @@ def evaluate(
         raise InputError(f"expected an ExitConfig or a Frontier, got a {type(config).__name__}")
     if isinstance(config, Frontier):
         return tuple(evaluate(records, costs, each) for each in config)
-    plan = resolve(records.positions, records.heads, records.exists, config)
-    p, n = len(records.positions), records.samples
-    position = np.full(n, p, np.int64)
+    ran = simulate(records, config)
+    counts = np.bincount(ran.position, minlength=len(costs.backbone))
+    if costs.by_batch is None:
+        spent = costs.backbone + heads_passed(costs, ran.exits)
+        cost = float(counts @ spent) / records.samples
+    else:
+        cost = mean_cost(costs.by_batch, [(at, head) for at, head, _ in ran.exits], ran.reached)
+    quality, full = float(ran.quality.mean()), full_quality(records)
+    relative = quality / full if full > 0 else (1.0 if quality == 0 else float("nan"))
+    return Outcome(
+        quality=quality,
+        cost=cost,
+        relative_quality=relative,
+        relative_cost=cost / costs.full,
+        exit_shares=counts / records.samples,
+        position=ran.position,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What happens to N samples under a configuration.
+
+    Args:
+        exits: the enabled exits by indices.
+        position: (N,) int64, the position each sample leaves at; P for the backbone's output.
+        quality: (N,) float64, of the answer that each sample gets.
+        reached: share of the samples that reach each enabled exit and, last, the backbone's output.
+    """
+
+    exits: ResolvedConfig
+    position: npt.NDArray[np.int64]
+    quality: npt.NDArray[np.float64]
+    reached: tuple[float, ...]
+
+
+def simulate(records: ExitRecords, config: ExitConfig) -> Simulation:
+    """Send every sample through the enabled exits.
+
+    Raises:
+        InputError: a choice that ``resolve`` refuses.
+    """
+    exits = resolve(records.positions, records.heads, records.exists, config)
+    n = records.samples
+    position = np.full(n, len(records.positions), np.int64)
     quality = records.final_quality.astype(np.float64)
-    spent = costs.backbone.copy()  # cost of leaving at each position
-    alive = np.arange(n)
-    here = []  # share of the samples that reach each exit, and the output
-    for at, head, threshold in plan:
-        here.append(len(alive) / n)
-        spent[at:] += costs.heads[at, head]
-        leaves = exits(records.confidence[at, head, alive], threshold)
-        gone = alive[leaves]
-        position[gone] = at
-        quality[gone] = records.quality[at, head, gone]
-        alive = alive[~leaves]
-    counts = np.bincount(position, minlength=p + 1)
-    cost = float(counts @ spent) / n
-    if costs.by_batch is not None:
-        cost = mean_cost(costs.by_batch, [(at, head) for at, head, _ in plan], [*here, len(alive) / n])
-    return _outcome(records, costs, position, quality, counts, cost)
+    waiting = np.arange(n)
+    reached = []
+    for at, head, threshold in exits:
+        reached.append(len(waiting) / n)
+        left = leaves(records.confidence[at, head, waiting], threshold)
+        leavers = waiting[left]
+        position[leavers] = at
+        quality[leavers] = records.quality[at, head, leavers]
+        waiting = waiting[~left]
+    return Simulation(exits, position, quality, (*reached, len(waiting) / n))
 
 
-def _outcome(
-    records: ExitRecords,
-    costs: CostTable,
-    position: npt.NDArray[np.int64],
-    quality: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.int64],
-    cost: float,
-) -> Outcome:
-    mean, full = float(quality.mean()), full_quality(records)
-    relative = mean / full if full > 0 else (1.0 if mean == 0 else float("nan"))
-    return Outcome(mean, cost, relative, cost / costs.full, counts / records.samples, position)
-
-
-def exits(confidence: npt.NDArray[np.float32], threshold: np.float32) -> npt.NDArray[np.bool_]:
+def leaves(confidence: npt.NDArray[np.float32], threshold: np.float32) -> npt.NDArray[np.bool_]:
     """Which samples leave: finite confidence strictly above the threshold, compared in float32."""
     return np.asarray((confidence > threshold) & np.isfinite(confidence))
+
+
+def heads_passed(costs: CostTable, exits: ResolvedConfig) -> npt.NDArray[np.float64]:
+    """(P+1,) cost of all enabled heads that a sample has passed when it leaves at each position."""
+    passed = np.zeros(len(costs.backbone))
+    for at, head, _ in exits:
+        passed[at:] += costs.heads[at, head]
+    return passed
 
 
 def full_quality(records: ExitRecords) -> float:
@@ -117,19 +148,19 @@ def full_quality(records: ExitRecords) -> float:
 def expected(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Expected:
     """The figures that a configuration carries with it, from these records."""
     outcome = evaluate(records, costs, config)
-    return Expected(outcome.quality, outcome.cost, full_quality(records), costs.full, records.samples)
+    return Expected(
+        quality=outcome.quality,
+        cost=outcome.cost,
+        full_quality=full_quality(records),
+        full_cost=costs.full,
+        samples=records.samples,
+    )
 
 
 def resolve(
     positions: Sequence[str], heads: Sequence[str], exists: npt.NDArray[np.bool_], config: ExitConfig
 ) -> ResolvedConfig:
-    """Names to indices.
-
-    Args:
-        positions: P names.
-        heads: C names.
-        exists: (P, C), whether there is such a head there.
-        config: what to resolve.
+    """The choices of a configuration by indices, for P position names, C head names and ``exists`` (P, C).
 
     Raises:
         InputError: a position or head is unknown or absent there, or the order is not by position.
@@ -170,12 +201,8 @@ def check_match(records: ExitRecords, costs: CostTable) -> None:
         )
 
 
-def check_tradeoffs(tradeoffs: Iterable[float], asked: str) -> list[float]:
-    """Trade-offs as numbers, in their order.
-
-    Args:
-        tradeoffs: lambda values.
-        asked: what an error calls them.
+def check_tradeoffs(tradeoffs: Iterable[float], argument: str) -> list[float]:
+    """Lambda values as numbers, in their order; ``argument`` is what an error calls them.
 
     Raises:
         InputError: none, not numbers, or not all in [0, 1].
@@ -184,12 +211,13 @@ def check_tradeoffs(tradeoffs: Iterable[float], asked: str) -> list[float]:
         lambdas = [float(value) for value in tradeoffs]
     except (TypeError, ValueError):
         raise InputError(
-            f"{asked}: expected several numbers in [0, 1], got {tradeoffs!r}; give a list such as [0.8, 0.9]"
+            f"{argument}: expected several numbers in [0, 1], got {tradeoffs!r}; "
+            "give a list such as [0.8, 0.9]"
         ) from None
     wrong = [value for value in lambdas if not 0 <= value <= 1]  # NaN is neither
     if wrong or not lambdas:
         raise InputError(
-            f"{asked}: expected at least one value, all in [0, 1], got {wrong or 'none'}; "
+            f"{argument}: expected at least one value, all in [0, 1], got {wrong or 'none'}; "
             "near 1 buys quality, near 0 buys speed"
         )
     return lambdas

@@ -61,11 +61,11 @@ class Frontier(Sequence[ExitConfig]):
         every = [*self._expected, *map(_figures, self.between)]
         if len({(e.full_quality, e.full_cost, e.samples) for e in every}) > 1:
             raise InputError("Frontier: expected figures from one set of samples and costs, got several")
-        for cheap, dear in pairwise(self._expected):
-            if not (cheap.cost < dear.cost and cheap.quality < dear.quality):
+        for cheap, costly in pairwise(self._expected):
+            if not (cheap.cost < costly.cost and cheap.quality < costly.quality):
                 raise InputError(
                     "Frontier: expected strictly rising cost and quality, got "
-                    f"({cheap.cost:g}, {cheap.quality:g}) before ({dear.cost:g}, {dear.quality:g})"
+                    f"({cheap.cost:g}, {cheap.quality:g}) before ({costly.cost:g}, {costly.quality:g})"
                 )
 
     @classmethod
@@ -88,9 +88,7 @@ class Frontier(Sequence[ExitConfig]):
     def full_model(self) -> ExitConfig:
         """The configuration without exits (it is in the sequence itself only if nothing beats it)."""
         first = self._expected[0]
-        figures = Expected(
-            first.full_quality, first.full_cost, first.full_quality, first.full_cost, first.samples
-        )
+        figures = replace(first, quality=first.full_quality, cost=first.full_cost)
         return ExitConfig((), expected=figures)
 
     def __len__(self) -> int:
@@ -172,11 +170,11 @@ class Frontier(Sequence[ExitConfig]):
                 f"ask for {low:.4g} or more"
             )
         best = _figures(fits[-1])
-        level = [c for c in self.between if _figures(c).quality == best.quality]
-        spent = [c for c in level if best.relative_cost < _figures(c).relative_cost <= budget]
+        ties = [c for c in self.between if _figures(c).quality == best.quality]
+        spent = [c for c in ties if best.relative_cost < _figures(c).relative_cost <= budget]
         return max(spent, key=lambda c: _figures(c).cost, default=fits[-1])
 
-    def _reaching(self, quality: float, asked: str) -> ExitConfig:
+    def _reaching(self, quality: float, criterion: str) -> ExitConfig:
         tolerance = 1e-12  # full_quality - max_drop is rounded once; a drop of exactly max_drop still counts
         for config, figures in zip(self._configs, self._expected, strict=True):
             if figures.quality >= quality - tolerance:
@@ -187,7 +185,8 @@ class Frontier(Sequence[ExitConfig]):
             self._expected[0].full_quality,
         )
         raise InputError(
-            f"at({asked}): quality runs from {low:.4g} to {best:.4g} (full model {full:.4g}); ask for less"
+            f"at({criterion}): quality runs from {low:.4g} to {best:.4g} (full model {full:.4g}); "
+            "ask for less"
         )
 
     def _nearest_tradeoff(self, tradeoff: float) -> ExitConfig:
@@ -219,7 +218,9 @@ class Frontier(Sequence[ExitConfig]):
             return replace(own, certificate=config.certificate) if same else own
 
         by_tradeoff = {lam: updated(own) for lam, own in self.by_tradeoff.items()}
-        return Frontier(map(updated, self._configs), by_tradeoff, self.meta, self.between)
+        return Frontier(
+            map(updated, self._configs), by_tradeoff, self.meta, self.between, max_exits=self.max_exits
+        )
 
     def to_json(self) -> str:
         """Serialise all configurations, the ones by lambda and the meta data."""

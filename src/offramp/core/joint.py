@@ -1,4 +1,4 @@
-"""Several tasks over one backbone, asked in one call: what it costs. Arrays in, data out; no model.
+"""Several tasks over one backbone, answered in one call: what it costs.
 
 A sample runs as deep as the task that needs it deepest; segments are paid once, and every task pays the heads
 that its own configuration passes. Each task's answers are those it would give alone.
@@ -15,17 +15,17 @@ import numpy.typing as npt
 
 from offramp.core.config import ExitConfig
 from offramp.core.costs import CostTable
-from offramp.core.evaluate import Outcome, evaluate, resolve
+from offramp.core.evaluate import Outcome, evaluate, heads_passed, resolve
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class JointOutcome:
-    """What one configuration per task does on N samples when all are asked in one call; means over samples.
+    """What one configuration per task does on N samples when one call answers all; means over samples.
 
     Args:
-        tasks: what each task's configuration does, as if it were asked alone.
+        tasks: what each task's configuration does, as if it ran alone.
         cost: of one call for all tasks, in the cost tables' unit.
         separate_cost: of one call per task, one after the other: the sum of the tasks' own costs.
         relative_cost: ``cost`` over the full model's, run once.
@@ -40,7 +40,7 @@ class JointOutcome:
 
     @property
     def share(self) -> float:
-        """``cost`` over ``separate_cost``: what asking together costs, of what asking separately does."""
+        """``cost`` over ``separate_cost``: what one call for all costs, of what one call for each does."""
         return self.cost / self.separate_cost if self.separate_cost else 1.0
 
 
@@ -52,7 +52,7 @@ def evaluate_together(
     Args:
         records: by task, of the same N samples in the same order, from networks over one backbone.
         costs: by task.
-        configs: by task; the tasks named here are those asked for.
+        configs: by task; the tasks named here are answered.
 
     Raises:
         InputError: no task, one without records or costs, records of other samples or another backbone, or
@@ -61,23 +61,19 @@ def evaluate_together(
     _check_tasks(records, costs, configs)
     outcomes = {name: evaluate(records[name], costs[name], config) for name, config in configs.items()}
     backbone = next(costs[name].backbone for name in configs)
-    position = np.max([outcome.position for outcome in outcomes.values()], axis=0)
+    position = np.max([outcome.position for outcome in outcomes.values()], axis=0).astype(np.int64)
     cost = float(backbone[position].mean())
     for name, config in configs.items():
-        passed = _heads_passed(records[name], costs[name], config)
-        cost += float(outcomes[name].exit_shares @ passed)
-    separate = sum(outcome.cost for outcome in outcomes.values())
+        known = records[name]
+        exits = resolve(known.positions, known.heads, known.exists, config)
+        cost += float(outcomes[name].exit_shares @ heads_passed(costs[name], exits))
     return JointOutcome(
-        MappingProxyType(outcomes), cost, separate, cost / float(backbone[-1]), position.astype(np.int64)
+        tasks=MappingProxyType(outcomes),
+        cost=cost,
+        separate_cost=sum(outcome.cost for outcome in outcomes.values()),
+        relative_cost=cost / float(backbone[-1]),
+        position=position,
     )
-
-
-def _heads_passed(records: ExitRecords, costs: CostTable, config: ExitConfig) -> npt.NDArray[np.float64]:
-    """(P+1,) cost of all heads that a sample has asked when it leaves at each position."""
-    passed = np.zeros(len(records.positions) + 1)
-    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
-        passed[at:] += costs.heads[at, head]
-    return passed
 
 
 def _check_tasks(
@@ -94,9 +90,10 @@ def _check_tasks(
             )
     first, *others = configs
     for name in others:
-        if records[name].positions != records[first].positions or not _one_backbone(
-            costs[name], costs[first]
-        ):
+        one_backbone = costs[name].unit == costs[first].unit and np.array_equal(
+            costs[name].backbone, costs[first].backbone
+        )
+        if records[name].positions != records[first].positions or not one_backbone:
             raise InputError(
                 f"evaluate_together: {name!r} and {first!r} have other positions or backbone costs; "
                 "attach both with attach_tasks"
@@ -106,10 +103,6 @@ def _check_tasks(
                 f"evaluate_together: expected records of the same samples, got {records[first].samples} of "
                 f"{first!r} and {records[name].samples} of {name!r}"
             )
-
-
-def _one_backbone(a: CostTable, b: CostTable) -> bool:
-    return a.unit == b.unit and np.array_equal(a.backbone, b.backbone)
 
 
 def names_of(tasks: Iterable[str]) -> str:

@@ -15,10 +15,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def auroc(confidence: npt.ArrayLike, quality: npt.ArrayLike) -> float:
-    """Probability that the surer of two samples of different quality is the better one; ties count half.
+    """Probability that of two samples of different quality the more confident is the better; ties count half.
 
     Args:
-        confidence: (N,); not finite counts as least sure.
+        confidence: (N,); not finite counts as least confident.
         quality: (N,) in [0, 1]; fractions are weighed: a sample is good by ``quality``, bad by the rest.
 
     Returns:
@@ -27,9 +27,9 @@ def auroc(confidence: npt.ArrayLike, quality: npt.ArrayLike) -> float:
     >>> auroc([0.9, 0.8, 0.3], [1, 0, 0])
     1.0
     """
-    sure = np.nan_to_num(np.asarray(confidence, np.float64), nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
+    ranked = np.nan_to_num(np.asarray(confidence, np.float64), nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
     good = np.asarray(quality, np.float64)
-    _, where = np.unique(sure, return_inverse=True)
+    _, where = np.unique(ranked, return_inverse=True)
     right = np.bincount(where, good)
     wrong = np.bincount(where, 1 - good)
     pairs = right.sum() * wrong.sum() - (good * (1 - good)).sum()  # not a sample with itself

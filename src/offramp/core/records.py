@@ -25,7 +25,7 @@ class ExitRecords:
     """Confidence and quality of every exit on every sample.
 
     Args:
-        confidence: (P, C, N) float32, higher is surer; non-finite values never exit.
+        confidence: (P, C, N) float32, higher is more confident; non-finite values never exit.
         quality: (P, C, N) float32 in [0, 1].
         final_quality: (N,) float32 in [0, 1], of the backbone's own output.
         exists: (P, C) bool, False where there is no such head; entries there are ignored.

@@ -1,6 +1,6 @@
 """Guarantees: which configuration holds a bound on new samples, with probability at least 1 - delta.
 
-    dearest ── p <= delta ──▶ cheaper ── p <= delta ──▶ cheaper ── p > delta: stop
+    expensive ── p <= delta ──▶ cheaper ── p <= delta ──▶ cheaper ── p > delta: stop
                                         the answer ▲
 
 Fixed-sequence testing (Learn then Test, arXiv 2110.01052; for early exits: Fast yet Safe, arXiv 2405.20915).
@@ -26,12 +26,11 @@ from offramp.core import (
     Frontier,
     Guarantee,
     check_match,
-    evaluate,
-    resolve,
+    simulate,
 )
 from offramp.errors import InputError
 from offramp.guarantees.p_values import betting_p_value, binomial_p_value
-from offramp.guarantees.risks import Answers, Risk, checked_losses, drop, whole
+from offramp.guarantees.risks import Answers, Risk, checked_losses, drop, is_integral
 from offramp.guarantees.trinomial import trinomial_p_value
 
 Floats = npt.NDArray[np.float64]
@@ -39,7 +38,7 @@ Floats = npt.NDArray[np.float64]
 BINOMIAL, TRINOMIAL, BETTING = "exact binomial test", "exact trinomial test", "betting test"
 DIFFERING = "share of answers that differ from the full model's"
 
-_STARTS = 4  # where a sparse risk is asked for
+_STARTS = 4  # where a sparse risk is required for
 
 
 def certify(
@@ -51,15 +50,15 @@ def certify(
     delta: float = 0.05,
     risks: Sequence[Risk] = (),
 ) -> ExitConfig | None:
-    """The cheapest configuration that is shown to keep every bound on new samples, or None.
+    """The cheapest configuration that provably keeps every bound on new samples, or None.
 
     With probability at least 1 - delta over the draw of the records, the answer (if there is one) keeps all
     bounds on new samples of the same distribution. For any distribution and any number of samples.
 
-    Configurations are tested from the dearest to the cheapest, each at level delta, until one fails. A
+    Configurations are tested from the most expensive to the cheapest, each at level delta, until one fails. A
     configuration passes if every bound's p-value is at most the level, so several bounds hold jointly. Few
-    samples may leave early under the dearest configurations, too few to show anything about them. Where a
-    risk is ``sparse`` in this way, delta is therefore split among four starts, evenly spread over the
+    samples may leave early under the most expensive configurations, too few to show anything about them.
+    Where a risk is ``sparse`` in this way, delta is therefore split among four starts, evenly spread over the
     frontier, and from each the sequence goes on at the sum of what has not failed since (a fallback
     procedure; Bretz et al. 2009, doi 10.1002/sim.3495).
 
@@ -69,7 +68,7 @@ def certify(
         costs: of the same network.
         max_drop: bound on the mean quality lost against the full model, in [0, 1); 0.005 is half a point.
             With records of agreement that is the share of answers that differ from the full model's.
-        delta: the doubt, in (0, 1). A trinomial p-value is never below
+        delta: the probability of being wrong, in (0, 1). A trinomial p-value is never below
             ``offramp.guarantees.trinomial.OUTSIDE``.
         risks: further bounds, such as ``missed_detection`` and ``early_leaver_error``.
 
@@ -82,19 +81,19 @@ def certify(
             records and costs are not of the same network.
     """
     agreement = _check(frontier, records, costs, delta)
-    asked = _asked(max_drop, risks, agreement)
-    integral = whole(records.quality[records.exists]) and whole(records.final_quality)
+    required = _required(max_drop, risks, agreement)
+    integral = is_integral(records.quality[records.exists]) and is_integral(records.final_quality)
     kind = records.quality_kind or "unknown"
     candidates = [config for config in reversed(frontier) if config.choices]
     found, level = None, 0.0
-    levels = _levels(len(candidates), delta, _STARTS if any(risk.sparse for risk in asked) else 1)
+    levels = _levels(len(candidates), delta, _STARTS if any(risk.sparse for risk in required) else 1)
     for config, more in zip(candidates, levels, strict=True):
         level += more
         if level == 0:
             continue
-        shown = _shown(asked, answers_under(records, costs, config), integral, level)
-        if shown:
-            found = replace(config, certificate=Certificate(delta, records.samples, kind, shown))
+        proven = _proven(required, answers_under(records, config), integral, level)
+        if proven:
+            found = replace(config, certificate=Certificate(delta, records.samples, kind, proven))
         else:
             level = 0.0
     return found
@@ -103,24 +102,24 @@ def certify(
 def samples_needed(
     frontier: Frontier, records: ExitRecords, costs: CostTable, *, max_drop: float, delta: float = 0.05
 ) -> int | None:
-    """Roughly how many samples it takes before ``certify`` has an answer, by what these records show.
+    """Roughly how many samples it takes before ``certify`` has an answer, judged by these records.
 
-    The first configuration to pass is the dearest one. With E the mean of its squared differences, z the
-    normal quantile of delta and d its drop, that takes about max(E, max_drop) * (z / (max_drop - d))^2
+    The first configuration to pass is the most expensive one. With E the mean of its squared differences, z
+    the normal quantile of delta and d its drop, that takes about max(E, max_drop) * (z / (max_drop - d))^2
     samples, and log(1 / delta) / max_drop if not one answer differs.
 
     Returns:
         The number, or None where it has no exits, loses ``max_drop`` or more here, or ``max_drop`` is 0.
 
     Raises:
-        InputError: as ``certify`` does.
+        InputError: what ``certify`` refuses too.
     """
     agreement = _check(frontier, records, costs, delta)
-    [risk] = _asked(max_drop, (), agreement)
-    dearest = next((config for config in reversed(frontier) if config.choices), None)
-    if dearest is None or risk.bound == 0:
+    [risk] = _required(max_drop, (), agreement)
+    first = next((config for config in reversed(frontier) if config.choices), None)
+    if first is None or risk.bound == 0:
         return None
-    lost = checked_losses(risk, answers_under(records, costs, dearest), False)
+    lost = checked_losses(risk, answers_under(records, first), False)
     room = risk.bound - float(lost.mean())
     if room <= 0:
         return None
@@ -129,19 +128,15 @@ def samples_needed(
     return math.ceil(max(spread * (z / room) ** 2, -math.log(delta) / risk.bound))
 
 
-def answers_under(records: ExitRecords, costs: CostTable, config: ExitConfig) -> Answers:
+def answers_under(records: ExitRecords, config: ExitConfig) -> Answers:
     """What every sample gets under a configuration.
 
     Raises:
         InputError: the configuration is not of the same network.
     """
-    position = evaluate(records, costs, config).position
+    ran = simulate(records, config)
     full = records.final_quality.astype(np.float64)
-    quality = full.copy()
-    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
-        here = position == at
-        quality[here] = records.quality[at, head, here]
-    return Answers(quality, full, position < len(records.positions))
+    return Answers(ran.quality, full, ran.position < len(records.positions))
 
 
 def _levels(candidates: int, delta: float, starts: int) -> list[float]:
@@ -153,16 +148,25 @@ def _levels(candidates: int, delta: float, starts: int) -> list[float]:
     return levels
 
 
-def _shown(risks: Sequence[Risk], answers: Answers, integral: bool, level: float) -> tuple[Guarantee, ...]:
+def _proven(risks: Sequence[Risk], answers: Answers, integral: bool, level: float) -> tuple[Guarantee, ...]:
     """The guarantees, if every risk's p-value is at most the level; else none."""
-    shown: list[Guarantee] = []
+    proven: list[Guarantee] = []
     for risk in risks:
         losses = checked_losses(risk, answers, integral and not risk.fractional)
         test, p_value = _p_value(risk, losses, integral)
         if not losses.size or p_value > level:
             return ()
-        shown.append(Guarantee(risk.name, risk.bound, losses.size, float(losses.mean()), test, p_value))
-    return tuple(shown)
+        proven.append(
+            Guarantee(
+                risk=risk.name,
+                bound=risk.bound,
+                samples=losses.size,
+                observed=float(losses.mean()),
+                test=test,
+                p_value=p_value,
+            )
+        )
+    return tuple(proven)
 
 
 def _p_value(risk: Risk, losses: Floats, integral: bool) -> tuple[str, float]:
@@ -175,7 +179,7 @@ def _p_value(risk: Risk, losses: Floats, integral: bool) -> tuple[str, float]:
     return BINOMIAL, binomial_p_value(lost, losses.size, risk.bound)
 
 
-def _asked(max_drop: float | None, risks: Sequence[Risk], agreement: bool) -> list[Risk]:
+def _required(max_drop: float | None, risks: Sequence[Risk], agreement: bool) -> list[Risk]:
     if isinstance(risks, Risk) or not all(isinstance(risk, Risk) for risk in risks):
         raise InputError(f"certify(risks=...): expected a list of risks, got {risks!r}")
     if max_drop is None and not risks:

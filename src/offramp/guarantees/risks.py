@@ -50,11 +50,11 @@ class Risk:
     Args:
         name: in words that follow "the", for instance "rate of wrong answers".
         bound: in [0, 1).
-        losses: see ``Losses``.
+        losses: from the answers under a configuration to the losses of the samples it is about (``Losses``).
         signed: whether a loss can be negative.
         fractional: whether a loss can be a fraction even where every quality is 0 or 1.
-        sparse: whether it may be about few samples under the dearest configurations, so that a sequence of
-            tests had better not start there alone.
+        sparse: whether it may be about few samples under the most expensive configurations, so that a
+            sequence of tests had better not start there alone.
 
     Raises:
         InputError: the name is empty or the bound is not in [0, 1).
@@ -140,7 +140,7 @@ def early_leaver_error(max_rate: float) -> Risk:
     )
 
 
-def whole(values: npt.NDArray[np.floating[Any]]) -> bool:
+def is_integral(values: npt.NDArray[np.floating[Any]]) -> bool:
     """Whether every value is -1, 0 or 1."""
     return bool(np.isin(values, (-1.0, 0.0, 1.0)).all())
 
@@ -164,7 +164,7 @@ def checked_losses(risk: Risk, answers: Answers, integral: bool) -> Floats:
             f"losses of the {risk.name}: expected (K,) values in [{low}, 1], got {span} of shape "
             f"{values.shape}; pass signed=True if they can be negative"
         )
-    if integral and not whole(values):
+    if integral and not is_integral(values):
         raise InputError(
             f"losses of the {risk.name}: expected whole numbers where every quality is 0 or 1, got "
             "fractions; pass fractional=True"

@@ -27,7 +27,7 @@ from offramp.core import (
     Outcome,
     evaluate,
     full_quality,
-    resolve,
+    simulate,
 )
 from offramp.report import figures
 from offramp.report.figures import text
@@ -145,16 +145,18 @@ def render_report(
 
 def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable) -> _Row:
     outcome = evaluate(records, costs, config)
-    full = records.final_quality.astype(np.float64)
-    own = full.copy()
-    for at, head, _ in resolve(records.positions, records.heads, records.exists, config):
-        here = outcome.position == at
-        own[here] = records.quality[at, head, here]
-    lost = full - own  # paired: the same samples under both
+    lost = records.final_quality - simulate(records, config).quality  # paired: the same samples under both
     spread = float(lost.std(ddof=1)) if lost.size > 1 else math.nan
     assert config.expected is not None  # Frontier accepts no other
-    margin = _Z * spread / math.sqrt(lost.size)
-    return _Row(number, config, config.expected, outcome, float(lost.mean()), margin, int((lost != 0).sum()))
+    return _Row(
+        number=number,
+        config=config,
+        expected=config.expected,
+        outcome=outcome,
+        drop=float(lost.mean()),
+        margin=_Z * spread / math.sqrt(lost.size),
+        changed=int((lost != 0).sum()),
+    )
 
 
 def _choose(rows: Sequence[_Row]) -> tuple[_Row, str]:
