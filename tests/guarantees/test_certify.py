@@ -208,7 +208,7 @@ def test_a_risk_of_ones_own(frontier):
 
 def test_answers_under_a_configuration():
     records = with_losses(10, [0, 9], gained=[1])
-    answers = answers_under(records, COSTS, ExitConfig((ExitChoice("a", "linear", 0.5),)))
+    answers = answers_under(records, ExitConfig((ExitChoice("a", "linear", 0.5),)))
     assert answers.early.tolist() == [True] * 5 + [False] * 5
     assert answers.quality.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert answers.full_quality.tolist() == [1, 0, 1, 1, 1, 1, 1, 1, 1, 1]
