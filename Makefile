@@ -5,22 +5,27 @@ BIN := $(VENV)/bin
 # tests of one file stay in one process: they share what is slow to make
 PARALLEL := -n auto --dist loadfile
 READY := $(VENV)/.ready
+# `make test COVERAGE=1` also measures which lines and branches the tests run
+COVERAGE ?=
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test lint check bench format clean
 
 demo: $(READY)
 	$(BIN)/offramp demo --out offramp-demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q $(PARALLEL)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(if $(COVERAGE),--cov --cov-report=term)
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term
+
+check: lint
+	$(MAKE) test COVERAGE=1
 
 bench: $(READY)
+	$(BIN)/python bench/startup
 	$(BIN)/python bench/runtime engine
 	$(BIN)/python bench/search --generated
 
