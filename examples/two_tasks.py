@@ -3,7 +3,7 @@
     python examples/two_tasks.py
 
 scikit-learn's 1,797 scanned digits, two side by side, each turned and moved. One residual network answers
-both questions. Each has exits and a dial of its own; one call answers both and computes what they share once.
+both. Each has exits and a dial of its own; one call answers both and computes what they share once.
 Configurations are chosen on the search split, all figures printed are of the report split, and no digit is in
 two splits. Needs ``offramp[demo]``; about a minute on one core.
 """
@@ -191,7 +191,7 @@ def show_frontier(
 
 
 def show_joint(joint: Mapping[float, JointOutcome]) -> None:
-    say("\nBoth tasks, the same configurations asked in two calls and in one, in MACs of the full model:")
+    say("\nBoth tasks, the same configurations in two calls and in one, in MACs of the full model:")
     say("  points given up    tens right  ones right   two calls   one call   one / two")
     for drop, each in joint.items():
         tens, ones = (each.tasks[name].quality for name in TASKS)

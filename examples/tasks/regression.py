@@ -3,7 +3,7 @@
     python examples/tasks/regression.py
 
 scikit-learn's 1,797 scanned digits, each turned by up to 60 degrees either way and moved a little. A number
-alone does not say how sure it is, so heads learn to say how far off they expect to be, too. Digits searched
+alone does not say how certain it is, so heads learn to say how far off they expect to be, too. Digits searched
 or reported on are not those trained on. Needs ``offramp[demo]``.
 """
 
@@ -88,7 +88,7 @@ class Compass(nn.Module):
 
 
 def trained(data: TensorDataset, epochs: int) -> nn.Module:
-    """A backbone: what you would bring. It says an angle and nothing about how sure it is."""
+    """A backbone: what you would bring. It says an angle and nothing about how certain it is."""
     torch.manual_seed(0)
     model, batches = Compass(), DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
