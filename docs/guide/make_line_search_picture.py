@@ -2,8 +2,8 @@
 
     python docs/guide/make_line_search_picture.py
 
-Left, what each sample gains by leaving at one exit, surest first; right, the running sum of these gains. The
-numbers are seeded and the same bytes come out each time.
+Left, what each sample gains by leaving at one exit, most confident first; right, the running sum of these
+gains. The numbers are seeded and the same bytes come out each time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def gains() -> Floats:
-    """(N,) what leaving here gains, surest first: cost saved, and quality won or lost."""
+    """(N,) what leaving here gains, most confident first: cost saved, and quality won or lost."""
     random = np.random.default_rng(SEED)
     doubt = np.linspace(0, 1, SAMPLES)
     right_here = random.random(SAMPLES) > 0.75 * doubt**2.2
@@ -80,7 +80,7 @@ def draw_sum(axes: Axes, gain: Floats, best: int) -> None:
         title="Their running sum: its peak is the threshold", ylabel="sum of gains", xlim=(0, SAMPLES + 1)
     )
     axes.annotate(
-        f"peak: the {best} surest leave",
+        f"peak: the {best} most confident leave",
         (best, total[best]),
         (best, total.max() * 1.1),
         color=PEAK,
@@ -110,7 +110,7 @@ def main() -> None:
         draw_gains(left, gain, best)
         draw_sum(right, gain, best)
         for axes in (left, right):
-            axes.set_xlabel("samples that arrive, surest first")
+            axes.set_xlabel("samples that arrive, most confident first")
             axes.set_xlim(0, SAMPLES + 1)
         figure.get_layout_engine().set(w_pad=0.12)
         FigureCanvasSVG(figure)
