@@ -80,7 +80,7 @@ def draw_sum(axes: Axes, gain: Floats, best: int) -> None:
         title="Their running sum: its peak is the threshold", ylabel="sum of gains", xlim=(0, SAMPLES + 1)
     )
     axes.annotate(
-        f"peak: the {best} most confident leave",
+        f"peak: {best} samples leave",
         (best, total[best]),
         (best, total.max() * 1.1),
         color=PEAK,
