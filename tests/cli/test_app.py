@@ -19,7 +19,7 @@ from offramp.artifacts.manifest import load_frontier, read_manifest
 from offramp.cli import app
 from offramp.core.config import config_to_dict
 
-OWN_PROJECT = Path(__file__).parent.parent / "examples" / "own_project"
+OWN_PROJECT = Path(__file__).parents[2] / "examples" / "own_project"
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_certify_says_no_with_its_own_exit_code(invoke, own_copy, tmp_path):
     assert "roughly 300 samples would do" in out
     code, out, _ = invoke(*arguments, tmp_path / "bad.safetensors")
     assert code == 3
-    assert "even the dearest one loses that much on them: allow more, or search again" in out
+    assert "even the most expensive one loses that much on them: allow more, or search again" in out
     code, out, _ = invoke(*arguments, tmp_path / "few.safetensors", "--json")
     assert (code, json.loads(out)) == (3, {"certified": False, "samples": 20, "samples_needed": 300})
     assert (own_copy / "frontier.json").read_bytes() == before
@@ -457,7 +457,7 @@ def test_a_folder_that_may_not_be_searched(invoke, monkeypatch):
     for arguments in (["eval", "locked/artifact"], ["report", "locked/artifact"]):
         code, out, err = invoke(*arguments)
         assert (code, out) == (1, "")
-        assert err == "error: locked/artifact: you may not look into it or read it; choose another path\n"
+        assert err == "error: permission denied: locked/artifact; choose a path that you may read\n"
 
 
 def test_damaged_artifact(invoke, artifact, tmp_path):
@@ -478,7 +478,7 @@ def test_unexpected_errors_ask_for_debug(invoke, artifact, monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("offramp.artifacts.artifact.load_frontier", broken)
+    monkeypatch.setattr("offramp.artifacts.load_frontier", broken)
     code, _, err = invoke("eval", artifact)
     assert code == 70
     assert err == "unexpected error: RuntimeError: a bug\nrun again with --debug and report the traceback\n"
@@ -501,7 +501,7 @@ def test_control_c_is_130_and_a_closed_pipe_is_silent(invoke, artifact, monkeypa
         def stop(*_, error=error):
             raise error
 
-        monkeypatch.setattr("offramp.artifacts.artifact.load_frontier", stop)
+        monkeypatch.setattr("offramp.artifacts.load_frontier", stop)
         code, _, err = invoke("eval", artifact)
         assert (code, err.startswith(wanted[1])) == (wanted[0], True)
         assert "Traceback" not in err

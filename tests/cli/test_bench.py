@@ -51,7 +51,7 @@ def test_it_measures_and_prints(invoke):
     code, out, err = invoke("--batch-size", "2", "--threads", "1")
     assert code == 0, err
     assert "figures on the report split" in out
-    assert "batches of 2, 1 threads, per sample: the plain model takes" in " ".join(out.split())
+    assert "batches of 2, 1 threads, per sample: the unmodified model takes" in " ".join(out.split())
 
 
 def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):

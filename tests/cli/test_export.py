@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,15 @@ def model() -> Any:
     return small.model(small.Vector)
 
 
-MODEL = "test_export_cli:model"
+MODEL = "export_model:model"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MODEL can be imported as a module of one's own would be."""
+    module = types.ModuleType("export_model")
+    module.model = model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "export_model", module)
 
 
 def test_every_configuration(invoke: Any, artifact: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from offramp.sources.project import load_project
 
 Image = pytest.importorskip("PIL.Image")
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "imagenet" / "run.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "imagenet" / "run.py"
 
 
 @pytest.fixture(scope="module")

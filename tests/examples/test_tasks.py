@@ -14,7 +14,7 @@ import torch
 
 import offramp
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "tasks"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 SMALLER: dict[str, dict[str, int]] = {
     "multi_label": {"train": 2400, "held_out": 600, "epochs": 6, "head_epochs": 6},
     "regression": {"times": 2, "epochs": 5, "head_epochs": 8},

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-PATH = Path(__file__).parent.parent / "examples" / "two_tasks.py"
+PATH = Path(__file__).parents[2] / "examples" / "two_tasks.py"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 pytest.importorskip("transformers")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = [pytest.param(name, marks=pytest.mark.long if ZOO[name].long else ()) for name in ZOO]
 PUBLISHED = [name for name in ZOO if ZOO[name].gmacs]
 

@@ -180,7 +180,7 @@ def test_a_scale_for_other_outputs_than_the_model_has() -> None:
 
 
 def test_the_task_of_the_guide() -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "guide" / "tasks.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "tasks.md").read_text(encoding="utf-8")
     code = next(block for block in guide.split("```python\n") if '@register_task("reciprocal-rank")' in block)
     backbone, x, _ = given(TASKS["multi-label"])
     names: dict[str, Any] = {"model": backbone, "example": x[:2], "offramp": offramp}

@@ -1,8 +1,8 @@
 """The command line: parse, call the verbs, print.
 
-Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and asks
-for ``--debug``, which shows the traceback. ``certify`` without an answer is 3: no error, but no certificate.
-Results for a machine go to standard output with ``--json``.
+Errors made on purpose are one message and exit code 1; a stop by Ctrl-C is 130; anything else is 70 and
+points to ``--debug``, which shows the traceback. ``certify`` without an answer is 3: no error, but no
+certificate. Results for a machine go to standard output with ``--json``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from offramp.cli.output import (
     calibration_records,
     check_writable,
     heads_of,
-    modules,
     names,
     no_certificate,
+    open_artifact,
     pick,
     price_of,
     print_json,
@@ -108,7 +108,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return "", 1
     if isinstance(error, PermissionError) and error.filename is not None:
-        return f"error: {error.filename}: you may not look into it or read it; choose another path", 1
+        return f"error: permission denied: {error.filename}; choose a path that you may read", 1
     name = f"{type(error).__name__}: {error}"
     return f"unexpected error: {name}\nrun again with --debug and report the traceback", 70
 
@@ -147,7 +147,8 @@ def build(
         str, typer.Option(help="What an answer is: classification, multi-label, 'regression,scale=10' ...")
     ] = "classification",
     confidence: Annotated[
-        str | None, typer.Option(help="How sure an exit is: max-probability, margin, entropy ...")
+        str | None,
+        typer.Option(help="How certain an exit is: max-probability, margin, entropy ..."),
     ] = None,
     input_exit: InputExit = None,
     mask: Annotated[
@@ -259,14 +260,14 @@ def certify(
     max_drop: Annotated[
         float, typer.Option(help="At most this loss of quality on new data: 0.005 is half a point.")
     ],
-    delta: Annotated[float, typer.Option(help="How much doubt is allowed: 0.05 is 95% sure.")] = 0.05,
+    delta: Annotated[float, typer.Option(help="Probability of being wrong, at most: 0.05 for 95%.")] = 0.05,
     split: Annotated[
         str | None, typer.Option(help="Which of the artifact's records to use; report unless given.")
     ] = None,
     records: Annotated[Path | None, typer.Option(help="A file of records of new samples instead.")] = None,
     json_: Json = False,
 ) -> None:
-    """Find the cheapest configuration that is shown to lose at most --max-drop on new data.
+    """Find the cheapest configuration that provably loses at most --max-drop on new data.
 
     Its certificate is stored in the artifact; `offramp report` shows it. The exit code is 3 where no
     configuration can be certified; the artifact then stays as it is.
@@ -317,23 +318,20 @@ def run(
     json_: Json = False,
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
-    from offramp.artifacts import load
     from offramp.core import ExitConfig
     from offramp.measure import measure_loader
     from offramp.report import shares
     from offramp.runtime import Engine
-    from offramp.sources import load_input_exits, load_source_model, load_splits
+    from offramp.sources import load_splits
 
-    source = load_source_model(model, device)
-    exits = load_input_exits(input_exit or (), source, device)
-    net, frontier, costs = load(artifact, source.model, input_exits=modules(exits))
+    source, net, frontier, costs = open_artifact(artifact, model, input_exit, device)
     splits = load_splits(data, source, net.task, net.output)
     config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
     loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
     measured = measure_loader(Engine(net, config, costs=costs), loader)
-    result, plain = measured.result, measured.plain_milliseconds
+    result, unmodified = measured.result, measured.plain_milliseconds
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
         print_json(
@@ -342,14 +340,14 @@ def run(
                 "relative_macs": result.relative_macs,
                 "batches": measured.batches,
                 "milliseconds_per_batch": result.milliseconds,
-                "plain_milliseconds_per_batch": plain,
+                "plain_milliseconds_per_batch": unmodified,
                 "exit_shares": by_position,
             }
         )
         return
     quality = "no labels" if result.quality is None else f"quality {result.quality:.2%}"
     print(f"{quality}, MACs {result.relative_macs:.1%} of the full model")
-    print(f"median batch {result.milliseconds:.2f} ms, plain model {plain:.2f} ms")
+    print(f"median batch {result.milliseconds:.2f} ms, unmodified model {unmodified:.2f} ms")
     print(f"samples leave at: {shares(result.exit_shares, net.positions, most=8)}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.options import Artifact, InputExit, Json, Model
-from offramp.cli.output import check_writable, modules, print_json, show
+from offramp.cli.output import check_writable, open_artifact, print_json, show
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,15 +39,14 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
-    from offramp.artifacts import check_replaceable, load, load_records, read_manifest, save
+    from offramp.artifacts import check_replaceable, load_records, read_manifest, save
     from offramp.measure import measure_cost
     from offramp.runtime import Execution, keep_memory as keep_freed_memory
     from offramp.solver import search as find_frontier
-    from offramp.sources import load_input_exits, load_source_model
 
     if unit not in UNITS:
         raise InputError(f"--unit: expected {' or '.join(UNITS)}, got {unit!r}")
-    how = Execution(compile_, dtype, channels_last, int8)
+    execution = Execution(compile=compile_, dtype=dtype, channels_last=channels_last, int8=int8)
     if out is not None:
         check_writable(out)
         check_replaceable(out)
@@ -56,10 +55,8 @@ def bench(
     manifest = read_manifest(artifact)
     names = [name for name in ("search", "report") if f"records-{name}.safetensors" in manifest["files"]]
     records = {name: load_records(artifact, manifest, name) for name in names}
-    source = load_source_model(model, None)
-    exits = load_input_exits(input_exit or (), source, None)
-    net, before, _ = load(artifact, source.model, input_exits=modules(exits))
-    costs = measure_cost(net, unit=unit, batch_size=batch_size, threads=threads, execution=how)  # type: ignore[arg-type]
+    _, net, before, _ = open_artifact(artifact, model, input_exit, None)
+    costs = measure_cost(net, unit=unit, batch_size=batch_size, threads=threads, execution=execution)  # type: ignore[arg-type]
     frontier = find_frontier(records["search"], costs, max_exits=before.max_exits)
     if out is not None:
         save(out, net, frontier, costs, records=records)
@@ -77,19 +74,19 @@ def _figures(costs: CostTable, frontier: Frontier, records: ExitRecords, split: 
     from offramp.core import evaluate
 
     assert costs.meta is not None
-    outcomes = evaluate(records, costs, frontier)
+    assert costs.eager is not None
     rows = [
-        {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / costs.meta["plain"]}
-        for each in outcomes
+        {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / costs.eager}
+        for each in evaluate(records, costs, frontier)
     ]
     return {"unit": costs.unit, "measured": dict(costs.meta), "split": split, "configurations": rows}
 
 
 def _summary(costs: CostTable) -> str:
     assert costs.meta is not None
-    plain, full = costs.meta["plain"], costs.full
-    figure = f"{1e3 * plain:.3g} ms" if costs.unit == "seconds" else f"{plain:.3g} J"
+    assert costs.eager is not None
+    figure = f"{1e3 * costs.eager:.3g} ms" if costs.unit == "seconds" else f"{costs.eager:.3g} J"
     return (
-        f"batches of {costs.meta['batch_size']}, {costs.meta['threads']} threads, per sample: the plain "
-        f"model takes {figure}; without exits the engine takes {full / plain:.1%} of that"
+        f"batches of {costs.meta['batch_size']}, {costs.meta['threads']} threads, per sample: the unmodified "
+        f"model takes {figure}; without exits the engine takes {costs.full / costs.eager:.1%} of that"
     )

@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from offramp._progress import progress_bar
 from offramp.artifacts import save
 from offramp.cli.digits import Digits, augmented, batches, load_digits, train_backbone
-from offramp.core import ExitConfig, evaluate
-from offramp.measure import Batch, RunResult, read_batches, run_stream, time_model
+from offramp.core import ExitConfig
+from offramp.measure import Batch, read_batches, run_stream, time_model
 from offramp.pipeline import BuildConfig, Built, build
 from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.runtime import Engine
 from offramp.sources import Splits
 
-BORDER = (
-    1e-5  # confidences this close to a threshold may fall on either side: batch size moves their last bits
-)
 _EPOCHS = 50
 
 
@@ -58,8 +54,6 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     engine = Engine(built.net, prepare=built.frontier)
     stream = read_batches(built.net.partition.spec, splits.report or ())
     live = _live(engine, built, stream, console)
-    agreement = compare(engine, built, stream)
-    console.print(_agreement_line(agreement))
     artifact, report = out / "artifact", out / "report.html"
     save(artifact, built.net, built.frontier, built.costs, records=built.records, include_backbone=True)
     write_report(
@@ -71,8 +65,7 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     )
     console.print(f"\n[bold]5[/]  Saved {artifact} and {report}", soft_wrap=True)
     _next(console, artifact, report)
-    figures = {"rows": rows, "live": live, "agreement": agreement}
-    return {**figures, "artifact": str(artifact), "report": str(report)}
+    return {"rows": rows, "live": live, "artifact": str(artifact), "report": str(report)}
 
 
 def digit_splits(digits: Digits, seed: int) -> Splits:
@@ -107,7 +100,7 @@ def _describe(built: Built, console: Console) -> None:
 def _live(engine: Engine, built: Built, stream: list[Batch], console: Console) -> list[dict[str, Any]]:
     picked = pick_three(built)
     results = run_stream(engine, stream, [config for _, config in picked])
-    plain = time_model(engine, stream)
+    unmodified = time_model(engine, stream)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("setting", "accuracy", "MACs", "ms per batch", "time / plain model"):
         table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
@@ -117,74 +110,19 @@ def _live(engine: Engine, built: Built, stream: list[Batch], console: Console) -
             f"{result.quality:.2%}",
             f"{result.relative_macs:.1%}",
             f"{result.milliseconds:.2f}",
-            f"{result.milliseconds / plain:.2f}",
+            f"{result.milliseconds / unmodified:.2f}",
         )
     console.print(table)
-    return [_as_dict(label, result, plain) for (label, _), result in zip(picked, results, strict=True)]
-
-
-def _as_dict(label: str, result: RunResult, plain: float) -> dict[str, Any]:
-    return {
-        "setting": label,
-        "quality": result.quality,
-        "relative_macs": result.relative_macs,
-        "milliseconds": result.milliseconds,
-        "plain_milliseconds": plain,
-    }
-
-
-def compare(engine: Engine, built: Built, stream: list[Batch]) -> dict[str, int]:
-    """Engine against ``evaluate``: every report sample, every configuration: position, predicted class, MACs.
-
-    Samples within ``BORDER`` of a threshold are set aside and counted; MACs are compared over the positions
-    that the engine itself reports.
-    """
-    records, costs = built.records["report"], built.costs
-    classes = _classes(built, stream)
-    totals = dict.fromkeys(("configurations", "decisions", "set_aside", "different", "macs_differ"), 0)
-    for config in built.frontier:
-        engine.use(config)
-        engine.reset_stats()
-        outs = [engine(inputs) for inputs, _ in stream]
-        position = np.concatenate([out.position.cpu().numpy() for out in outs])
-        predicted = np.concatenate([out.outputs.argmax(1).cpu().numpy() for out in outs])
-        outcome, border = evaluate(records, costs, config), np.zeros(records.samples, bool)
-        wanted, price = classes[-1, 0].copy(), costs.backbone.copy()
-        for choice in config.choices:
-            p, c = records.positions.index(choice.position), records.heads.index(choice.head)
-            border |= np.abs(records.confidence[p, c] - choice.threshold) < BORDER
-            wanted = np.where(outcome.position == p, classes[p, c], wanted)
-            price[p:] += costs.heads[p, c]
-        wrong = (position != outcome.position) | (predicted != wanted)
-        totals["configurations"] += 1
-        totals["decisions"] += records.samples
-        totals["set_aside"] += int(border.sum())
-        totals["different"] += int((wrong & ~border).sum())
-        totals["macs_differ"] += engine.stats().macs != round(price[position].sum())
-    return totals
-
-
-def _classes(built: Built, stream: list[Batch]) -> Any:
-    """Predicted class of every exit on every sample, (P + 1, C, N); the model's own in the last row."""
-    positions, heads = len(built.net.positions), len(built.net.head_names)
-    parts = []
-    for inputs, _ in stream:
-        answers, final = built.net.forward_all(inputs)
-        part = np.full((positions + 1, heads, len(final)), -1)
-        part[positions] = final.argmax(1).cpu().numpy()
-        for (p, c), out in answers.items():
-            part[p, c] = out.argmax(1).cpu().numpy()
-        parts.append(part)
-    return np.concatenate(parts, axis=2)
-
-
-def _agreement_line(totals: dict[str, int]) -> str:
-    return (
-        f"\n   Engine against the simulation that the search used: {totals['different']} of "
-        f"{totals['decisions']}\n   decisions and answers differ, over {totals['configurations']} "
-        f"configurations ({totals['set_aside']} within\n   {BORDER:g} of a threshold set aside); "
-        f"MACs differ in {totals['macs_differ']} of them"
-    )
+    return [
+        {
+            "setting": label,
+            "quality": result.quality,
+            "relative_macs": result.relative_macs,
+            "milliseconds": result.milliseconds,
+            "plain_milliseconds": unmodified,
+        }
+        for (label, _), result in zip(picked, results, strict=True)
+    ]
 
 
 def _next(console: Console, artifact: Path, report: Path) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.options import Artifact, InputExit, Json, MaxCost, MaxDrop, MinQuality, Model, Tradeoff
-from offramp.cli.output import check_writable, modules, names, pick, print_json
+from offramp.cli.output import check_writable, names, open_artifact, pick, print_json
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.core import CostTable, Frontier
+    from collections.abc import Callable
+
     from offramp.export.manifest import Export
-    from offramp.network import ExitNetwork
 
 KINDS = ("onnx", "onnx-single", "executorch")
 
@@ -41,21 +41,18 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write the network for another runtime, with every configuration or with the one you pick."""
-    from offramp.artifacts import load
     from offramp.core import Frontier
     from offramp.export.manifest import check_replaceable
-    from offramp.sources import load_input_exits, load_source_model
 
     if to not in KINDS:
         raise InputError(f"--to: expected one of {', '.join(KINDS)}, got {to!r}")
     check_writable(out)
     check_replaceable(out)
-    source = load_source_model(model, "cpu")
-    exits = load_input_exits(input_exit or (), source, "cpu")
-    net, frontier, costs = load(artifact, source.model, input_exits=modules(exits))
+    _, net, frontier, costs = open_artifact(artifact, model, input_exit, "cpu")
     chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
     taken = frontier if chosen is None else Frontier([chosen])
-    written = _write(to, net, taken, costs, out, None if classes is None else names(classes))
+    named = None if classes is None else names(classes)
+    written = _writer(to)(net, taken, costs, out, classes=named)
     if json_:
         print_json(_figures(written, out))
         return
@@ -68,25 +65,18 @@ def export(
     print(f"next: {_next(to, out)}")
 
 
-def _write(
-    to: str,
-    net: ExitNetwork,
-    frontier: Frontier,
-    costs: CostTable,
-    out: Path,
-    classes: tuple[str, ...] | None,
-) -> Export:
-    if to == "onnx":
+def _writer(kind: str) -> Callable[..., Export]:
+    if kind == "onnx":
         from offramp.export.onnx import to_onnx
 
-        return to_onnx(net, frontier, costs, out, classes=classes)
-    if to == "onnx-single":
+        return to_onnx
+    if kind == "onnx-single":
         from offramp.export.onnx_single import to_onnx_single
 
-        return to_onnx_single(net, frontier, costs, out, classes=classes)
+        return to_onnx_single
     from offramp.export.executorch import to_executorch
 
-    return to_executorch(net, frontier, costs, out, classes=classes)
+    return to_executorch
 
 
 def _figures(written: Export, out: Path) -> dict[str, object]:

@@ -1,13 +1,9 @@
-"""What the commands share: picking a configuration, printing tables and JSON, reading options.
-
-The command line keeps its commands in ``cli``; what they say to a person or a machine is here.
-"""
+"""What the commands share: opening artifacts, picking a configuration, printing tables and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +13,22 @@ from offramp.errors import InputError, StorageError
 from offramp.storage import storage_errors
 
 if TYPE_CHECKING:
-    from offramp.core import ExitConfig, ExitRecords, Frontier
+    from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier
+    from offramp.network import ExitNetwork
+    from offramp.sources import SourceModel
+
+
+def open_artifact(
+    artifact: Path, model: str, input_exit: list[str] | None, device: str | None
+) -> tuple[SourceModel, ExitNetwork, Frontier, CostTable]:
+    """A model by name, and the artifact's network on it with its frontier and costs."""
+    from offramp.artifacts import load
+    from offramp.sources import load_input_exits, load_source_model
+
+    source = load_source_model(model, device)
+    exits = load_input_exits(input_exit or (), source, device)
+    modules = {name: each for name, each in exits.items() if not isinstance(each, str)}
+    return source, *load(artifact, source.model, input_exits=modules)
 
 
 def pick(
@@ -27,7 +38,7 @@ def pick(
     min_quality: float | None,
     tradeoff: float | None,
 ) -> ExitConfig | None:
-    """The configuration that the given option asks for; None where none is given."""
+    """The configuration that the given option picks; None where none is given."""
     if max_cost is None and max_drop is None and min_quality is None and tradeoff is None:
         return None
     return frontier.at(max_cost=max_cost, max_drop=max_drop, min_quality=min_quality, tradeoff=tradeoff)
@@ -42,18 +53,13 @@ def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     name = "report" if "records-report.safetensors" in manifest["files"] else "search"
     records, costs = load_records(folder, manifest, name), load_costs(folder, manifest)
     if as_json:
-        print_json(
-            {
-                "split": name,
-                "samples": records.samples,
-                "configurations": frontier_rows(frontier, records, costs),
-            }
-        )
-        return
-    show(frontier, records, costs, name)
+        rows = frontier_rows(frontier, records, costs)
+        print_json({"split": name, "samples": records.samples, "configurations": rows})
+    else:
+        show(frontier, records, costs, name)
 
 
-def show(frontier: Frontier, records: Any, costs: Any, split: str) -> None:
+def show(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str) -> None:
     """Print a table of what configurations do on a split."""
     from offramp.report import frontier_rows, frontier_table
 
@@ -103,10 +109,10 @@ def no_certificate(samples: int, max_drop: float, delta: float, needed: int | No
         f"{samples:,} samples\n"
     )
     if needed is None:
-        return said + "even the dearest one loses that much on them: allow more, or search again"
+        return said + "even the most expensive one loses that much on them: allow more, or search again"
     return said + (
-        f"if the dearest one loses what it lost here, roughly {max(needed, samples + 1):,} samples would do "
-        "for that one"
+        "if the most expensive one loses what it lost here, roughly "
+        f"{max(needed, samples + 1):,} samples would do for that one"
     )
 
 
@@ -116,17 +122,12 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def heads_of(text: str) -> str | tuple[str, ...]:
-    """What ``--heads`` asks for: "auto", or the names in a list."""
+    """The value of ``--heads``: "auto", or the names in a list."""
     return text if text == "auto" else names(text)
 
 
-def modules(input_exits: Mapping[str, Any]) -> dict[str, Any]:
-    """The exits at the input that are models; the kinds of heads are in the artifact."""
-    return {name: each for name, each in input_exits.items() if not isinstance(each, str)}
-
-
 def price_of(text: str) -> str | float | None:
-    """What ``--regularise`` asks for.
+    """The value of ``--regularise``.
 
     Raises:
         InputError: neither a word it knows nor a number.

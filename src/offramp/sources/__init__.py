@@ -1,8 +1,9 @@
 """Models and data by name: ``timm:...``, image folders, tables, and a user's own callables."""
 
+from offramp.sources.models import SourceModel
 from offramp.sources.project import load_input_exits, load_project, load_source_model, load_splits
 from offramp.sources.splits import Splits
 
 __all__ = [
-    "Splits", "load_input_exits", "load_project", "load_source_model", "load_splits",
+    "SourceModel", "Splits", "load_input_exits", "load_project", "load_source_model", "load_splits",
 ]  # fmt: skip
