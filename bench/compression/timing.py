@@ -27,7 +27,7 @@ Call = Callable[[Tensor], Tensor]
 
 
 def caller(made: Made, config: ExitConfig) -> Call:
-    """The plain model where there are no exits, an engine where there are."""
+    """The unmodified model where there are no exits, an engine where there are."""
     if not config.choices:
         model: nn.Module = made.net.backbone.eval()
         return model

@@ -28,7 +28,7 @@ Figures = dict[Exit, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """(confidence, quality), each (N,), by exit."""
 
 LOOK_BACK = 2  # exits passed
-STILL, PENALTY = 0.3, 50.0  # smallest standard deviation, ridge: as for the library's learned confidence
+STILL, PENALTY = 0.3, 50.0  # smallest standard deviation, ridge: those of the library's learned confidence
 OLD, NEW = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LINKED = ("agreement", "ensemble", "ensemble, learned")
 

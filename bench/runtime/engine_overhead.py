@@ -1,4 +1,4 @@
-"""Does the clock follow? The engine against the plain model, batch 1 and 64, on the demo's network.
+"""Does the clock follow? The engine against the unmodified model, batch 1 and 64, on the demo's network.
 
 Three questions: what do spans cost when no exit is enabled; how much faster is a configuration of at most
 three exits priced at no more than half of the MACs; how long does a switch take while another thread runs
@@ -30,7 +30,7 @@ from offramp.pipeline import BuildConfig, Built, build
 
 
 def pairs(engine: offramp.Engine, batches: list[torch.Tensor], rounds: int) -> Seconds:
-    """(pairs, 2) seconds of the engine and of the plain model, next to each other on the same batch."""
+    """(pairs, 2) seconds of the engine and of the unmodified model, next to each other on the same batch."""
     model = engine.net.backbone
     with evaluating(model), torch.inference_mode():
         return interleaved([engine, model], batches, rounds).reshape(-1, 2)
@@ -110,7 +110,7 @@ def main() -> None:
          f"{1 / row['time_ratio_median']:.2f} x", str(row["pairs"]))
         for row in rows
     ]  # fmt: skip
-    title = "Engine against the plain model (time below 1 is faster)"
+    title = "Engine against the unmodified model (time below 1 is faster)"
     Console().print(results.table(title, names, cells))
     switch = time_switches(built, images[:64])
     print(f"switch between two configurations while batches run: median {1e6 * switch:.1f} microseconds")

@@ -2,7 +2,7 @@
 
     tables       seconds of every segment and head, kept in WORK; what is searched with them is kept too
     prediction   configurations of three networks: share of the MACs, of the time as predicted, as measured
-    overhead     all exits off against the plain model; what an exit costs beyond its head
+    overhead     all exits off against the unmodified model; what an exit costs beyond its head
     race         full model, smaller ones, other implementations of early exit, ours: accuracy on the report
                  split, latency and throughput on the same samples, call by call side by side
     picture      runtime.png
@@ -231,7 +231,7 @@ def _show_prediction(console: Console, key: str, rows: list[dict[str, Any]]) -> 
          f"{row['against off']:.1%}")
         for row in rows
     ]  # fmt: skip
-    _table(console, f"{key}: share of the plain model's", names, told)
+    _table(console, f"{key}: share of the unmodified model's", names, told)
 
 
 def _show_overhead(console: Console, key: str, found: dict[str, Any]) -> None:
@@ -293,5 +293,5 @@ def main() -> None:
         arguments.seconds, arguments.case, arguments.threads, arguments.executions = 5, ["fashion"], [1], []
     if "text" in arguments.case and not (arguments.text_data and arguments.text_backbones):
         parser.error("the text case takes --text-data and --text-backbones; or leave it out with --case")
-    offramp.keep_memory()  # the plain models gain as much
+    offramp.keep_memory()  # the unmodified models gain as much
     Bench(arguments).run()

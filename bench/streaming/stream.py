@@ -204,7 +204,7 @@ def throughput(loads: Sequence[Load], bound: float, quantile: str = "p95") -> fl
 
 
 def batch_seconds(net: offramp.ExitNetwork, samples: Sequence[Tensor]) -> float:
-    """What the plain model takes for a full batch, median."""
+    """What the unmodified model takes for a full batch, median."""
     batch, taken = torch.stack(list(samples[:LIMIT])), list[float]()
     with torch.inference_mode():
         for _ in range(15):
@@ -330,7 +330,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     from bench.shared.figures import panels
 
     colours = {"plain": "#b0b0b0", "batch": "#ff7f0e", "stream": "#1f77b4"}
-    told = {"plain": "plain model", "batch": "Engine, batch by batch", "stream": "StreamEngine"}
+    told = {"plain": "unmodified model", "batch": "Engine, batch by batch", "stream": "StreamEngine"}
     with panels(path, (1, len(found)), (4.2 * len(found), 3.6), settings={}) as (_, axes):
         for axis, result in zip(axes[0], found, strict=True):
             for server, colour in colours.items():

@@ -46,10 +46,10 @@ def same_threshold(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[f
 def single_exit(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> Answers:
     """One exit only: of all positions, heads and thresholds the best.
 
-    Arguments as for ``same_threshold``.
+    Takes records (P, C, N), costs of the same P and C, and lambda values in [0, 1].
 
     Raises:
-        InputError: as ``same_threshold``.
+        InputError: a trade-off is outside [0, 1], or records and costs do not match.
     """
     return _best_common(records, costs, tradeoffs, _singles)
 
@@ -59,10 +59,11 @@ def entropy_thresholds(records: ExitRecords, costs: CostTable, tradeoffs: Iterab
 
     BranchyNet leaves where the entropy is below a threshold (arXiv 1709.01686).
 
-    Arguments as for ``same_threshold``.
+    Takes records (P, C, N) with outputs, costs of the same P and C, and lambda values in [0, 1].
 
     Raises:
-        InputError: as ``same_threshold`` and ``entropy_records``.
+        InputError: a trade-off is outside [0, 1], records and costs do not match, or the records hold no
+            outputs or one output per exit.
     """
     return same_threshold(entropy_records(records), costs, tradeoffs)
 
@@ -79,10 +80,15 @@ def patience(
     All exits of the kind are enabled: each has to answer for the next to agree (arXiv
     2006.04152, whose patience is k - 1). The threshold lies below k.
 
-    Arguments as for ``same_threshold`` and ``patience_records``.
+    Args:
+        records: P positions, C heads, N samples to choose on.
+        costs: of the same P and C.
+        tradeoffs: the lambda values in [0, 1].
+        predictions: (P, C, N) the class that each exit answers; by default from the outputs in the records.
 
     Raises:
-        InputError: as these two.
+        InputError: a trade-off is outside [0, 1], records and costs do not match, or neither predictions nor
+            outputs are given in the right shape.
     """
     derived = patience_records(records, predictions)
     return _best_common(derived, costs, tradeoffs, kinds)

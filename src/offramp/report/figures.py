@@ -110,7 +110,7 @@ def frontier_figure(
 
     Args:
         cost: (M+1,) of the M configurations and, last, the full model.
-        quality: (M+1,) likewise.
+        quality: (M+1,) of the same.
         chosen: index of the configuration to ring.
         alone: cost and quality (P, C) of each exit taken by every sample; NaN where there is none.
         heads: C names.
