@@ -1,7 +1,7 @@
 """Predicted against measured time, and what exits cost that no sample takes.
 
-The share of the unmodified model's time is predicted by ``evaluate`` for the very samples that are timed. At batch
-1 every sample counts by the median of its rounds; what a mean over samples predicts is the ratio of the sums.
+The share of the unmodified model's time is predicted by ``evaluate`` for the very samples that are timed. At
+batch 1 every sample counts by the median of its rounds; what a mean over samples predicts is the ratio of the sums.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def prediction(
 
 
 def overhead(case: Case, batch: int, seconds: float) -> dict[str, Any]:
-    """All exits off against the unmodified model; at batch 1 also an exit at every cut that no sample takes."""
+    """All exits off against the unmodified model; at batch 1 also exits that no sample takes at every cut."""
     part, alone = case.report.picked(SAMPLES[case.name][batch > 1]), plain(case.model, case.select)
     calls = [alone, ours(case.net, ExitConfig())]
     config, count = nobody_leaves(case), 0

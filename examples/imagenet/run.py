@@ -9,8 +9,8 @@ and the models' weights, from the hub or its cache. What is used for what:
     exits are searched   on one half of val/, drawn class by class
     figures are of       the other half of val/, which nothing was chosen on
 
-Not on train/: the models were trained there and are more confident on these images than of new ones, so thresholds
-found on them are too generous. The paper reports on all of val/; a half of it is 25,000 images.
+Not on train/: the models were trained there and are more confident on these images than on new ones, so
+thresholds found on them are too generous. The paper reports on all of val/; a half of it is 25,000 images.
 A run that was stopped goes on where it was; a model that is finished is not run again.
 """
 

@@ -3,8 +3,8 @@
     python examples/tasks/regression.py
 
 scikit-learn's 1,797 scanned digits, each turned by up to 60 degrees either way and moved a little. A number
-alone does not say how certain it is, so heads learn to say how far off they expect to be, too. Digits searched
-or reported on are not those trained on. Needs ``offramp[demo]``.
+alone does not say how certain it is, so heads learn to say how far off they expect to be, too. Digits
+searched or reported on are not those trained on. Needs ``offramp[demo]``.
 """
 
 from dataclasses import dataclass
