@@ -20,37 +20,44 @@ def goals_of(tradeoffs, price=0.0, cap=99):
 
 
 def test_starts_with_the_full_model():
-    pool = CandidateSet(Problem.of(*synthetic(n=20)))
-    assert (pool.head == OFF).all()
-    assert pool.quality == pytest.approx([1.0])
-    assert pool.cost.tolist() == [1.0]
+    candidates = CandidateSet(Problem.of(*synthetic(n=20)))
+    assert (candidates.head == OFF).all()
+    assert candidates.quality == pytest.approx([1.0])
+    assert candidates.cost.tolist() == [1.0]
 
 
 def test_add_knows_what_it_has_met():
     records, costs = synthetic(n=20, p=3)
-    pool = CandidateSet(Problem.of(records, costs))
+    candidates = CandidateSet(Problem.of(records, costs))
     head = np.array([[OFF, 0, OFF], [OFF, 1, 0], [OFF, 0, OFF], [OFF, OFF, OFF]])
-    cut = np.array([[0, 5, 0], [0, 3, 9], [0, 5, 0], [0, 0, 0]])
-    assert pool.add(head, cut).tolist() == [1, 2, 1, 0]
-    assert pool.add(head[::-1], cut[::-1]).tolist() == [0, 1, 2, 1]
-    assert len(pool.head) == len(pool.cut) == len(pool.quality) == len(pool.cost) == len(pool.common) == 3
-    assert pool.add(head[:0], cut[:0]).tolist() == []
-    assert pool.head[[1, 2]].tolist() == head[:2].tolist()
+    prefix = np.array([[0, 5, 0], [0, 3, 9], [0, 5, 0], [0, 0, 0]])
+    assert candidates.add(head, prefix).tolist() == [1, 2, 1, 0]
+    assert candidates.add(head[::-1], prefix[::-1]).tolist() == [0, 1, 2, 1]
+    assert (
+        len(candidates.head)
+        == len(candidates.prefix)
+        == len(candidates.quality)
+        == len(candidates.cost)
+        == len(candidates.common)
+        == 3
+    )
+    assert candidates.add(head[:0], prefix[:0]).tolist() == []
+    assert candidates.head[[1, 2]].tolist() == head[:2].tolist()
 
 
 def test_exits_that_nobody_takes_are_the_same_as_none():
     """All samples leave at p1: whatever sits behind it, it is one configuration."""
     records, costs = synthetic(n=20, p=4)
-    pool = CandidateSet(Problem.of(records, costs))
+    candidates = CandidateSet(Problem.of(records, costs))
     head = np.array([[OFF, 0, 0, OFF], [OFF, 0, OFF, 1], [OFF, 0, OFF, OFF]])
-    cut = np.array([[0, 20, 4, 0], [0, 20, 0, 9], [0, 20, 0, 0]])
-    before = head.copy(), cut.copy()
-    assert pool.add(head, cut).tolist() == [1, 1, 1]
-    assert pool.head[1].tolist() == [OFF, 0, OFF, OFF]
-    assert pool.cut[1].tolist() == [0, 20, 0, 0]
+    prefix = np.array([[0, 20, 4, 0], [0, 20, 0, 9], [0, 20, 0, 0]])
+    before = head.copy(), prefix.copy()
+    assert candidates.add(head, prefix).tolist() == [1, 1, 1]
+    assert candidates.head[1].tolist() == [OFF, 0, OFF, OFF]
+    assert candidates.prefix[1].tolist() == [0, 20, 0, 0]
     assert (head == before[0]).all()
-    assert (cut == before[1]).all()
-    assert pool.add(head[:1], cut[:1]).tolist() == [1]
+    assert (prefix == before[1]).all()
+    assert candidates.add(head[:1], prefix[:1]).tolist() == [1]
 
 
 def test_best_is_the_least_of_all_and_of_equals_the_one_with_the_fewest_exits():
@@ -58,38 +65,42 @@ def test_best_is_the_least_of_all_and_of_equals_the_one_with_the_fewest_exits():
     records, costs = make_records(
         confidence, np.ones((3, 1, 10)), np.ones(10), costs=(np.arange(4.0), np.zeros((3, 1)))
     )
-    pool = CandidateSet(Problem.of(records, costs))
+    candidates = CandidateSet(Problem.of(records, costs))
     head = np.array([[0, 0, OFF], [0, OFF, OFF], [OFF, 0, OFF]])
-    cut = np.array([[4, 10, 0], [4, 0, 0], [0, 10, 0]])
-    both, first, second = pool.add(head, cut).tolist()
-    pick, value = pool.best(goals_of([0.0, 0.5, 1.0]))
+    prefix = np.array([[4, 10, 0], [4, 0, 0], [0, 10, 0]])
+    both, first, second = candidates.add(head, prefix).tolist()
+    pick, value = candidates.best(goals_of([0.0, 0.5, 1.0]))
     assert pick.tolist() == [both, both, 0]  # at lambda 1 all are equal: the full model has no exit
     assert value.tolist() == pytest.approx([0.6 / 3, 0.3 / 3, 0])
-    pick, value = pool.best(goals_of([0.0, 0.0], cap=1))
+    pick, value = candidates.best(goals_of([0.0, 0.0], cap=1))
     assert pick.tolist() == [second, second]
-    assert pool.best(goals_of([0.0], price=0.2))[0].tolist() == [second]
-    assert pool.best(goals_of([0.0], cap=0))[0].tolist() == [0]
-    assert pool.cost[first] > pool.cost[second]
+    assert candidates.best(goals_of([0.0], price=0.2))[0].tolist() == [second]
+    assert candidates.best(goals_of([0.0], cap=0))[0].tolist() == [0]
+    assert candidates.cost[first] > candidates.cost[second]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_names_and_cuts_lead_to_each_other(seed):
     records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
     problem = Problem.of(records, costs)
-    pool, rng = CandidateSet(problem), np.random.default_rng(seed)
-    head, cut = np.full((30, 4), OFF), np.zeros((30, 4), np.int64)
-    for p, spot in problem.used:
+    candidates, rng = CandidateSet(problem), np.random.default_rng(seed)
+    head, prefix = np.full((30, 4), OFF), np.zeros((30, 4), np.int64)
+    for p, position in problem.used:
         for row in range(30):
-            own = int(rng.integers(-1, len(spot.heads)))
-            size = spot.cut_near(own, int(rng.integers(1, 10))) if own != OFF else 0
-            head[row, p], cut[row, p] = (own, size) if size else (OFF, 0)
-    first = pool.add(head, cut)
-    again = pool.add(*place(problem, records, [exits_of(pool, i, records) for i in first.tolist()]))
+            own = int(rng.integers(-1, len(position.heads)))
+            size = position.prefix_near(own, int(rng.integers(1, 10))) if own != OFF else 0
+            head[row, p], prefix[row, p] = (own, size) if size else (OFF, 0)
+    first = candidates.add(head, prefix)
+    again = candidates.add(
+        *place(problem, records, [exits_of(candidates, i, records) for i in first.tolist()])
+    )
     for i, j in zip(first.tolist(), again.tolist(), strict=True):  # cuts may count samples gone before
-        left = [evaluate(records, costs, ExitConfig(exits_of(pool, k, records))).position for k in (i, j)]
+        left = [
+            evaluate(records, costs, ExitConfig(exits_of(candidates, k, records))).position for k in (i, j)
+        ]
         assert left[0].tolist() == left[1].tolist()
-        assert (pool.quality[i], pool.cost[i]) == (pool.quality[j], pool.cost[j])
-        assert (pool.head[i] == pool.head[j]).all()
+        assert (candidates.quality[i], candidates.cost[i]) == (candidates.quality[j], candidates.cost[j])
+        assert (candidates.head[i] == candidates.head[j]).all()
 
 
 def test_thresholds_of_other_records_find_their_place():
@@ -97,17 +108,17 @@ def test_thresholds_of_other_records_find_their_place():
     records, costs = synthetic(n=60, p=3)
     problem = Problem.of(records, costs)
     exits = (ExitChoice("p1", "h1", 0.7), ExitChoice("p2", "h0", 2.0))
-    head, cut = place(problem, records, [exits, ()])
+    head, prefix = place(problem, records, [exits, ()])
     assert head.tolist() == [[OFF, 1, OFF], [OFF, OFF, OFF]]
-    assert cut[0, 1] == np.count_nonzero(records.confidence[1, 1] > np.float32(0.7))
+    assert prefix[0, 1] == np.count_nonzero(records.confidence[1, 1] > np.float32(0.7))
 
 
 def test_a_common_threshold_is_kept():
     records, costs = synthetic(n=30, p=3)
-    pool = CandidateSet(Problem.of(records, costs))
-    head, cut = place(pool.problem, records, [[ExitChoice(p, "h0", 0.7) for p in ("p1", "p2")]])
-    (at,) = pool.add(head, cut, np.array([0.7]))
-    assert {choice.threshold for choice in exits_of(pool, int(at), records)} == {0.7}
+    candidates = CandidateSet(Problem.of(records, costs))
+    head, prefix = place(candidates.problem, records, [[ExitChoice(p, "h0", 0.7) for p in ("p1", "p2")]])
+    (at,) = candidates.add(head, prefix, np.array([0.7]))
+    assert {choice.threshold for choice in exits_of(candidates, int(at), records)} == {0.7}
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (101, 9), (2, 1), (64, 64), (1000, 64)])
@@ -155,8 +166,8 @@ def test_moves_out_of_a_local_optimum():
     """Of three exits at four places: each off, what is before or after it off, each at the free place."""
     records, costs = synthetic(n=40, p=5)
     problem = Problem.of(records, costs)  # no head at the input: places 1 to 4
-    head, cut = np.array([OFF, 0, 1, OFF, 0]), np.array([0, 5, 7, 0, 9])
-    moves = [(tuple(h), tuple(c)) for h, c in _moves(problem, head, cut)]
+    head, prefix = np.array([OFF, 0, 1, OFF, 0]), np.array([0, 5, 7, 0, 9])
+    moves = [(tuple(h), tuple(c)) for h, c in _moves(problem, head, prefix)]
     assert set(moves) == {
         ((OFF, OFF, 1, OFF, 0), (0, 0, 7, 0, 9)),
         ((OFF, 0, OFF, OFF, 0), (0, 5, 0, 0, 9)),

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from effort import set_effort
 from instances import objective, random_case, synthetic
 from offramp.core.config import ExitConfig
-from offramp.solver.cross_validation import FOLDS, best_of, choose_price, folds, mean_objective, rounds
+from offramp.solver.cross_validation import best_of, choose_price, folds, mean_objective, rounds
+from offramp.solver.effort import EFFORT
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
 from offramp.solver.search import search
-from offramp.solver.solve import COARSE, SearchPlan
+from offramp.solver.solve import SearchPlan
 
 PLAN = SearchPlan("exact", 0.0, 99)
 LAMBDAS = [0.6, 0.8, 0.95]
@@ -17,12 +19,12 @@ LAMBDAS = [0.6, 0.8, 0.95]
 @pytest.mark.parametrize("samples", [20, 21, 99, 666, 1000, 2001, 9000])
 def test_every_deal_holds_out_every_sample_once(samples):
     masks = folds(samples, seed=3)
-    assert len(masks) in (FOLDS, 2 * FOLDS, 3 * FOLDS)
-    for deal in zip(*[iter(masks)] * FOLDS, strict=True):
+    assert len(masks) in (EFFORT.folds, 2 * EFFORT.folds, 3 * EFFORT.folds)
+    for deal in zip(*[iter(masks)] * EFFORT.folds, strict=True):
         assert np.sum(deal, axis=0).tolist() == [1] * samples
         sizes = [mask.sum() for mask in deal]
         assert max(sizes) - min(sizes) <= 1
-    assert (len(masks) == FOLDS) == (samples > 1000)
+    assert (len(masks) == EFFORT.folds) == (samples > 1000)
     assert all((a == b).all() for a, b in zip(masks, folds(samples, seed=3), strict=True))
     assert any((a != b).any() for a, b in zip(masks, folds(samples, seed=4), strict=True))
 
@@ -42,7 +44,7 @@ def test_rounds_are_those_reported(samples):
 
 
 def test_many_samples_need_no_more_rounds():
-    assert rounds(10 * COARSE, 0) == rounds(COARSE, 0) == FOLDS
+    assert rounds(10 * EFFORT.coarse_samples, 0) == rounds(EFFORT.coarse_samples, 0) == EFFORT.folds
 
 
 @pytest.mark.parametrize(
@@ -83,10 +85,10 @@ def test_a_price_is_one_of_the_rungs(monkeypatch):
     records, costs = synthetic(n=200)
     chosen = []
     monkeypatch.setattr("offramp.solver.cross_validation.best_of", lambda values, usual, doubt: chosen.pop())
-    for k, rung in enumerate(PRICE_GRID):
+    for k, price_step in enumerate(PRICE_GRID):
         chosen.append(k)
         plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
-        assert (plan.method, plan.price, plan.parsimonious) == ("exact", rung / 200, True)
+        assert (plan.method, plan.price, plan.parsimonious) == ("exact", price_step / 200, True)
     chosen.append(len(PRICE_GRID))
     plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
     assert (plan.method, plan.price) == ("same-threshold", 0.0)
@@ -95,7 +97,7 @@ def test_a_price_is_one_of_the_rungs(monkeypatch):
 
 def test_many_samples_are_judged_by_some_of_them(monkeypatch):
     records, costs = synthetic(n=400, p=4)
-    monkeypatch.setattr("offramp.solver.cross_validation.COARSE", 100)
+    set_effort(monkeypatch, coarse_samples=100)
     monkeypatch.setattr(
         "offramp.solver.cross_validation.fewer", lambda records: records.subset(np.arange(0, 400, 4))
     )
@@ -107,7 +109,7 @@ def test_many_samples_are_judged_by_some_of_them(monkeypatch):
     )
     plan = choose_price(records, costs, LAMBDAS, PLAN, lambda: None)
     assert set(sizes) == {20}
-    assert plan.price in {0.0, *(rung / 400 for rung in PRICE_GRID)}
+    assert plan.price in {0.0, *(price_step / 400 for price_step in PRICE_GRID)}
 
 
 def test_a_full_model_that_is_always_wrong():

@@ -15,86 +15,86 @@ from offramp.solver.solve import METHODS
 
 
 def filled(records, costs, picks=8, step=0.02):
-    goals = Objectives(np.linspace(0.5, 0.99, picks), np.zeros(picks), 99)
-    pool = CandidateSet(Problem.of(records, costs))
+    objectives = Objectives(np.linspace(0.5, 0.99, picks), np.zeros(picks), 99)
+    candidates = CandidateSet(Problem.of(records, costs))
     for move in METHODS["exact"]:
-        chosen = move(pool.problem, goals, pool)
-    hull = undominated(pool, chosen)
-    return pool, hull, fill(pool, chosen, step, 99)
+        chosen = move(candidates.problem, objectives, candidates)
+    hull = undominated(candidates, chosen)
+    return candidates, hull, fill(candidates, chosen, step, 99)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_curves_equal_simulating_every_cut(seed):
     records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
     problem, rng = Problem.of(records, costs), np.random.default_rng(seed)
-    head, cut = np.full(4, OFF), np.zeros(4, np.int64)
-    for p, spot in problem.used:
-        own = int(rng.integers(len(spot.heads)))
-        size = spot.cut_near(own, int(rng.integers(1, 10)))
-        head[p], cut[p] = (own, size) if size else (OFF, 0)
-    simulate(problem, head[None], cut[None])
+    head, prefix = np.full(4, OFF), np.zeros(4, np.int64)
+    for p, position in problem.used:
+        own = int(rng.integers(len(position.heads)))
+        size = position.prefix_near(own, int(rng.integers(1, 10)))
+        head[p], prefix[p] = (own, size) if size else (OFF, 0)
+    simulate(problem, head[None], prefix[None])
     seen = []
-    for p, quality, cost in _curves(problem, head, cut):
+    for p, quality, cost in _curves(problem, head, prefix):
         seen.append(p)
-        fits = [problem.spots[p].cut_near(int(head[p]), k + 1) == k + 1 for k in range(9)]
+        fits = [problem.positions[p].prefix_near(int(head[p]), k + 1) == k + 1 for k in range(9)]
         assert np.isfinite(cost).tolist() == fits
         for k in np.flatnonzero(fits).tolist():
-            changed = cut.copy()
+            changed = prefix.copy()
             changed[p] = k + 1
             expected = by_definition(problem, head, changed)
             assert (quality[k], cost[k]) == pytest.approx(expected, abs=1e-12)
     assert sorted(seen) == np.flatnonzero(head != OFF).tolist()
 
 
-def by_definition(problem, head, cut):
+def by_definition(problem, head, prefix):
     """Mean quality and cost, heads of exits that nobody takes included."""
     quality, cost = problem.final, np.ones(problem.samples)
-    for p, spot in reversed(problem.used):
+    for p, position in reversed(problem.used):
         if head[p] != OFF:
-            leaves = spot.rank[head[p]] < cut[p]
-            quality = np.where(leaves, spot.quality[head[p]], quality)
-            cost = np.where(leaves, spot.backbone, cost) + spot.cost[head[p]]
+            leaves = position.rank[head[p]] < prefix[p]
+            quality = np.where(leaves, position.quality[head[p]], quality)
+            cost = np.where(leaves, position.backbone, cost) + position.cost[head[p]]
     return quality.mean(), cost.mean()
 
 
 def test_undominated_by_definition():
     rng = np.random.default_rng(0)
-    pool = CandidateSet(Problem.of(*synthetic(n=20, p=3)))
-    pool.quality, pool.cost = rng.integers(0, 6, 40) / 6, rng.integers(0, 9, 40) / 9
-    kept = undominated(pool, np.array([*range(5, 40), 7, 7]))
-    points = set(zip(pool.cost[5:40].tolist(), pool.quality[5:40].tolist(), strict=True))
+    candidates = CandidateSet(Problem.of(*synthetic(n=20, p=3)))
+    candidates.quality, candidates.cost = rng.integers(0, 6, 40) / 6, rng.integers(0, 9, 40) / 9
+    kept = undominated(candidates, np.array([*range(5, 40), 7, 7]))
+    points = set(zip(candidates.cost[5:40].tolist(), candidates.quality[5:40].tolist(), strict=True))
     wanted = [
         (c, q)
         for c, q in sorted(points)
         if not any(d <= c and r >= q and (d, r) != (c, q) for d, r in points)
     ]
-    assert list(zip(pool.cost[kept].tolist(), pool.quality[kept].tolist(), strict=True)) == wanted
+    assert list(zip(candidates.cost[kept].tolist(), candidates.quality[kept].tolist(), strict=True)) == wanted
     assert kept.min() >= 5
 
 
 @pytest.mark.parametrize("make", [synthetic, generated])
 def test_what_is_between_is_not_dominated_and_lies_between(make):
     records, costs = make(n=300, seed=1) if make is synthetic else make(1, 300, positions=6, heads=2)
-    pool, hull, (found, level) = filled(records, costs)
-    assert (np.diff(pool.cost[found]) > 0).all()
-    assert (np.diff(pool.quality[found]) > 0).all()
+    candidates, hull, (found, level) = filled(records, costs)
+    assert (np.diff(candidates.cost[found]) > 0).all()
+    assert (np.diff(candidates.quality[found]) > 0).all()
     assert len(found) > 2 * len(hull)
     assert set(hull.tolist()) <= set(found.tolist())  # luck between two of them displaces neither
-    assert pool.cost[found[0]] == pool.cost[hull[0]]
-    assert pool.quality[found[-1]] == pool.quality[hull[-1]]
-    below = np.searchsorted(pool.cost[found], pool.cost[level]) - 1
-    assert (pool.quality[level] == pool.quality[found[below]]).all()
-    assert (pool.cost[level] < pool.cost[found[-1]]).all()
+    assert candidates.cost[found[0]] == candidates.cost[hull[0]]
+    assert candidates.quality[found[-1]] == candidates.quality[hull[-1]]
+    below = np.searchsorted(candidates.cost[found], candidates.cost[level]) - 1
+    assert (candidates.quality[level] == candidates.quality[found[below]]).all()
+    assert (candidates.cost[level] < candidates.cost[found[-1]]).all()
 
 
 def test_gaps_wider_than_a_step_are_few_samples_high():
     """With finer quality than right or wrong there are hardly any; here a step up is at least one sample."""
     records, costs = synthetic(n=500, seed=1)
-    pool, _, (found, _) = filled(records, costs, step=0.02)
+    candidates, _, (found, _) = filled(records, costs, step=0.02)
     wide = [
-        round((pool.quality[high] - pool.quality[low]) * records.final_quality.sum())
+        round((candidates.quality[high] - candidates.quality[low]) * records.final_quality.sum())
         for low, high in pairwise(found.tolist())
-        if pool.cost[high] > pool.cost[low] * 1.02
+        if candidates.cost[high] > candidates.cost[low] * 1.02
     ]
     assert np.median([*wide, 1]) <= 2
 
@@ -106,8 +106,8 @@ def test_with_fine_quality_steps_are_as_small_as_asked(make):
     rng = np.random.default_rng(0)
     quality = 0.5 * records.quality + 0.5 * rng.random(records.quality.shape)
     soft, _ = make_records(records.confidence, quality, 0.6 * records.final_quality + 0.4, records.exists)
-    pool, _, (found, _) = filled(soft, costs, step=0.02)
-    gaps = pool.cost[found[1:]] / pool.cost[found[:-1]]
+    candidates, _, (found, _) = filled(soft, costs, step=0.02)
+    gaps = candidates.cost[found[1:]] / candidates.cost[found[:-1]]
     assert np.mean(gaps <= 1.02 + 1e-9) >= 0.9
 
 

@@ -30,41 +30,41 @@ from offramp.solver.solve import exits_of
 def some_rows(problem, count, seed, price=0.0, cap=99):
     """Random configurations whose cuts a threshold makes."""
     rng = np.random.default_rng(seed)
-    head = np.full((count, len(problem.spots)), OFF)
-    cut = np.zeros_like(head)
-    for p, spot in problem.used:
+    head = np.full((count, len(problem.positions)), OFF)
+    prefix = np.zeros_like(head)
+    for p, position in problem.used:
         for row in np.flatnonzero(rng.random(count) < 0.7):
-            own = int(rng.integers(len(spot.heads)))
-            size = spot.cut_near(own, int(rng.integers(1, problem.samples + 1)))
+            own = int(rng.integers(len(position.heads)))
+            size = position.prefix_near(own, int(rng.integers(1, problem.samples + 1)))
             if size:
-                head[row, p], cut[row, p] = own, size
+                head[row, p], prefix[row, p] = own, size
     tradeoff = rng.choice(LAMBDAS, count)
-    return ConfigBatch(head, cut, tradeoff, np.full(count, price), np.full(count, cap))
+    return ConfigBatch(head, prefix, tradeoff, np.full(count, price), np.full(count, cap))
 
 
-def value(problem, head, cut, lam, price=0.0):
+def value(problem, head, prefix, lam, price=0.0):
     """(B,) J by definition: every enabled exit counts, whether samples leave there or not."""
     shape = len(head), problem.samples
     quality, cost = np.broadcast_to(problem.final, shape), np.ones(shape)
-    for p, spot in reversed(problem.used):
+    for p, position in reversed(problem.used):
         on = (head[:, p] != OFF)[:, None]
-        leaves = on & (spot.rank[head[:, p]] < cut[:, p, None])
-        quality = np.where(leaves, spot.quality[head[:, p]], quality)
-        cost = np.where(leaves, spot.backbone, cost) + on * spot.cost[head[:, p]][:, None]
+        leaves = on & (position.rank[head[:, p]] < prefix[:, p, None])
+        quality = np.where(leaves, position.quality[head[:, p]], quality)
+        cost = np.where(leaves, position.backbone, cost) + on * position.cost[head[:, p]][:, None]
     total = lam * (problem.full - quality.mean(axis=1)) + (1 - lam) * cost.mean(axis=1)
     return total + price * np.count_nonzero(head != OFF, axis=1)
 
 
 def with_line(problem, rows, p):
     """Each row with every head and every cut at p, and off: (rows, heads, cuts)."""
-    spot = problem.spots[p]
+    position = problem.positions[p]
     options = [(OFF, 0)] + [
-        (h, k) for h in range(len(spot.heads)) for k in range(1, problem.samples + 1)
-        if spot.cut_near(h, k) == k
+        (h, k) for h in range(len(position.heads)) for k in range(1, problem.samples + 1)
+        if position.prefix_near(h, k) == k
     ]  # fmt: skip
-    head, cut = np.repeat(rows.head, len(options), axis=0), np.repeat(rows.cut, len(options), axis=0)
-    head[:, p], cut[:, p] = np.tile(options, (len(rows), 1)).T
-    return head.reshape(len(rows), len(options), -1), cut.reshape(len(rows), len(options), -1)
+    head, prefix = np.repeat(rows.head, len(options), axis=0), np.repeat(rows.prefix, len(options), axis=0)
+    head[:, p], prefix[:, p] = np.tile(options, (len(rows), 1)).T
+    return head.reshape(len(rows), len(options), -1), prefix.reshape(len(rows), len(options), -1)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(LAMBDAS))
@@ -72,7 +72,7 @@ def with_line(problem, rows, p):
 def test_line_finds_the_best_of_all_thresholds(seed, lam):
     records, costs = random_case(seed, 2, 2, 8)
     problem = Problem.of(records, costs)
-    for p, spot in problem.used:
+    for p, position in problem.used:
         off = np.full((1, 2), OFF)
         rows = ConfigBatch(off, np.zeros_like(off), np.array([lam]), np.zeros(1), np.array([2]))
         line = best_line(problem, p, rows, np.ones((1, 8), bool), finals(problem, rows.tradeoff))
@@ -81,10 +81,10 @@ def test_line_finds_the_best_of_all_thresholds(seed, lam):
         least = min([full, *(objective(records, costs, config, lam) for config in options)])
         assert full - line.improvement[0] == pytest.approx(least, abs=1e-9)
         if line.head[0] != OFF:
-            falling = np.sort(spot.confidence[line.head[0]])[::-1]
-            cut = line.cut[0]
-            assert np.isfinite(falling[cut - 1])
-            assert cut == 8 or falling[cut - 1] > falling[cut]
+            falling = np.sort(position.confidence[line.head[0]])[::-1]
+            prefix = line.prefix[0]
+            assert np.isfinite(falling[prefix - 1])
+            assert prefix == 8 or falling[prefix - 1] > falling[prefix]
 
 
 @pytest.mark.parametrize("find", [best_line, own_line])
@@ -95,24 +95,24 @@ def test_lines_in_a_sweep_equal_trying_everything(find, price, seed):
     records, costs = random_case(seed, 3, 2, 8, gaps=0.2)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 20, seed, price)
-    now = value(problem, rows.head, rows.cut, rows.tradeoff, price)
+    now = value(problem, rows.head, rows.prefix, rows.tradeoff, price)
     seen = []
 
     def look(p, line):
-        head, cut = with_line(problem, rows, p)
+        head, prefix = with_line(problem, rows, p)
         for i in range(len(rows)):
             allowed = np.full(len(head[i]), find is best_line)
             allowed |= (head[i][:, p] == rows.head[i, p]) | (head[i][:, p] == OFF)
             if find is own_line and rows.head[i, p] == OFF:
                 allowed = head[i][:, p] == OFF
-            tried = value(problem, head[i], cut[i], rows.tradeoff[i], price)[allowed]
+            tried = value(problem, head[i], prefix[i], rows.tradeoff[i], price)[allowed]
             assert now[i] - line.improvement[i] == pytest.approx(tried.min(), abs=1e-9)
             assert line.improvement[i] >= -SAME
             changed = ConfigBatch(
-                rows.head[[i]], rows.cut[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]]
+                rows.head[[i]], rows.prefix[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]]
             )
-            changed.head[0, p], changed.cut[0, p] = line.head[i], line.cut[i]
-            reached = value(problem, changed.head, changed.cut, rows.tradeoff[i], price)
+            changed.head[0, p], changed.prefix[0, p] = line.head[i], line.prefix[i]
+            reached = value(problem, changed.head, changed.prefix, rows.tradeoff[i], price)
             assert reached[0] == pytest.approx(tried.min(), abs=1e-9)
         seen.append(p)
 
@@ -141,7 +141,7 @@ def test_descent_never_rises(find, sweeps):
     rows = some_rows(problem, 40, 1, price=0.002)
     start = rows.take(slice(None))
     descend(problem, rows, find, sweeps)
-    before, after = (value(problem, r.head, r.cut, r.tradeoff, 0.002) for r in (start, rows))
+    before, after = (value(problem, r.head, r.prefix, r.tradeoff, 0.002) for r in (start, rows))
     assert (after <= before + SAME).all()
     assert after.sum() < before.sum()
     if find is own_line:
@@ -154,12 +154,12 @@ def test_descent_ends_where_no_line_helps():
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 20, 3)
     descend(problem, rows)
-    reached = value(problem, rows.head, rows.cut, rows.tradeoff)
+    reached = value(problem, rows.head, rows.prefix, rows.tradeoff)
     assert not commit_best(problem, rows).any()
     for p, _ in problem.used:
-        head, cut = with_line(problem, rows, p)
+        head, prefix = with_line(problem, rows, p)
         for i in range(len(rows)):
-            assert value(problem, head[i], cut[i], rows.tradeoff[i]).min() >= reached[i] - 1e-9
+            assert value(problem, head[i], prefix[i], rows.tradeoff[i]).min() >= reached[i] - 1e-9
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -167,22 +167,22 @@ def test_figures_equal_those_of_evaluate_sample_by_sample(seed):
     records, costs = random_case(seed, 4, 2, 9, gaps=0.2)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 12, seed)
-    pool = CandidateSet(problem)
-    at = pool.add(rows.head, rows.cut)
+    candidates = CandidateSet(problem)
+    at = candidates.add(rows.head, rows.prefix)
     full = records.final_quality.astype(float).mean() or 1
     for i in at.tolist():
-        config = ExitConfig(exits_of(pool, i, records))
+        config = ExitConfig(exits_of(candidates, i, records))
         outcome = evaluate(records, costs, config)
-        assert pool.quality[i] == pytest.approx(outcome.quality / full)
-        assert pool.cost[i] == pytest.approx(outcome.relative_cost)
-        quality, cost = per_sample(problem, pool.head[i], pool.cut[i])
+        assert candidates.quality[i] == pytest.approx(outcome.quality / full)
+        assert candidates.cost[i] == pytest.approx(outcome.relative_cost)
+        quality, cost = per_sample(problem, candidates.head[i], candidates.prefix[i])
         for lam in LAMBDAS:
             each = lam * (problem.full - quality) + (1 - lam) * cost
             assert each == pytest.approx(objective_of_each(records, costs, config, lam), abs=1e-12)
             assert each.mean() == pytest.approx(objective(records, costs, config, lam), abs=1e-12)
-    quality, cost, leavers = simulate(problem, rows.head, rows.cut)
-    assert (pool.quality[at] == quality).all()
-    assert (pool.cost[at] == cost).all()
+    quality, cost, leavers = simulate(problem, rows.head, rows.prefix)
+    assert (candidates.quality[at] == quality).all()
+    assert (candidates.cost[at] == cost).all()
     assert ((leavers > 0) == (rows.head != OFF)).all()
 
 
@@ -191,8 +191,9 @@ def test_stages_are_where_samples_leave():
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 10, 5)
     stage = stages(problem, rows)
-    pool = CandidateSet(problem)
-    for row, i in zip(stage, pool.add(rows.head, rows.cut).tolist(), strict=True):
+    candidates = CandidateSet(problem)
+    for row, i in zip(stage, candidates.add(rows.head, rows.prefix).tolist(), strict=True):
         assert (
-            row.tolist() == evaluate(records, costs, ExitConfig(exits_of(pool, i, records))).position.tolist()
+            row.tolist()
+            == evaluate(records, costs, ExitConfig(exits_of(candidates, i, records))).position.tolist()
         )

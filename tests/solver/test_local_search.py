@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from effort import set_effort
 from instances import (
     LAMBDAS,
     REFERENCES,
@@ -66,7 +67,7 @@ def test_exact_with_a_cap_equals_brute_force(seed, cap):
 
 def test_descent_alone_comes_close_to_brute_force(monkeypatch):
     """Without enumeration: escapes and a cap must find nearly the optimum; within 2 % of J in all."""
-    monkeypatch.setattr("offramp.solver.local_search._TINY", 0)
+    set_effort(monkeypatch, enumerated=0)
     missed = total = 0.0
     for seed in range(8):
         records, costs = random_case(seed, 3, 2, 4, gaps=0.1)
@@ -81,7 +82,7 @@ def test_descent_alone_comes_close_to_brute_force(monkeypatch):
 
 
 def test_descent_alone_misses_few_odd_cases(monkeypatch):
-    monkeypatch.setattr("offramp.solver.local_search._TINY", 0)
+    set_effort(monkeypatch, enumerated=0)
     missed = 0
     for seed in range(150):
         records, costs = odd_case(seed)
@@ -121,11 +122,13 @@ def test_the_search_believes_what_evaluate_says(method, price):
     """Its own J, summed in integers and scaled, against J from evaluate plus prices."""
     records, costs = synthetic()
     problem, tradeoff = Problem.of(records, costs), np.array(DEFAULT_TRADEOFFS)
-    goals, pool = Objectives(tradeoff, np.full(101, price), 99), CandidateSet(problem)
+    objectives, candidates = Objectives(tradeoff, np.full(101, price), 99), CandidateSet(problem)
     for step in METHODS[method]:
-        answer = step(problem, goals, pool)
-    exits = np.count_nonzero(pool.head[answer] != OFF, axis=1)
-    value = tradeoff * (1 - pool.quality[answer]) + (1 - tradeoff) * pool.cost[answer] + price * exits
+        answer = step(problem, objectives, candidates)
+    exits = np.count_nonzero(candidates.head[answer] != OFF, axis=1)
+    value = (
+        tradeoff * (1 - candidates.quality[answer]) + (1 - tradeoff) * candidates.cost[answer] + price * exits
+    )
     frontier = search(records, costs, method=method, regularise=price)
     for lam, believed in zip(DEFAULT_TRADEOFFS, value, strict=True):
         config = frontier.by_tradeoff[lam]
@@ -187,16 +190,19 @@ def test_iterative_ends_where_no_single_change_helps():
 def test_back_to_front_ends_where_no_threshold_or_head_alone_helps(lam):
     records, costs = synthetic(n=60, p=4)
     problem = Problem.of(records, costs)
-    goals, pool = Objectives(np.array([lam]), np.zeros(1), 99), CandidateSet(problem)
-    (found,) = METHODS["exact"][1](problem, goals, pool)
-    reached = lam * (1 - pool.quality[found]) + (1 - lam) * pool.cost[found]
-    for p, spot in problem.used:
-        for head in range(len(spot.heads)):
-            heads, cuts = np.tile(pool.head[found], (61, 1)), np.tile(pool.cut[found], (61, 1))
-            heads[:, p], cuts[:, p] = head, np.arange(61)
+    objectives, candidates = Objectives(np.array([lam]), np.zeros(1), 99), CandidateSet(problem)
+    (found,) = METHODS["exact"][1](problem, objectives, candidates)
+    reached = lam * (1 - candidates.quality[found]) + (1 - lam) * candidates.cost[found]
+    for p, position in problem.used:
+        for head in range(len(position.heads)):
+            heads, prefixes = (
+                np.tile(candidates.head[found], (61, 1)),
+                np.tile(candidates.prefix[found], (61, 1)),
+            )
+            heads[:, p], prefixes[:, p] = head, np.arange(61)
             heads[0, p] = OFF
-            at = pool.add(heads, cuts)
-            value = lam * (1 - pool.quality[at]) + (1 - lam) * pool.cost[at]
+            at = candidates.add(heads, prefixes)
+            value = lam * (1 - candidates.quality[at]) + (1 - lam) * candidates.cost[at]
             assert value.min() >= reached - 1e-9
 
 
@@ -220,7 +226,7 @@ def test_escapes_stay_within_their_budget(monkeypatch):
     records, costs = synthetic()
     free = search(records, costs, regularise=None)
     for cells in (0, 60 * 5 * 2 * 400):
-        monkeypatch.setattr("offramp.solver.local_search._ESCAPE_CELLS", cells)
+        set_effort(monkeypatch, escape_cells=cells)
         tight = search(records, costs, regularise=None)
         total = [
             sum(objective(records, costs, f.by_tradeoff[lam], lam) for lam in DEFAULT_TRADEOFFS)
@@ -232,7 +238,7 @@ def test_escapes_stay_within_their_budget(monkeypatch):
 def test_a_bound_on_rounds_only_ends_early(monkeypatch):
     records, costs = synthetic(n=100)
     free = search(records, costs, tradeoffs=[0.7, 0.9], regularise=None)
-    monkeypatch.setattr("offramp.solver.local_search._ROUNDS", 1)
+    set_effort(monkeypatch, rounds=1)
     early = search(records, costs, tradeoffs=[0.7, 0.9], regularise=None)
     for lam in (0.7, 0.9):
         reached = [objective(records, costs, f.by_tradeoff[lam], lam) for f in (free, early)]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
+from effort import set_effort
 from instances import make_records, random_case, synthetic
-from offramp.solver.problem import NEVER, Problem, surest_first
+from offramp.solver.problem import NEVER, Problem, most_confident_first
 
 SINGLE = st.floats(width=32, allow_nan=False) | st.sampled_from(
     [0.0, -0.0, 0.5, np.inf, -np.inf, 1.401298464324817e-45, -1.401298464324817e-45, 1.1754943508222875e-38]
@@ -17,7 +18,7 @@ SINGLE = st.floats(width=32, allow_nan=False) | st.sampled_from(
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=SINGLE))
 def test_surest_first_is_a_stable_sort_by_falling_value(confidence):
-    order = surest_first(confidence)
+    order = most_confident_first(confidence)
     falling = np.take_along_axis(confidence, order, axis=1)
     assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(order.shape[1]), (len(order), 1)))
     assert np.array_equal(falling, -np.sort(-confidence, axis=1))
@@ -30,39 +31,41 @@ def test_the_two_zeros_are_ties_of_one_threshold():
     """A radix sort may part them; a threshold must not."""
     confidence = np.array([0.0, -0.0, 0.0, -0.0, 1.0], np.float32).reshape(1, 1, 5)
     records, costs = make_records(confidence, np.ones((1, 1, 5)), np.ones(5))
-    spot = Problem.of(records, costs).spots[0]
-    assert spot.ends.tolist() == [[0, NEVER, NEVER, NEVER, 0]]
-    assert spot.cut_at(0, -0.5) == 5
-    assert spot.cut_at(0, 0.0) == spot.cut_at(0, -0.0) == 1
+    position = Problem.of(records, costs).positions[0]
+    assert position.ends.tolist() == [[0, NEVER, NEVER, NEVER, 0]]
+    assert position.prefix_at(0, -0.5) == 5
+    assert position.prefix_at(0, 0.0) == position.prefix_at(0, -0.0) == 1
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_cut_is_allowed_exactly_where_a_threshold_makes_it(seed):
     records, costs = random_case(seed, 3, 2, 9)
     problem = Problem.of(records, costs)
-    for p, spot in problem.used:
-        assert spot.heads == tuple(np.flatnonzero(records.exists[p]))
-        for own, c in enumerate(spot.heads):
+    for p, position in problem.used:
+        assert position.heads == tuple(np.flatnonzero(records.exists[p]))
+        for own, c in enumerate(position.heads):
             known = records.confidence[p, c]
             finite = known[np.isfinite(known)]
             possible = {int(np.count_nonzero(finite >= value)) for value in finite}
-            near = {spot.cut_near(own, cut) for cut in range(10)} - {0}
+            near = {position.prefix_near(own, prefix) for prefix in range(10)} - {0}
             assert near == possible
-            for cut in range(1, 10):
-                later = [size for size in sorted(possible) if size >= cut]
-                assert spot.cut_near(own, cut) == (later[0] if later else 0)
-            for cut in possible:
-                leaves = spot.rank[own] < cut
+            for prefix in range(1, 10):
+                later = [size for size in sorted(possible) if size >= prefix]
+                assert position.prefix_near(own, prefix) == (later[0] if later else 0)
+            for prefix in possible:
+                leaves = position.rank[own] < prefix
                 assert finite.size
-                assert spot.cut_at(own, np.nextafter(known[leaves].min(), np.float32(-np.inf))) == cut
+                assert (
+                    position.prefix_at(own, np.nextafter(known[leaves].min(), np.float32(-np.inf))) == prefix
+                )
 
 
 def test_without_ties_every_cut_is_allowed():
     records, costs = synthetic(n=50)
-    spot = Problem.of(records, costs).spots[1]
-    assert spot.ends is None
-    assert [spot.cut_near(0, cut) for cut in (1, 7, 50)] == [1, 7, 50]
-    assert spot.ordered(1).tolist() == np.argsort(-records.confidence[1, 1], kind="stable").tolist()
+    position = Problem.of(records, costs).positions[1]
+    assert position.ends is None
+    assert [position.prefix_near(0, prefix) for prefix in (1, 7, 50)] == [1, 7, 50]
+    assert position.ordered(1).tolist() == np.argsort(-records.confidence[1, 1], kind="stable").tolist()
 
 
 def test_scaled_by_the_full_model():
@@ -73,23 +76,23 @@ def test_scaled_by_the_full_model():
     assert problem.final.mean() == pytest.approx(1.0)
     assert problem.samples == 6
     assert problem.cells == 2 * 2 * 6
-    for p, spot in problem.used:
-        assert spot.quality == pytest.approx(records.quality[p].astype(float) / mean)
-        assert spot.cost == pytest.approx(costs.heads[p] / costs.full)
-        assert spot.backbone == pytest.approx(costs.backbone[p] / costs.full)
+    for p, position in problem.used:
+        assert position.quality == pytest.approx(records.quality[p].astype(float) / mean)
+        assert position.cost == pytest.approx(costs.heads[p] / costs.full)
+        assert position.backbone == pytest.approx(costs.backbone[p] / costs.full)
 
 
 def test_a_full_model_of_quality_0_leaves_qualities_alone():
     records, costs = make_records(np.ones((1, 1, 4)), np.full((1, 1, 4), 0.5), np.zeros(4))
     problem = Problem.of(records, costs)
     assert problem.full == 0.0
-    assert problem.spots[0].quality.tolist() == [[0.5] * 4]
+    assert problem.positions[0].quality.tolist() == [[0.5] * 4]
 
 
 def test_no_head_anywhere():
     records, costs = random_case(0, 3, 2, 30, gaps=1.1)
     problem = Problem.of(records, costs)
-    assert problem.spots == (None, None, None)
+    assert problem.positions == (None, None, None)
     assert problem.used == []
     assert problem.cells == 0
     assert problem.batch >= 1
@@ -101,8 +104,8 @@ def test_sums_of_gains_fit_into_64_bits(seed):
     records, costs = random_case(seed, 4, 2, 50, gaps=0)
     costs.heads[:] *= 1000
     problem = Problem.of(records, costs)
-    most = max(spot.quality.max() for _, spot in problem.used) + problem.final.max()
-    most += 2 + sum(spot.cost.max() for _, spot in problem.used)
+    most = max(position.quality.max() for _, position in problem.used) + problem.final.max()
+    most += 2 + sum(position.cost.max() for _, position in problem.used)
     assert problem.samples * most * problem.unit < -NEVER
     assert np.log2(problem.unit) == int(np.log2(problem.unit))
 
@@ -110,7 +113,7 @@ def test_sums_of_gains_fit_into_64_bits(seed):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("rows", [0, 1, 10])
 def test_batches_cover_all_rows_in_order(monkeypatch, workers, rows):
-    monkeypatch.setattr("offramp.solver.problem._CELLS", 3 * 2 * 50)
+    set_effort(monkeypatch, cells=3 * 2 * 50)
     records, costs = synthetic(n=50)
     problem = Problem.of(records, costs, workers)
     assert problem.batch == 3
@@ -120,7 +123,7 @@ def test_batches_cover_all_rows_in_order(monkeypatch, workers, rows):
 
 
 def test_an_error_in_a_thread_is_not_lost(monkeypatch):
-    monkeypatch.setattr("offramp.solver.problem._CELLS", 1)
+    set_effort(monkeypatch, cells=1)
     problem = Problem.of(*synthetic(n=50), workers=2)
     with pytest.raises(ZeroDivisionError):
         problem.by_batch(4, lambda part: 1 // (part.start - 2))

@@ -46,18 +46,18 @@ def missed(records, costs, config, lam, against=None):
 def test_deserving_exits_are_missed_by_more_than_one_standard_error(lam, make):
     records, costs = make(n=300, seed=3) if make is synthetic else make(3, 300, positions=6, heads=2)
     config = search(records, costs, tradeoffs=[lam], regularise=None).by_tradeoff[lam]
-    pool = CandidateSet(Problem.of(records, costs))
-    (head,), (cut,) = place(pool.problem, records, [config.choices])
-    before = head.copy(), cut.copy()
-    kept = significant_exits(pool.problem, lam, head, cut)
+    candidates = CandidateSet(Problem.of(records, costs))
+    (head,), (prefix,) = place(candidates.problem, records, [config.choices])
+    before = head.copy(), prefix.copy()
+    kept = significant_exits(candidates.problem, lam, head, prefix)
     assert (head == before[0]).all()
-    assert (cut == before[1]).all()
+    assert (prefix == before[1]).all()
     # By definition: switch off the least missed one until all are missed.
     while config.choices and min(missed(records, costs, config, lam)) <= 1:
         least = int(np.argmin(missed(records, costs, config, lam)))
         config = ExitConfig(config.choices[:least] + config.choices[least + 1 :])
-    (at,) = pool.add(kept[0][None], kept[1][None])
-    found = ExitConfig(exits_of(pool, int(at), records))
+    (at,) = candidates.add(kept[0][None], kept[1][None])
+    found = ExitConfig(exits_of(candidates, int(at), records))
     assert [c.position for c in found.choices] == [c.position for c in config.choices]
     assert (evaluate(records, costs, found).position == evaluate(records, costs, config).position).all()
 
@@ -79,9 +79,9 @@ def test_an_exit_that_changes_nothing_or_for_all_alike():
     """No spread, no standard error: kept if it is better at all."""
     records, costs = make_records(np.full((2, 1, 9), 0.5), np.ones((2, 1, 9)), np.ones(9))
     problem = Problem.of(records, costs)
-    head, cut = np.array([0, OFF]), np.array([9, 0])
-    assert significant_exits(problem, 0.5, head, cut)[0].tolist() == [0, OFF]
-    assert significant_exits(problem, 1.0, head, cut)[0].tolist() == [OFF, OFF]  # cost has no weight
+    head, prefix = np.array([0, OFF]), np.array([9, 0])
+    assert significant_exits(problem, 0.5, head, prefix)[0].tolist() == [0, OFF]
+    assert significant_exits(problem, 1.0, head, prefix)[0].tolist() == [OFF, OFF]  # cost has no weight
     assert significant_exits(problem, 0.5, np.array([OFF, OFF]), np.array([0, 0]))[0].tolist() == [OFF, OFF]
 
 
@@ -94,34 +94,35 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
     drawn = records.subset(np.repeat(np.arange(10), weight))
     problem = Problem.of(records, costs)
     lam, scale = 0.9, records.final_quality.astype(float).mean() or 1
-    pool = CandidateSet(problem)
-    for p, spot in problem.used:
-        for own in range(len(spot.heads)):
-            start = spot.cut_near(own, 3)
+    candidates = CandidateSet(problem)
+    for p, position in problem.used:
+        for own in range(len(position.heads)):
+            start = position.prefix_near(own, 3)
             if not start:
                 continue
-            goals = Objectives(np.array([lam]), np.zeros(1), 99)
-            head, cut = np.full((1, 2), OFF), np.zeros((1, 2), np.int64)
-            head[0, p], cut[0, p] = own, start
+            objectives = Objectives(np.array([lam]), np.zeros(1), 99)
+            head, prefix = np.full((1, 2), OFF), np.zeros((1, 2), np.int64)
+            head[0, p], prefix[0, p] = own, start
             continue_cost = (1 - lam) - lam * problem.final[None]
             line = _weighted_line(
-                problem, p, goals.rows(np.array([0]), head, cut), np.ones((1, 10), bool), continue_cost,
+                problem, p, objectives.rows(np.array([0]), head, prefix),
+                np.ones((1, 10), bool), continue_cost,
                 weight=weight.astype(float),
             )  # fmt: skip
-            cut[0, p] = line.cut[0]
-            (at,) = pool.add(head, cut)
-            reached = cost_of(drawn, costs, ExitConfig(exits_of(pool, int(at), records)), lam, scale)
+            prefix[0, p] = line.prefix[0]
+            (at,) = candidates.add(head, prefix)
+            reached = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at), records)), lam, scale)
             every = [
                 cost_of(drawn, costs, ExitConfig((choice,)), lam, scale)
                 for choice in every_choice(records, p)[1:]
-                if choice.head == records.heads[spot.heads[own]]
-                and spot.cut_at(own, choice.threshold)  # it stays on
+                if choice.head == records.heads[position.heads[own]]
+                and position.prefix_at(own, choice.threshold)  # it stays on
             ]
             assert line.head.tolist() == [own]
             assert reached == pytest.approx(min(every), abs=1e-9)
-            cut[0, p] = start
-            (at,) = pool.add(head, cut)
-            before = cost_of(drawn, costs, ExitConfig(exits_of(pool, int(at), records)), lam, scale)
+            prefix[0, p] = start
+            (at,) = candidates.add(head, prefix)
+            before = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at), records)), lam, scale)
             assert line.improvement[0] == pytest.approx(before - reached, abs=1e-9)
 
 
@@ -134,10 +135,10 @@ def test_averaging_keeps_the_exits_and_depends_on_the_seed_alone():
     records, costs = synthetic(n=300)
     found = []
     for average, seed in ((True, 0), (True, 0), (True, 1), (False, 0)):
-        pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
-        priced = Objectives(goals.tradeoff, np.full(3, SELECTION_BIAS / 300), 99)
-        picks = parsimonious(pool.problem, priced, pool, seed, average)
-        found.append((pool.head[picks].tolist(), pool.cut[picks].tolist()))
+        candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
+        priced = Objectives(objectives.tradeoff, np.full(3, SELECTION_BIAS / 300), 99)
+        picks = parsimonious(candidates.problem, priced, candidates, seed, average)
+        found.append((candidates.head[picks].tolist(), candidates.prefix[picks].tolist()))
     assert found[0] == found[1]
     assert found[0][0] == found[2][0] == found[3][0]
     assert found[0][1] != found[2][1]
@@ -148,28 +149,31 @@ def test_averaged_thresholds_fit_ties():
     """Cuts in the middle of a tie have no threshold; the next that has one is taken."""
     for seed in range(6):
         records, costs = random_case(seed, 4, 2, 40, levels=5, gaps=0.1)
-        pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
-        picks = parsimonious(pool.problem, goals, pool, 0)
+        candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
+        picks = parsimonious(candidates.problem, objectives, candidates, 0)
         for i in picks.tolist():
-            for p, spot in pool.problem.used:
-                if pool.head[i, p] != OFF:
-                    assert spot.cut_near(int(pool.head[i, p]), int(pool.cut[i, p])) == pool.cut[i, p]
-            outcome = evaluate(records, costs, ExitConfig(exits_of(pool, i, records)))
-            assert pool.cost[i] == pytest.approx(outcome.relative_cost)
+            for p, position in candidates.problem.used:
+                if candidates.head[i, p] != OFF:
+                    assert (
+                        position.prefix_near(int(candidates.head[i, p]), int(candidates.prefix[i, p]))
+                        == candidates.prefix[i, p]
+                    )
+            outcome = evaluate(records, costs, ExitConfig(exits_of(candidates, i, records)))
+            assert candidates.cost[i] == pytest.approx(outcome.relative_cost)
 
 
 def test_a_path_finds_fewer_exits_at_every_price():
     records, costs = synthetic(n=200)
-    pool, goals = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
-    before = len(pool.cost)
-    picks = path(pool.problem, goals, pool)
-    assert (picks == pool.best(goals)[0]).all()
+    candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
+    before = len(candidates.cost)
+    picks = path(candidates.problem, objectives, candidates)
+    assert (picks == candidates.best(objectives)[0]).all()
     counts = []
-    for rung in PRICE_GRID:
-        best = pool.best(Objectives(goals.tradeoff, np.full(3, rung / 200), 99))[0]
-        counts.append(np.count_nonzero(pool.head[best] != OFF))
+    for price_step in PRICE_GRID:
+        best = candidates.best(Objectives(objectives.tradeoff, np.full(3, price_step / 200), 99))[0]
+        counts.append(np.count_nonzero(candidates.head[best] != OFF))
     assert counts == sorted(counts, reverse=True)
-    assert len(pool.cost) >= before
+    assert len(candidates.cost) >= before
 
 
 def test_auto_uses_no_more_exits_than_needed():

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from effort import set_effort
 from instances import LAMBDAS, brute_force, generated, make_records, objective, random_case, synthetic
 from offramp.core.config import ExitChoice
 from offramp.core.costs import CostTable
@@ -189,7 +190,7 @@ def test_another_seed_averages_over_other_resamples(monkeypatch):
 
 @pytest.mark.parametrize("regularise", [None, "auto", 0.002])
 def test_threads_change_nothing(monkeypatch, regularise):
-    monkeypatch.setattr("offramp.solver.problem._CELLS", 2000)  # several batches
+    set_effort(monkeypatch, cells=2000)  # several batches
     records, costs = synthetic(n=200)
     frontiers = [search(records, costs, tradeoffs=SOME, regularise=regularise, workers=w) for w in (1, 2, 3)]
     assert frontiers[0].to_json() == frontiers[1].to_json() == frontiers[2].to_json()
@@ -200,7 +201,7 @@ def test_batch_size_changes_nothing(monkeypatch, method):
     records, costs = synthetic(n=100)
     arguments = {"tradeoffs": SOME, "method": method, "regularise": None}
     whole = search(records, costs, **arguments)
-    monkeypatch.setattr("offramp.solver.problem._CELLS", 1)
+    set_effort(monkeypatch, cells=1)
     assert search(records, costs, **arguments).to_json() == whole.to_json()
 
 

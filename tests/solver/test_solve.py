@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from effort import set_effort
 from instances import make_records, objective, random_case, synthetic
 from offramp.core.evaluate import evaluate
 from offramp.core.frontier import Frontier
@@ -17,8 +18,8 @@ SOME = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 @pytest.fixture(autouse=True)
 def small_coarse(monkeypatch):
     """100 samples stand for all wherever there are more than 200."""
-    monkeypatch.setattr("offramp.solver.solve.COARSE", 100)
-    monkeypatch.setattr("offramp.solver.cross_validation.COARSE", 100)
+    set_effort(monkeypatch, coarse_samples=100)
+    set_effort(monkeypatch, coarse_samples=100)
     monkeypatch.setattr("offramp.solver.solve.fewer", partial(fewer, samples=100))
     monkeypatch.setattr("offramp.solver.cross_validation.fewer", partial(fewer, samples=100))
 
@@ -58,9 +59,9 @@ def test_beyond_the_budget_reference_methods_are_left_out_and_little_is_lost(mon
     records, costs = synthetic(n=1000)
     lambdas = np.linspace(0.5, 1, 30).tolist()
     full = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
-    monkeypatch.setattr("offramp.solver.solve._REFERENCE_CELLS", 0)
+    set_effort(monkeypatch, reference_cells=0)
     quick = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
-    monkeypatch.setattr("offramp.solver.solve.COARSE", 10_000)
+    set_effort(monkeypatch, coarse_samples=10_000)
     single = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff
     totals = [sum(objective(records, costs, f[lam], lam) for lam in lambdas) for f in (full, quick, single)]
     assert totals[0] <= totals[1] + 1e-9
@@ -76,15 +77,15 @@ def test_auto_keeps_the_cap(cap):
 
 @pytest.mark.parametrize("regularise", [None, "auto"])
 def test_threads_change_nothing(monkeypatch, regularise):
-    monkeypatch.setattr("offramp.solver.problem._CELLS", 2000)
+    set_effort(monkeypatch, cells=2000)
     records, costs = synthetic(n=300)
     one, two = (search(records, costs, tradeoffs=SOME, regularise=regularise, workers=w) for w in (1, 2))
     assert one.to_json() == two.to_json()
 
 
 def test_more_goals_than_are_polished_each(monkeypatch):
-    monkeypatch.setattr("offramp.solver.solve._FULL", 3)
-    monkeypatch.setattr("offramp.solver.solve._COARSE_GOALS", 4)
+    set_effort(monkeypatch, full_objectives=3)
+    set_effort(monkeypatch, coarse_objectives=4)
     records, costs = synthetic(n=300)
     lambdas = np.linspace(0.5, 1, 20).tolist()
     found = search(records, costs, tradeoffs=lambdas, regularise=None).by_tradeoff

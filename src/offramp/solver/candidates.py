@@ -1,7 +1,7 @@
 """What a search aims at, and every configuration it has met.
 
-J is linear in a configuration's quality and cost, so what any goal finds is a candidate for all: the pool
-remembers every configuration met, and each goal picks its best.
+J is linear in a configuration's quality and cost, so what any objective finds is a candidate for all: the
+candidates remembers every configuration met, and each objective picks its best.
 """
 
 from __future__ import annotations
@@ -17,85 +17,85 @@ from offramp.solver.problem import Floats, Ints, Problem
 
 @dataclass(frozen=True, eq=False)
 class Objectives:
-    """G aims: minimise J at ``tradeoff`` (G,) plus ``price`` (G,) per exit, at most ``cap`` exits."""
+    """G objectives: minimise J at ``tradeoff`` (G,) plus ``price`` (G,) per exit, at most ``cap`` exits."""
 
     tradeoff: Floats
     price: Floats
     cap: int
 
-    def rows(self, index: Ints, head: Ints, cut: Ints) -> ConfigBatch:
-        """Configurations (B, P), each minimising the goal that ``index`` (B,) names."""
+    def rows(self, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
+        """Configurations (B, P), each minimising the objective that ``index`` (B,) names."""
         cap = np.full(len(index), self.cap)
-        return ConfigBatch(head.copy(), cut.copy(), self.tradeoff[index], self.price[index], cap)
+        return ConfigBatch(head.copy(), prefix.copy(), self.tradeoff[index], self.price[index], cap)
 
     def all_off(self, positions: int) -> ConfigBatch:
-        """One row per goal: the full model."""
+        """One row per objective: the full model."""
         off = np.full((len(self.tradeoff), positions), OFF)
         return self.rows(np.arange(len(off)), off, np.zeros_like(off))
 
 
 class CandidateSet:
-    """Every configuration met, with its quality and cost: J is linear in those, so any goal may pick any."""
+    """Every configuration met, with its quality and cost: any objective may pick any of them."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.complete = False
         """Whether every configuration that could be best has been met."""
-        positions = len(problem.spots)
+        positions = len(problem.positions)
         self.head = np.zeros((0, positions), np.int64)
-        self.cut = np.zeros((0, positions), np.int64)
+        self.prefix = np.zeros((0, positions), np.int64)
         self.quality, self.cost, self.common = np.zeros(0), np.zeros(0), np.zeros(0)
         self._place: dict[bytes, int] = {}
         self.add(np.full((1, positions), OFF), np.zeros((1, positions), np.int64))
 
-    def add(self, head: Ints, cut: Ints, common: Floats | None = None) -> Ints:
+    def add(self, head: Ints, prefix: Ints, common: Floats | None = None) -> Ints:
         """Take in configurations (B, P); ``common`` (B,) is their one threshold, NaN if they differ.
 
-        Returns their places in the pool, (B,).
+        Returns their places in the candidates, (B,).
         """
         common = np.full(len(head), np.nan) if common is None else common
-        raw = [h.tobytes() + c.tobytes() for h, c in zip(head, cut, strict=True)]
+        raw = [h.tobytes() + c.tobytes() for h, c in zip(head, prefix, strict=True)]
         first = {key: i for i, key in reversed(list(enumerate(raw)))}
         self._simulate(
-            [first[key] for key in dict.fromkeys(raw) if key not in self._place], head, cut, common
+            [first[key] for key in dict.fromkeys(raw) if key not in self._place], head, prefix, common
         )
         return np.array([self._place[key] for key in raw])
 
-    def _simulate(self, index: list[int], head: Ints, cut: Ints, common: Floats) -> None:
+    def _simulate(self, index: list[int], head: Ints, prefix: Ints, common: Floats) -> None:
         """Take in rows not met before; where some of their exits are never taken, the rest may be known."""
-        heads, cuts = head[index], cut[index]
-        names = [h.tobytes() + c.tobytes() for h, c in zip(heads, cuts, strict=True)]
+        heads, prefixes = head[index], prefix[index]
+        names = [h.tobytes() + c.tobytes() for h, c in zip(heads, prefixes, strict=True)]
 
         def one(part: slice) -> tuple[Floats, Floats, Ints, Ints]:
-            h, c = heads[part], cuts[part]
+            h, c = heads[part], prefixes[part]
             quality, cost, _ = simulate(self.problem, h, c)
             return quality, cost, h, c
 
         parts = self.problem.by_batch(len(heads), one)
         if not parts:
             return
-        quality, cost, heads, cuts = (np.concatenate(part) for part in zip(*parts, strict=True))
+        quality, cost, heads, prefixes = (np.concatenate(part) for part in zip(*parts, strict=True))
         new: list[int] = []
         for i, name in enumerate(names):
-            key = heads[i].tobytes() + cuts[i].tobytes()
+            key = heads[i].tobytes() + prefixes[i].tobytes()
             if key not in self._place:
                 self._place[key] = len(self.cost) + len(new)
                 new.append(i)
             self._place[name] = self._place[key]
-        self.head, self.cut = np.vstack([self.head, heads[new]]), np.vstack([self.cut, cuts[new]])
+        self.head, self.prefix = np.vstack([self.head, heads[new]]), np.vstack([self.prefix, prefixes[new]])
         self.quality, self.cost = np.append(self.quality, quality[new]), np.append(self.cost, cost[new])
         self.common = np.append(self.common, common[index][new])
 
-    def best(self, goals: Objectives) -> tuple[Ints, Floats]:
-        """For each goal the best candidate (G,) and its J (G,); at equal J the one with the fewest exits."""
+    def best(self, objectives: Objectives) -> tuple[Ints, Floats]:
+        """The best candidate of each objective (G,) and its J (G,); at equal J the fewest exits."""
         exits = np.count_nonzero(self.head != OFF, axis=1)
-        lam = goals.tradeoff[:, None]
+        lam = objectives.tradeoff[:, None]
         value = lam * (self.problem.full - self.quality) + (1 - lam) * self.cost
-        value = value + goals.price[:, None] * exits + np.where(exits > goals.cap, np.inf, 0.0)
+        value = value + objectives.price[:, None] * exits + np.where(exits > objectives.cap, np.inf, 0.0)
         lowest = value.min(axis=1, keepdims=True)
         pick = np.where(value <= lowest + SAME, exits, exits.max() + 1).argmin(axis=1)
         return pick, value[np.arange(len(pick)), pick]
 
 
 Step = Callable[[Problem, Objectives, CandidateSet], Ints]
-"""Adds candidates to the pool and returns which one it would answer for each goal, (G,)."""
+"""Adds candidates to the candidates and returns which one it would answer for each objective, (G,)."""

@@ -34,8 +34,8 @@ def curve(confidence: Singles, quality: Floats, cost: Floats) -> tuple[Singles, 
     ([0.20000000298023224, 0.800000011920929], [0.5, 1.0], [1.0, 2.0])
     """
     n = confidence.shape[1]
-    surest = np.maximum.accumulate(np.where(np.isfinite(confidence), confidence, -np.inf), axis=0)
-    values, inverse = np.unique(np.append(surest, np.float32(-np.inf)), return_inverse=True)
+    highest = np.maximum.accumulate(np.where(np.isfinite(confidence), confidence, -np.inf), axis=0)
+    values, inverse = np.unique(np.append(highest, np.float32(-np.inf)), return_inverse=True)
     where = inverse[:-1]
     steps = np.bincount(where, np.diff(quality, axis=0).ravel(), len(values))
     costlier = np.bincount(where, np.repeat(np.diff(cost), n), len(values))

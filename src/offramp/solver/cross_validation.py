@@ -16,14 +16,10 @@ import numpy.typing as npt
 from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.constructive import same_threshold
+from offramp.solver.effort import EFFORT
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
-from offramp.solver.solve import COARSE, Exits, SearchPlan, exits_of, fewer, quick_candidates, spread
+from offramp.solver.solve import Exits, SearchPlan, exits_of, fewer, quick_candidates, spread
 
-FOLDS = 5
-_FEWEST = 4 * FOLDS  # with fewer samples held-out folds say nothing
-_GOALS = 9
-_DEALS = 3  # one deal into folds moves mean J by 0.003 at N = 500, more than the choices differ by
-_DEALT = 2000
 _USUAL = PRICE_GRID.index(SELECTION_BIAS)
 _DOUBT = np.array([*(2.0 for _ in PRICE_GRID), 1.0])
 """Standard errors by which the prices, and one threshold for all, must beat the usual price."""
@@ -43,13 +39,13 @@ def choose_price(
     With too few samples for folds it is the highest price.
     """
     samples = records.samples
-    if samples > COARSE:
+    if samples > EFFORT.coarse_samples:
         records = fewer(records)
     held_out = folds(records.samples, plan.seed)
     if not held_out:
         return replace(plan, price=PRICE_GRID[-1] / samples, parsimonious=True)
     distinct = sorted(set(lambdas))
-    some = [distinct[i] for i in spread(len(distinct), _GOALS)]
+    some = [distinct[i] for i in spread(len(distinct), EFFORT.fold_objectives)]
     scale = full_quality(records) or 1.0
     values = []
     for mask in held_out:
@@ -84,29 +80,31 @@ def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.f
 def _answers(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
 ) -> list[list[Exits]]:
-    pool, goals = quick_candidates(records, costs, plan, lambdas)
+    candidates, objectives = quick_candidates(records, costs, plan, lambdas)
     answers = []
-    for rung in PRICE_GRID:
-        priced = Objectives(goals.tradeoff, np.full(len(lambdas), rung / records.samples), goals.cap)
-        answers.append([exits_of(pool, i, records) for i in pool.best(priced)[0].tolist()])
-    common = CandidateSet(pool.problem)
-    best = same_threshold(pool.problem, goals, common)
+    for price in PRICE_GRID:
+        priced = Objectives(
+            objectives.tradeoff, np.full(len(lambdas), price / records.samples), objectives.cap
+        )
+        answers.append([exits_of(candidates, i, records) for i in candidates.best(priced)[0].tolist()])
+    common = CandidateSet(candidates.problem)
+    best = same_threshold(candidates.problem, objectives, common)
     return [*answers, [exits_of(common, i, records) for i in best.tolist()]]
 
 
 def folds(samples: int, seed: int) -> Masks:
-    """(N,) masks of the samples each fold holds out; few samples are dealt several times, too few never."""
-    if samples < _FEWEST:
+    """(N,) masks of the samples each fold holds out; few samples are divided several times, too few never."""
+    if samples < 4 * EFFORT.folds:  # held-out folds would say nothing
         return []
     random = np.random.default_rng(seed)
-    deals = min(max(_DEALT // samples, 1), _DEALS)
-    dealt = [random.permutation(samples) % FOLDS for _ in range(deals)]
-    return [deal == fold for deal in dealt for fold in range(FOLDS)]
+    repeats = min(max(EFFORT.repeated_samples // samples, 1), EFFORT.repeats)
+    fold_of = [random.permutation(samples) % EFFORT.folds for _ in range(repeats)]
+    return [numbers == fold for numbers in fold_of for fold in range(EFFORT.folds)]
 
 
 def rounds(samples: int, seed: int) -> int:
-    """How often ``choose`` reports."""
-    return len(folds(min(samples, COARSE), seed))
+    """How often ``choose_price`` reports."""
+    return len(folds(min(samples, EFFORT.coarse_samples), seed))
 
 
 def mean_objective(

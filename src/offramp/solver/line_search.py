@@ -5,8 +5,9 @@ costs, both in units of the objective J. With samples sorted by confidence, the 
 prefix of the running sum of these gains. One sort (done once per head), one cumulative sum: the global
 optimum of that line, over all thresholds and heads of the position.
 
-    Rows      B configurations with what each one minimises; a cut k means "the k surest samples leave"
-    sweeps    lines at every position, back to front or front to back; descend alternates until none helps
+    ConfigBatch   B configurations with what each one minimises; a prefix of k means "the k most confident
+    samples leave" sweeps        lines at every position, back to front or front to back; descend alternates
+    until none helps
 
 Letters: B rows, P positions, C heads at a position, N samples.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from offramp.solver.effort import EFFORT
 from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
 
 SAME = 1e-11
@@ -27,23 +29,22 @@ SAME = 1e-11
 Stages = npt.NDArray[np.int16]
 
 OFF = -1
-_SWEEPS = 100  # each sweep lowers J by more than SAME; a bound all the same
 
 
 @dataclass(eq=False)
 class ConfigBatch:
-    """B configurations, each with what it minimises. Sweeps change ``head`` and ``cut`` in place.
+    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place.
 
     Args:
-        head: (B, P) index into the spot's heads, or OFF.
-        cut: (B, P) how many of the surest samples would leave there; 0 where off.
+        head: (B, P) index into the heads of the position, or OFF.
+        prefix: (B, P) how many of the most confident samples would leave there; 0 where off.
         tradeoff: (B,) lambda.
         price: (B,) added to J for each enabled exit.
         cap: (B,) at most so many enabled exits.
     """
 
     head: Ints
-    cut: Ints
+    prefix: Ints
     tradeoff: Floats
     price: Floats
     cap: Ints
@@ -54,7 +55,7 @@ class ConfigBatch:
 
     def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
         """Write configurations back to where ``take`` found them."""
-        self.head[index], self.cut[index] = rows.head, rows.cut
+        self.head[index], self.prefix[index] = rows.head, rows.prefix
 
     def __len__(self) -> int:
         return len(self.head)
@@ -77,10 +78,10 @@ def by_batch(problem: Problem, rows: ConfigBatch, work: Callable[[ConfigBatch], 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The best choice at one position for each row: head (OFF for none), cut, and how much J falls by it."""
+    """The best choice at a position for each row: head (or OFF), prefix length, how much J falls by it."""
 
     head: Ints
-    cut: Ints
+    prefix: Ints
     improvement: Floats
 
 
@@ -94,28 +95,30 @@ def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continu
         alive: (B, N) which samples arrive.
         continue_cost: (B, N) what a sample costs if it goes on from here, in units of J.
     """
-    spot = problem.spots[p]
-    assert spot is not None  # callers go through Problem.used
-    cumulative_gain = _prefix_gains(spot, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
+    position = problem.positions[p]
+    assert position is not None  # callers go through Problem.used
+    cumulative_gain = _prefix_gains(position, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
     step = 1 / (problem.unit * problem.samples)
-    entry_cost = (1 - rows.tradeoff)[:, None] * spot.cost * np.count_nonzero(alive, axis=1)[:, None]
+    entry_cost = (1 - rows.tradeoff)[:, None] * position.cost * np.count_nonzero(alive, axis=1)[:, None]
     fixed = entry_cost / problem.samples + rows.price[:, None]  # (B, C): what having the exit costs
     ends = cumulative_gain.argmax(axis=2)
     gains = np.take_along_axis(cumulative_gain, ends[:, :, None], axis=2)[:, :, 0] * step - fixed
     every, head = np.arange(len(rows)), gains.argmax(axis=1)
     on = rows.head[:, p] >= 0
-    now = cumulative_gain[every, rows.head[:, p], rows.cut[:, p] - 1] * step - fixed[every, rows.head[:, p]]
+    now = (
+        cumulative_gain[every, rows.head[:, p], rows.prefix[:, p] - 1] * step - fixed[every, rows.head[:, p]]
+    )
     now = np.where(on, now, 0.0)
     gain = gains[every, head]
     enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
-    cut = np.where(enable, ends[every, head] + 1, 0)
-    return Line(np.where(enable, head, OFF), cut, np.where(enable, gain, 0.0) - now)
+    prefix = np.where(enable, ends[every, head] + 1, 0)
+    return Line(np.where(enable, head, OFF), prefix, np.where(enable, gain, 0.0) - now)
 
 
 def own_cumulative_gain(
     problem: Problem, p: int, rows: ConfigBatch, i: int, arrive: Bools | Floats, continue_cost: Floats
 ) -> Ints:
-    """(N,): the sum of gains, times unit, if the samples up to here, surest by row i's own head, leave.
+    """(N,): sum of gains, times unit, if the samples up to here, most confident by row i's own head, leave.
 
     Args:
         problem: with heads at ``p``.
@@ -125,21 +128,21 @@ def own_cumulative_gain(
         arrive: (N,) how often each sample counts.
         continue_cost: (N,) what a sample costs if it goes on from here, in units of J.
     """
-    spot, own, lam = problem.spots[p], int(rows.head[i, p]), rows.tradeoff[i]
-    assert spot is not None  # callers go through Problem.used
-    gains = lam * spot.quality[own] + (continue_cost - (1 - lam) * spot.backbone)
+    position, own, lam = problem.positions[p], int(rows.head[i, p]), rows.tradeoff[i]
+    assert position is not None  # callers go through Problem.used
+    gains = lam * position.quality[own] + (continue_cost - (1 - lam) * position.backbone)
     gains *= arrive * problem.unit
-    cumulative_gain: Ints = gains.astype(np.int64).take(spot.ordered(own)).cumsum()
-    if spot.ends is not None:
-        cumulative_gain += spot.ends[own]
+    cumulative_gain: Ints = gains.astype(np.int64).take(position.ordered(own)).cumsum()
+    if position.ends is not None:
+        cumulative_gain += position.ends[own]
     return cumulative_gain
 
 
 def own_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
-    spot = problem.spots[p]
-    assert spot is not None  # callers go through Problem.used
-    head, cut, improvement = rows.head[:, p].copy(), rows.cut[:, p].copy(), np.zeros(len(rows))
+    position = problem.positions[p]
+    assert position is not None  # callers go through Problem.used
+    head, prefix, improvement = rows.head[:, p].copy(), rows.prefix[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0):
         own, cumulative_gain = (
@@ -147,34 +150,36 @@ def own_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue
             own_cumulative_gain(problem, p, rows, int(i), alive[i], continue_cost[i]),
         )
         end = int(cumulative_gain.argmax())
-        fixed = (1 - rows.tradeoff[i]) * spot.cost[own] * np.count_nonzero(
+        fixed = (1 - rows.tradeoff[i]) * position.cost[own] * np.count_nonzero(
             alive[i]
         ) / problem.samples + rows.price[i]
-        gain, now = cumulative_gain[end] * step - fixed, cumulative_gain[cut[i] - 1] * step - fixed
-        head[i], cut[i] = (own, end + 1) if gain > SAME else (OFF, 0)
+        gain, now = cumulative_gain[end] * step - fixed, cumulative_gain[prefix[i] - 1] * step - fixed
+        head[i], prefix[i] = (own, end + 1) if gain > SAME else (OFF, 0)
         improvement[i] = max(gain, 0.0) - now
-    return Line(head, cut, improvement)
+    return Line(head, prefix, improvement)
 
 
 def _prefix_gains(
-    spot: SortedPosition, tradeoff: Floats, alive: Bools, continue_cost: Floats, unit: float
+    position: SortedPosition, tradeoff: Floats, alive: Bools, continue_cost: Floats, unit: float
 ) -> Ints:
-    """(B, C, N): the sum of gains, times unit, if the samples up to here, surest first, leave."""
+    """(B, C, N): the sum of gains, times unit, if the samples up to here, most confident first, leave."""
     arrive = alive * unit
-    going = (continue_cost - (1 - tradeoff) * spot.backbone) * arrive
-    gains = (tradeoff * arrive)[:, None, :] * spot.quality
+    going = (continue_cost - (1 - tradeoff) * position.backbone) * arrive
+    gains = (tradeoff * arrive)[:, None, :] * position.quality
     gains += going[:, None, :]
     b, c, n = gains.shape
-    ranked = gains.astype(np.int64).reshape(b, c * n).take(spot.order, axis=1).reshape(b, c, n)
+    ranked = gains.astype(np.int64).reshape(b, c * n).take(position.order, axis=1).reshape(b, c, n)
     np.cumsum(ranked, axis=2, out=ranked)
-    if spot.ends is not None:
-        ranked += spot.ends
+    if position.ends is not None:
+        ranked += position.ends
     return ranked
 
 
-def leaving(spot: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
+def leaving(position: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
     """(B, N): which samples would leave if they arrived."""
-    return spot.rank[rows.head[:, p]] < rows.cut[:, p, None]  # where off the cut is 0 and nobody leaves
+    return (
+        position.rank[rows.head[:, p]] < rows.prefix[:, p, None]
+    )  # where off the cut is 0 and nobody leaves
 
 
 def finals(problem: Problem, tradeoff: Floats) -> Floats:
@@ -182,23 +187,23 @@ def finals(problem: Problem, tradeoff: Floats) -> Floats:
     return (1 - tradeoff)[:, None] - tradeoff[:, None] * problem.final
 
 
-def _one_back(spot: SortedPosition, p: int, rows: ConfigBatch, continue_cost: Floats) -> Floats:
+def _one_back(position: SortedPosition, p: int, rows: ConfigBatch, continue_cost: Floats) -> Floats:
     """(B, N): what arriving at p costs, from what going on costs."""
     head, on = rows.head[:, p], rows.head[:, p] >= 0
     if not on.any():
         return continue_cost
-    dear = (1 - rows.tradeoff)[:, None]
-    left = dear * spot.backbone - rows.tradeoff[:, None] * spot.quality[head]
-    entry_cost = dear[:, 0] * spot.cost[head] * on
-    return np.where(leaving(spot, p, rows), left, continue_cost) + entry_cost[:, None]
+    cost_weight = (1 - rows.tradeoff)[:, None]
+    left = cost_weight * position.backbone - rows.tradeoff[:, None] * position.quality[head]
+    entry_cost = cost_weight[:, 0] * position.cost[head] * on
+    return np.where(leaving(position, p, rows), left, continue_cost) + entry_cost[:, None]
 
 
 def stages(problem: Problem, rows: ConfigBatch) -> Stages:
     """(B, N): the position at which each sample leaves; P for the backbone's output."""
-    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
-    for p, spot in reversed(problem.used):
+    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
+    for p, position in reversed(problem.used):
         if rows.enabled(p):
-            np.putmask(stage, leaving(spot, p, rows), p)
+            np.putmask(stage, leaving(position, p, rows), p)
     return stage
 
 
@@ -218,11 +223,11 @@ def backward(
     """
     continue_cost: dict[int, Floats] = {}
     cost = finals(problem, rows.tradeoff)
-    for p, spot in reversed(problem.used):
+    for p, position in reversed(problem.used):
         continue_cost[p] = cost
         if find is best_line or rows.enabled(p):
             visit(p, find(problem, p, rows, stage >= p, cost))
-            cost = _one_back(spot, p, rows, cost)
+            cost = _one_back(position, p, rows, cost)
     return continue_cost
 
 
@@ -234,21 +239,23 @@ def forward(
     find: FindLine = best_line,
 ) -> Stages:
     """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
-    stage = np.full((len(rows), problem.samples), len(problem.spots), np.int16)
+    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
     alive = np.ones(stage.shape, bool)
-    for p, spot in problem.used:
+    for p, position in problem.used:
         if find is best_line or rows.enabled(p):
             visit(p, find(problem, p, rows, alive, continue_cost[p]))
         if rows.enabled(p):
-            leaves = alive & leaving(spot, p, rows)
+            leaves = alive & leaving(position, p, rows)
             np.putmask(stage, leaves, p)
             alive &= ~leaves
     return stage
 
 
-def descend(problem: Problem, rows: ConfigBatch, find: FindLine = best_line, sweeps: int = _SWEEPS) -> None:
+def descend(
+    problem: Problem, rows: ConfigBatch, find: FindLine = best_line, sweeps: int | None = None
+) -> None:
     """Sweep back and forth until no single position can be improved, in place."""
-    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps))
+    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps or EFFORT.sweeps))
 
 
 def _descend_batch(problem: Problem, rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
@@ -278,7 +285,7 @@ def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
         useless = (line.head == OFF) & (rows.head[:, p] != OFF)  # at equal J the fewer exits
         better = (line.improvement > SAME) | useless
         np.copyto(rows.head[:, p], line.head, where=better)
-        np.copyto(rows.cut[:, p], line.cut, where=better)
+        np.copyto(rows.prefix[:, p], line.prefix, where=better)
         np.logical_or(moved, better, out=moved)
 
     return visit
@@ -286,27 +293,27 @@ def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
 
 def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
     """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
-    falls = np.zeros(rows.head.shape)
-    heads, cuts = rows.head.copy(), rows.cut.copy()
+    improvements = np.zeros(rows.head.shape)
+    heads, prefixes = rows.head.copy(), rows.prefix.copy()
 
     def visit(p: int, line: Line) -> None:
-        falls[:, p], heads[:, p], cuts[:, p] = line.improvement, line.head, line.cut
+        improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
 
     backward(problem, rows, stages(problem, rows), visit)
-    every, best = np.arange(len(rows)), falls.argmax(axis=1)
-    moved: Bools = falls[every, best] > SAME
+    every, best = np.arange(len(rows)), improvements.argmax(axis=1)
+    moved: Bools = improvements[every, best] > SAME
     chosen = every[moved], best[moved]
-    rows.head[chosen], rows.cut[chosen] = heads[chosen], cuts[chosen]
+    rows.head[chosen], rows.prefix[chosen] = heads[chosen], prefixes[chosen]
     return moved
 
 
-def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, Ints]:
+def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats, Ints]:
     """What configurations do; exits that nobody takes are switched off in place.
 
     Args:
         problem: P positions, N samples.
         head: (B, P).
-        cut: (B, P).
+        prefix: (B, P).
 
     Returns:
         Quality (B,) and cost (B,) in the problem's scale, and (B, P) how many samples leave where.
@@ -314,16 +321,19 @@ def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, I
     b, n = len(head), problem.samples
     alive, quality = np.ones((b, n), bool), np.zeros(b)
     cost, leavers = np.zeros(b), np.zeros(head.shape, np.int64)
-    for p, spot in problem.used:
+    for p, position in problem.used:
         here = head[:, p].copy()
         if not (here >= 0).any():
             continue
-        leaves = alive & (spot.rank[here] < cut[:, p, None])
+        leaves = alive & (position.rank[here] < prefix[:, p, None])
         count = np.count_nonzero(leaves, axis=1)
         taken = count > 0
-        cost += np.where(taken, np.count_nonzero(alive, axis=1) * spot.cost[here], 0) + count * spot.backbone
-        quality += np.where(leaves, spot.quality[here], 0.0).sum(axis=1)
-        head[~taken, p], cut[~taken, p] = OFF, 0
+        cost += (
+            np.where(taken, np.count_nonzero(alive, axis=1) * position.cost[here], 0)
+            + count * position.backbone
+        )
+        quality += np.where(leaves, position.quality[here], 0.0).sum(axis=1)
+        head[~taken, p], prefix[~taken, p] = OFF, 0
         leavers[:, p] = count
         alive &= ~leaves
     cost += np.count_nonzero(alive, axis=1)
@@ -331,24 +341,24 @@ def simulate(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats, I
     return quality / n, cost / n, leavers
 
 
-def per_sample(problem: Problem, head: Ints, cut: Ints) -> tuple[Floats, Floats]:
+def per_sample(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats]:
     """Quality and cost (N,) each, of every sample under one configuration (P,), in the problem's scale."""
     alive, spent = np.ones(problem.samples, bool), 0.0
     quality, cost = problem.final.copy(), np.empty(problem.samples)
-    for p, spot in problem.used:
+    for p, position in problem.used:
         own = head[p]
         if own == OFF:
             continue
-        spent += float(spot.cost[own])
-        leaves = alive & (spot.rank[own] < cut[p])
-        quality[leaves], cost[leaves] = spot.quality[own][leaves], spot.backbone + spent
+        spent += float(position.cost[own])
+        leaves = alive & (position.rank[own] < prefix[p])
+        quality[leaves], cost[leaves] = position.quality[own][leaves], position.backbone + spent
         alive &= ~leaves
     cost[alive] = 1 + spent
     return quality, cost
 
 
-def without(head: Ints, cut: Ints, off: int | Ints) -> tuple[Ints, Ints]:
+def without(head: Ints, prefix: Ints, off: int | Ints) -> tuple[Ints, Ints]:
     """One configuration (P,) with the exits at these positions off, as a copy."""
-    head, cut = head.copy(), cut.copy()
-    head[off], cut[off] = OFF, 0
-    return head, cut
+    head, prefix = head.copy(), prefix.copy()
+    head[off], prefix[off] = OFF, 0
+    return head, prefix

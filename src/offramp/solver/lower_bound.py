@@ -35,15 +35,15 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 
 
 def _bound(problem: Problem, tradeoff: float) -> float:
-    shape = 1, len(problem.spots)
-    lam, dear = np.array([tradeoff]), 1 - tradeoff
+    shape = 1, len(problem.positions)
+    lam, cost_weight = np.array([tradeoff]), 1 - tradeoff
     rows = ConfigBatch(np.full(shape, OFF), np.zeros(shape, np.int64), lam, np.zeros(1), np.full(1, shape[1]))
     everyone = np.ones((1, problem.samples), bool)
     continue_cost = finals(problem, lam)
     lowest = float(continue_cost.mean())
-    for p, spot in reversed(problem.used):
+    for p, position in reversed(problem.used):
         line = best_line(problem, p, rows, everyone, continue_cost)
         lowest = min(lowest, float(continue_cost.mean() - line.improvement[0]))
-        leave = dear * (spot.backbone + spot.cost[:, None]) - tradeoff * spot.quality
+        leave = cost_weight * (position.backbone + position.cost[:, None]) - tradeoff * position.quality
         continue_cost = np.minimum(continue_cost, leave.min(axis=0))
     return tradeoff * problem.full + lowest

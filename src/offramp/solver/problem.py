@@ -1,9 +1,10 @@
 """Records and costs prepared for search: sorted once, scaled once.
 
-    Spot      the heads of one position, their samples in order of confidence
-    Problem   all spots, the backbone's own output, and the step that gains are counted in
+    SortedPosition   the heads of one position, their samples in order of confidence
+    Problem          all positions, sorted, the backbone's own output, and the step that gains are counted in
 
-Letters: P positions, C heads at a position, N samples. A cut k means "the k surest samples leave".
+Letters: P positions, C heads at a position, N samples. A prefix of k means "the k most confident samples
+leave".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core import CostTable, ExitRecords, full_quality
+from offramp.solver.effort import EFFORT
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -27,7 +29,6 @@ Bools = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 NEVER = -(1 << 62)
-_CELLS = 1 << 16  # B * C * N numbers of one batch: 512 KiB stays in a core's second-level cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class SortedPosition:
     Args:
         heads: C indices into the records' heads.
         confidence: (C, N) float32, -inf where it is not finite.
-        order: (C * N,) flat index into (C, N), surest first within each head.
+        order: (C * N,) flat index into (C, N), most confident first within each head.
         rank: (C, N) place of each sample in that order.
         ends: (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside
             a tie, or from the first confidence that is not finite on); None where every entry is 0.
@@ -56,13 +57,13 @@ class SortedPosition:
     cost: Floats
 
     def ordered(self, head: int) -> Ints:
-        """(N,) the samples by one head, surest first."""
+        """(N,) the samples by one head, most confident first."""
         n = self.rank.shape[1]
         each: Ints = self.order[head * n : (head + 1) * n] - head * n
         return each
 
     def shared_rank(self) -> Ints:
-        """(C, N) how many samples are surer; equal ones share their place."""
+        """(C, N) how many samples are more confident; equal ones share their place."""
         shared = np.empty(self.rank.shape, np.int64)
         for c in range(len(self.heads)):
             order = self.ordered(c)
@@ -71,14 +72,14 @@ class SortedPosition:
             shared[c, order] = np.maximum.accumulate(np.where(new, np.arange(order.size), 0))
         return shared
 
-    def cut_near(self, head: int, cut: int) -> int:
-        """The first cut of at least this size at which a threshold fits; 0 if there is none."""
+    def prefix_near(self, head: int, prefix: int) -> int:
+        """The shortest prefix of at least this size at which a threshold fits; 0 if there is none."""
         if self.ends is None:
-            return cut
-        fits = np.flatnonzero(self.ends[head, max(cut - 1, 0) :] == 0)
-        return max(cut, 1) + int(fits[0]) if fits.size else 0
+            return prefix
+        fits = np.flatnonzero(self.ends[head, max(prefix - 1, 0) :] == 0)
+        return max(prefix, 1) + int(fits[0]) if fits.size else 0
 
-    def cut_at(self, head: int, threshold: float) -> int:
+    def prefix_at(self, head: int, threshold: float) -> int:
         """How many samples are above a threshold."""
         return int(np.count_nonzero(self.confidence[head] > np.float32(threshold)))
 
@@ -88,7 +89,7 @@ class Problem:
     """Records and costs prepared for lines.
 
     Args:
-        spots: P entries, None where a position has no head.
+        positions: P entries, None where a position has no head.
         final: (N,) the backbone's quality over its mean (or as it is where that mean is 0).
         full: that mean after scaling: 1, or 0.
         unit: gains are summed as integers in steps of 1 / unit: seven times faster than in floating point,
@@ -96,7 +97,7 @@ class Problem:
         workers: threads to work with; the answers are the same for any number.
     """
 
-    spots: tuple[SortedPosition | None, ...]
+    positions: tuple[SortedPosition | None, ...]
     final: Floats
     full: float
     unit: float
@@ -107,14 +108,14 @@ class Problem:
         """Sort and scale; a full model of quality 0 leaves qualities as they are."""
         mean = full_quality(records)
         scale = mean if mean > 0 else 1.0
-        spots = tuple(_spot(records, costs, p, scale) for p in range(len(records.positions)))
+        positions = tuple(_sorted_position(records, costs, p, scale) for p in range(len(records.positions)))
         final = records.final_quality.astype(np.float64) / scale
-        return cls(spots, final, mean / scale, _unit(spots, final), workers)
+        return cls(positions, final, mean / scale, _unit(positions, final), workers)
 
     @property
     def used(self) -> list[tuple[int, SortedPosition]]:
         """Positions with heads, front to back."""
-        return [(p, spot) for p, spot in enumerate(self.spots) if spot is not None]
+        return [(p, position) for p, position in enumerate(self.positions) if position is not None]
 
     @property
     def samples(self) -> int:
@@ -122,22 +123,24 @@ class Problem:
         return int(self.final.size)
 
     def canonical(self) -> Ints:
-        """(N,) the samples by mean rank, surest first: an order that does not depend on how they came."""
-        ranks = [spot.shared_rank() for _, spot in self.used] or [np.zeros((1, self.samples), np.int64)]
+        """(N,) the samples by mean rank, most confident first: the same however they came."""
+        ranks = [position.shared_rank() for _, position in self.used] or [
+            np.zeros((1, self.samples), np.int64)
+        ]
         places = np.concatenate(ranks)
-        quality = sum((spot.quality.sum(axis=0) for _, spot in self.used), self.final * len(places))
+        quality = sum((position.quality.sum(axis=0) for _, position in self.used), self.final * len(places))
         return np.lexsort((self.final, quality, (places**2).sum(axis=0), places.sum(axis=0)))
 
     @property
     def cells(self) -> int:
         """Numbers that one sweep over all lines touches: P * C * N, of the heads there are."""
-        return self.samples * sum(len(spot.heads) for _, spot in self.used)
+        return self.samples * sum(len(position.heads) for _, position in self.used)
 
     @property
     def batch(self) -> int:
         """How many rows to work on at once."""
-        widest = max((len(spot.heads) for _, spot in self.used), default=1)
-        return max(1, _CELLS // (widest * self.samples))
+        widest = max((len(position.heads) for _, position in self.used), default=1)
+        return max(1, EFFORT.cells // (widest * self.samples))
 
     def by_batch(self, rows: int, work: Callable[[slice], T]) -> list[T]:
         """Do ``work`` on slices of so many rows that are quick to work on together; results in order."""
@@ -148,21 +151,21 @@ class Problem:
         return [work(part) for part in parts]
 
 
-def _unit(spots: Iterable[SortedPosition | None], final: Floats) -> float:
+def _unit(positions: Iterable[SortedPosition | None], final: Floats) -> float:
     """The power of two that keeps any sum of N gains below 2 ** 61."""
-    used = [spot for spot in spots if spot is not None]
-    largest = max(final.max(), *(spot.quality.max() for spot in used)) if used else final.max()
-    bound = largest + 2 + sum(float(spot.cost.max()) for spot in used)
+    used = [position for position in positions if position is not None]
+    largest = max(final.max(), *(position.quality.max() for position in used)) if used else final.max()
+    bound = largest + 2 + sum(float(position.cost.max()) for position in used)
     return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
 
 
-def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition | None:
+def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition | None:
     heads = np.flatnonzero(records.exists[p])
     if not heads.size:
         return None
     confidence = records.confidence[p, heads]
     confidence = np.where(np.isfinite(confidence), confidence, np.float32(-np.inf))
-    order = surest_first(confidence)
+    order = most_confident_first(confidence)
     c, n = order.shape
     rank = np.empty((c, n), np.int32)
     np.put_along_axis(rank, order, np.arange(n, dtype=np.int32)[None], axis=1)
@@ -181,13 +184,13 @@ def _spot(records: ExitRecords, costs: CostTable, p: int, scale: float) -> Sorte
     )
 
 
-def surest_first(confidence: Singles) -> Ints:
+def most_confident_first(confidence: Singles) -> Ints:
     """(C, N) the order of each row by falling value: a radix sort, two passes of 16 bits.
 
     Six times faster than a comparison sort, and linear in N: the bits of a float32, the sign's meaning turned
     round, are in the order of its values.
 
-    >>> surest_first(np.array([[0.5, -1.0, 2.0, 0.5]], np.float32)).tolist()
+    >>> most_confident_first(np.array([[0.5, -1.0, 2.0, 0.5]], np.float32)).tolist()
     [[2, 0, 3, 1]]
     """
     bits = np.negative(confidence).view(np.uint32)

@@ -1,9 +1,10 @@
 """Few, right exits, with steady thresholds: what holds on samples that the search did not see.
 
-The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from luck.
+The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from
+selection bias.
 
     path        rising prices per exit, each search starting from where the last one ended
-    deserving   an exit stays if J without it is worse by more than one standard error (paired, per sample)
+    significant   an exit stays if J without it is worse by more than one standard error (paired, per sample)
     average     thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
                 threshold is where a running sum peaks, which jumps about from sample to sample
 """
@@ -16,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import (
     OFF,
     SAME,
@@ -29,33 +31,32 @@ from offramp.solver.line_search import (
 from offramp.solver.problem import Bools, Floats, Ints, Problem
 
 SELECTION_BIAS = 2.0
-"""Price of an exit times N: about what the best of many thresholds gains in J on N samples by luck alone."""
+"""Price of an exit times N: about what the best of many thresholds gains in J by selection bias alone."""
 
 PRICE_GRID = (SELECTION_BIAS / 2, SELECTION_BIAS, 2 * SELECTION_BIAS)
 """Prices times N that cross-validation compares."""
 
-_RESAMPLES = 10
-_SWEEPS = 2  # of a resample, from the optimum on all samples
 
-
-def path(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
-    """Candidates with fewer and fewer exits: from each goal's best, at rising prices up to the last rung."""
-    pick = pool.best(goals)[0]
-    for rung in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
-        costlier = Objectives(goals.tradeoff, np.full(len(pick), rung / problem.samples), goals.cap)
-        rows = costlier.rows(np.arange(len(pick)), pool.head[pick], pool.cut[pick])
+def path(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """Candidates with fewer and fewer exits: from each objective's best, at rising prices."""
+    pick = candidates.best(objectives)[0]
+    for price_step in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
+        costlier = Objectives(
+            objectives.tradeoff, np.full(len(pick), price_step / problem.samples), objectives.cap
+        )
+        rows = costlier.rows(np.arange(len(pick)), candidates.head[pick], candidates.prefix[pick])
         descend(problem, rows)
-        pool.add(rows.head, rows.cut)
-        pick = pool.best(costlier)[0]
-    return pool.best(goals)[0]
+        candidates.add(rows.head, rows.prefix)
+        pick = candidates.best(costlier)[0]
+    return candidates.best(objectives)[0]
 
 
 def parsimonious(
-    problem: Problem, goals: Objectives, pool: CandidateSet, seed: int, average: bool = True
+    problem: Problem, objectives: Objectives, candidates: CandidateSet, seed: int, average: bool = True
 ) -> Ints:
-    """The best candidates at the goals' price, of their exits the deserving ones, at averaged thresholds."""
-    picks = pool.best(goals)[0]
-    rows = goals.rows(np.arange(len(picks)), pool.head[picks], pool.cut[picks])
+    """The best candidates at the objectives' price: their significant exits, at averaged thresholds."""
+    picks = candidates.best(objectives)[0]
+    rows = objectives.rows(np.arange(len(picks)), candidates.head[picks], candidates.prefix[picks])
     before = rows.head.copy()
     _prune(problem, rows)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
@@ -64,49 +65,46 @@ def parsimonious(
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
-    return pool.add(rows.head, rows.cut)
+    return candidates.add(rows.head, rows.prefix)
 
 
 def needed_only(
-    problem: Problem, goals: Objectives, pool: CandidateSet, picks: Ints, best: CandidateSet
+    problem: Problem, objectives: Objectives, candidates: CandidateSet, picks: Ints, best: CandidateSet
 ) -> Ints:
-    """The picks without exits that can go while J stays within one standard error of the best J known.
+    """The picks (G,) without exits that can go while J stays within one standard error of the best J known.
 
-    Args:
-        problem: of both pools.
-        goals: G aims.
-        pool: of the picks.
-        picks: (G,).
-        best: a pool whose best candidates are what J is compared with.
+    What J is compared with are the best candidates of ``best``.
     """
-    head, cut = pool.head[picks], pool.cut[picks]
-    for i, (lam, j) in enumerate(zip(goals.tradeoff.tolist(), best.best(goals)[0].tolist(), strict=True)):
-        reference = _loss(problem, lam, best.head[j], best.cut[j])
-        while (p := _needless(problem, lam, head[i], cut[i], reference)) is not None:
-            head[i], cut[i] = without(head[i], cut[i], p)
-    return pool.add(head, cut, pool.common[picks])
+    head, prefix = candidates.head[picks], candidates.prefix[picks]
+    for i, (lam, j) in enumerate(
+        zip(objectives.tradeoff.tolist(), best.best(objectives)[0].tolist(), strict=True)
+    ):
+        reference = _loss(problem, lam, best.head[j], best.prefix[j])
+        while (p := _needless(problem, lam, head[i], prefix[i], reference)) is not None:
+            head[i], prefix[i] = without(head[i], prefix[i], p)
+    return candidates.add(head, prefix, candidates.common[picks])
 
 
-def _needless(problem: Problem, tradeoff: float, head: Ints, cut: Ints, reference: Floats) -> int | None:
+def _needless(problem: Problem, tradeoff: float, head: Ints, prefix: Ints, reference: Floats) -> int | None:
     """The last exit without which J is within one standard error of that of the reference."""
     for p in np.flatnonzero(head != OFF)[::-1].tolist():  # fewest samples pass there
-        worse = _loss(problem, tradeoff, *without(head, cut, p)) - reference
+        worse = _loss(problem, tradeoff, *without(head, prefix, p)) - reference
         if worse.mean() <= worse.std() / math.sqrt(problem.samples) + SAME:
             return int(p)
     return None
 
 
-def _loss(problem: Problem, tradeoff: float, head: Ints, cut: Ints) -> Floats:
+def _loss(problem: Problem, tradeoff: float, head: Ints, prefix: Ints) -> Floats:
     """(N,) J of each sample, up to a constant."""
-    quality, cost = per_sample(problem, head, cut)
+    quality, cost = per_sample(problem, head, prefix)
     return (1 - tradeoff) * cost - tradeoff * quality
 
 
 def _prune(problem: Problem, rows: ConfigBatch) -> None:
-    """Keep deserving exits, in place."""
+    """Keep significant exits, in place."""
     known: Known = {}
     for i, lam in enumerate(rows.tradeoff.tolist()):
-        rows.head[i], rows.cut[i] = significant_exits(problem, lam, rows.head[i], rows.cut[i], known)
+        rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
 
 
 Known = dict[bytes, dict[int, tuple[Floats, Floats]]]
@@ -114,73 +112,69 @@ Known = dict[bytes, dict[int, tuple[Floats, Floats]]]
 
 
 def significant_exits(
-    problem: Problem, tradeoff: float, head: Ints, cut: Ints, known: Known | None = None
+    problem: Problem, tradeoff: float, head: Ints, prefix: Ints, known: Known | None = None
 ) -> tuple[Ints, Ints]:
-    """Switch off, the least missed first, exits without which J is worse by at most one standard error.
+    """Switch off, the least significant first, exits without which J is worse by at most one standard error.
 
-    Args:
-        problem: N samples; the standard error is that of the mean of N paired differences.
-        tradeoff: lambda.
-        head: (P,).
-        cut: (P,).
-        known: what other calls found out, which does not depend on lambda; added to.
+    The configuration is ``head`` and ``prefix`` (P,); the standard error is that of the mean of N paired
+    differences. ``known`` keeps what does not depend on lambda for other calls.
     """
     known = {} if known is None else known
     weights = np.array([-tradeoff, 1 - tradeoff])
     while True:
-        key = head.tobytes() + cut.tobytes()
+        key = head.tobytes() + prefix.tobytes()
         if key not in known:
-            known[key] = _changes(problem, head, cut)
-        least, missed = 1.0, OFF
+            known[key] = _changes(problem, head, prefix)
+        least, dropped = 1.0, OFF
         for p, (mean, covariance) in known[key].items():
             worse = float(weights @ mean)
             error = math.sqrt(max(float(weights @ covariance @ weights), 0.0) / problem.samples)
-            miss = worse / error if error > 0 else math.copysign(math.inf, worse - SAME)
-            if miss <= least:
-                least, missed = miss, p
-        if missed == OFF:
-            return head, cut
-        head, cut = without(head, cut, missed)
+            loss = worse / error if error > 0 else math.copysign(math.inf, worse - SAME)
+            if loss <= least:
+                least, dropped = loss, p
+        if dropped == OFF:
+            return head, prefix
+        head, prefix = without(head, prefix, dropped)
 
 
-def _changes(problem: Problem, head: Ints, cut: Ints) -> dict[int, tuple[Floats, Floats]]:
-    quality, cost = per_sample(problem, head, cut)
+def _changes(problem: Problem, head: Ints, prefix: Ints) -> dict[int, tuple[Floats, Floats]]:
+    quality, cost = per_sample(problem, head, prefix)
     changes = {}
     for p in np.flatnonzero(head != OFF).tolist():
-        other_quality, other_cost = per_sample(problem, *without(head, cut, p))
+        other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
         both = np.stack([other_quality - quality, other_cost - cost])
         changes[p] = both.mean(axis=1), np.cov(both, bias=True)
     return changes
 
 
 def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
-    """Replace each cut by its mean over resamples and the whole, in place."""
-    total = rows.cut.astype(np.float64)
+    """Replace each prefix by its mean over resamples and the whole, in place."""
+    total = rows.prefix.astype(np.float64)
     random, order = np.random.default_rng(seed), problem.canonical()
-    for _ in range(_RESAMPLES):
+    for _ in range(EFFORT.resamples):
         weight = np.empty(problem.samples)
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        descend(problem, part, partial(_weighted_line, weight=weight), _SWEEPS)
-        total += part.cut
-    mean = np.rint(total / (_RESAMPLES + 1)).astype(np.int64)
-    for p, spot in problem.used:
+        descend(problem, part, partial(_weighted_line, weight=weight), EFFORT.resample_sweeps)
+        total += part.prefix
+    mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
+    for p, position in problem.used:
         for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
-            fitting = spot.cut_near(int(rows.head[i, p]), int(mean[i, p]))
-            rows.cut[i, p] = fitting or rows.cut[i, p]
+            fitting = position.prefix_near(int(rows.head[i, p]), int(mean[i, p]))
+            rows.prefix[i, p] = fitting or rows.prefix[i, p]
 
 
 def _weighted_line(
     problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats, *, weight: Floats
 ) -> Line:
     """The best threshold of each row's own head, samples counting ``weight`` times; no exit goes off."""
-    cut, improvement = rows.cut[:, p].copy(), np.zeros(len(rows))
+    prefix, improvement = rows.prefix[:, p].copy(), np.zeros(len(rows))
     for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
         cumulative_gain = own_cumulative_gain(problem, p, rows, i, alive[i] * weight, continue_cost[i])
         end = int(cumulative_gain.argmax())
-        improvement[i] = (cumulative_gain[end] - cumulative_gain[cut[i] - 1]) / (
+        improvement[i] = (cumulative_gain[end] - cumulative_gain[prefix[i] - 1]) / (
             problem.unit * problem.samples
         )
-        cut[i] = end + 1
-    return Line(rows.head[:, p].copy(), cut, improvement)
+        prefix[i] = end + 1
+    return Line(rows.head[:, p].copy(), prefix, improvement)

@@ -3,8 +3,8 @@
     J(config; lambda) = lambda * (1 - quality / full quality) + (1 - lambda) * cost / full cost
 
 The optimum on the samples searched is optimistic about others: it enables nearly every exit, for gains that
-are luck. ``regularise="auto"`` puts a price on exits, keeps those that would be missed and averages their
-thresholds (``offramp.parsimony``); the price is checked on held-out folds (``offramp.regularise``).
+are selection bias. ``regularise="auto"`` puts a price on exits, keeps the significant ones and averages
+their thresholds (``offramp.parsimony``); the price is checked on held-out folds (``offramp.regularise``).
 Where the full model's quality is 0, the first term is lambda times the difference in quality.
 """
 
@@ -84,7 +84,7 @@ def search(
         if auto:
             plan = choose_price(records, costs, lambdas, plan, report)
         solved = solve(records, costs, plan, lambdas, report)
-        filled = () if step is None else fill(solved.pool, solved.picks, step, cap)
+        filled = () if step is None else fill(solved.candidates, solved.picks, step, cap)
         more = tuple([solved.exits(i) for i in part.tolist()] for part in filled) or ([], [])
         advance(total)
     meta = {
@@ -93,7 +93,7 @@ def search(
         "chosen": {"method": plan.method, "price": plan.price},
         "max_exits": None if max_exits is None else cap,
         "step": step,
-        "proved": solved.pool.complete,
+        "proved": solved.candidates.complete,
         "samples": records.samples,
         "unit": costs.unit,
         "seed": seed,

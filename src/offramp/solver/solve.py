@@ -1,7 +1,7 @@
 """From records and costs to the exits that minimise J for each trade-off: the steps of each method, in order.
 
     solve      one plan -> exits for each lambda
-    exits_of   a candidate of the pool as names and thresholds; ``place`` is the way back
+    exits_of   a candidate of the candidates as names and thresholds; ``place`` is the way back
 
 Many samples are searched in two levels. Some thousand say which exits work together about as well as a
 million do; what they do not say is where exactly the thresholds lie, and for that lines along the exits
@@ -21,6 +21,7 @@ from offramp.core import CostTable, ExitChoice, ExitRecords
 from offramp.solver.candidates import CandidateSet, Objectives, Step
 from offramp.solver.common_threshold import threshold_between
 from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
+from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import OFF, best_line, descend, own_line
 from offramp.solver.local_search import descend_from_best, refine, thin_out
 from offramp.solver.problem import Ints, Problem
@@ -35,16 +36,8 @@ METHODS: dict[str, tuple[Step, ...]] = {
     "iterative": (iterative,),
     "same-threshold": (same_threshold,),
 }
-_BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=2_000_000))
+_BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
 _DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
-
-COARSE = 4096
-"""Samples of the coarse level; with no more than twice as many there is but one level."""
-
-_COARSE_GOALS = 40
-_FULL = 40  # goals for which every line is tried on all samples; what they find serves their neighbours
-_REFERENCE_CELLS = 5_000_000  # goals * P * C * N up to which the reference methods are run on all samples too
-_OWN = 192  # goals for which the lines of their own exits are
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class SearchPlan:
         method: one of ``METHODS``.
         price: of each enabled exit, in units of J.
         cap: the most exits.
-        parsimonious: then keep only exits that are missed, at averaged thresholds.
+        parsimonious: then keep only exits that are significant, at averaged thresholds.
         seed: of the resamples that thresholds are averaged over.
         workers: threads.
     """
@@ -73,12 +66,12 @@ class Solved:
     """All candidates met and the (G,) picks among them, one for each lambda."""
 
     records: ExitRecords
-    pool: CandidateSet
+    candidates: CandidateSet
     picks: Ints
 
     def exits(self, i: int) -> Exits:
         """One candidate as names and thresholds."""
-        return exits_of(self.pool, i, self.records)
+        return exits_of(self.candidates, i, self.records)
 
 
 def solve(
@@ -90,30 +83,34 @@ def solve(
 ) -> Solved:
     """The best candidates for each lambda, from these records alone."""
     report = report or (lambda: None)
-    pool, goals = _start(records, costs, plan, lambdas)
-    large = plan.method == "exact" and records.samples > 2 * COARSE and pool.problem.cells > 0
+    candidates, objectives = _start(records, costs, plan, lambdas)
+    large = (
+        plan.method == "exact"
+        and records.samples > 2 * EFFORT.coarse_samples
+        and candidates.problem.cells > 0
+    )
     if large:
-        _from_fewer(records, costs, plan, lambdas, pool)
+        _from_fewer(records, costs, plan, lambdas, candidates)
     report()
     for step in _steps(plan, large):
-        picks = step(pool.problem, goals, pool)
+        picks = step(candidates.problem, objectives, candidates)
     report()
     if plan.parsimonious and plan.method == "same-threshold":
-        best = CandidateSet(pool.problem)
+        best = CandidateSet(candidates.problem)
         for step in METHODS["exact"]:
-            step(pool.problem, goals, best)
-        picks = needed_only(pool.problem, goals, pool, picks, best)
+            step(candidates.problem, objectives, best)
+        picks = needed_only(candidates.problem, objectives, candidates, picks, best)
     elif plan.parsimonious:  # with very many samples thresholds are steady as they are
-        picks = parsimonious(pool.problem, goals, pool, plan.seed, average=not large)
-    return Solved(records, pool, picks)
+        picks = parsimonious(candidates.problem, objectives, candidates, plan.seed, average=not large)
+    return Solved(records, candidates, picks)
 
 
 def _start(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: Iterable[float]
 ) -> tuple[CandidateSet, Objectives]:
     tradeoff = np.array(list(lambdas))
-    goals = Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
-    return CandidateSet(Problem.of(records, costs, plan.workers)), goals
+    objectives = Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
+    return CandidateSet(Problem.of(records, costs, plan.workers)), objectives
 
 
 def _steps(plan: SearchPlan, large: bool) -> tuple[Step, ...]:
@@ -128,49 +125,53 @@ def quick_candidates(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
 ) -> tuple[CandidateSet, Objectives]:
     """The quick search, with candidates at rising prices: what prices are compared on."""
-    pool, goals = _start(records, costs, plan, lambdas)
+    candidates, objectives = _start(records, costs, plan, lambdas)
     for step in (*_DRAFT, path):
-        step(pool.problem, goals, pool)
-    return pool, goals
+        step(candidates.problem, objectives, candidates)
+    return candidates, objectives
 
 
 def _from_fewer(
-    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float], pool: CandidateSet
+    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float], candidates: CandidateSet
 ) -> None:
-    """Put into the pool what a search of fewer samples finds."""
+    """Put into the candidates what a search of fewer samples finds."""
     distinct = sorted(set(lambdas))
-    some = [distinct[i] for i in spread(len(distinct), _COARSE_GOALS)]
+    some = [distinct[i] for i in spread(len(distinct), EFFORT.coarse_objectives)]
     sample = fewer(records)
     coarse, aims = _start(sample, costs, plan, some)
     picks: list[int] = []
     for step in (*_DRAFT, path) if plan.parsimonious else _BRIEF:
         picks += step(coarse.problem, aims, coarse).tolist()
     found = {exits_of(coarse, i, sample) for i in picks}
-    pool.add(*place(pool.problem, records, sorted(found, key=str)))
+    candidates.add(*place(candidates.problem, records, sorted(found, key=str)))
 
 
-def _polish(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
-    """From the goals' best candidates: every line for some goals, the lines of its own exits for more."""
-    some, more = spread(len(goals.tradeoff), _FULL), spread(len(goals.tradeoff), _OWN)
+def _polish(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """From the best candidates: every line for some objectives, the lines of their own exits for more."""
+    some, more = (
+        spread(len(objectives.tradeoff), EFFORT.full_objectives),
+        spread(len(objectives.tradeoff), EFFORT.own_objectives),
+    )
     rounds = ((some, own_line), (some, best_line), (more, own_line), (some, best_line))
     for index, find in rounds if more.size > some.size else rounds[:2]:
-        found = pool.best(goals)[0][index]
-        rows = goals.rows(index, pool.head[found], pool.cut[found])
+        found = candidates.best(objectives)[0][index]
+        rows = objectives.rows(index, candidates.head[found], candidates.prefix[found])
         descend(problem, rows, find)
-        pool.add(rows.head, rows.cut)
-    return pool.best(goals)[0]
+        candidates.add(rows.head, rows.prefix)
+    return candidates.best(objectives)[0]
 
 
-def _no_worse(problem: Problem, goals: Objectives, pool: CandidateSet) -> Ints:
+def _no_worse(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
     """No worse than the reference methods, where running them takes no longer than the rest."""
-    if len(goals.tradeoff) * problem.cells <= _REFERENCE_CELLS:
-        single_pass(problem, goals, pool)
-        iterative(problem, goals, pool)
-    return pool.best(goals)[0]
+    if len(objectives.tradeoff) * problem.cells <= EFFORT.reference_cells:
+        single_pass(problem, objectives, candidates)
+        iterative(problem, objectives, candidates)
+    return candidates.best(objectives)[0]
 
 
-def fewer(records: ExitRecords, samples: int = COARSE) -> ExitRecords:
+def fewer(records: ExitRecords, samples: int | None = None) -> ExitRecords:
     """So many samples that stand for all: evenly spread in the order of their mean confidence."""
+    samples = EFFORT.coarse_samples if samples is None else samples
     finite = np.isfinite(records.confidence) & records.exists[:, :, None]
     mean = np.where(finite, records.confidence, 0).sum(axis=(0, 1), dtype=np.float64)
     order = np.argsort(mean, kind="stable")
@@ -183,42 +184,42 @@ def spread(count: int, most: int) -> Ints:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def exits_of(pool: CandidateSet, i: int, records: ExitRecords) -> Exits:
+def exits_of(candidates: CandidateSet, i: int, records: ExitRecords) -> Exits:
     """A candidate as names and thresholds."""
-    found = _choices(pool.problem, pool.head[i], pool.cut[i], records)
-    common = float(pool.common[i])
+    found = _choices(candidates.problem, candidates.head[i], candidates.prefix[i], records)
+    common = float(candidates.common[i])
     return found if math.isnan(common) else tuple(replace(choice, threshold=common) for choice in found)
 
 
 def place(problem: Problem, records: ExitRecords, exits: Iterable[Exits]) -> tuple[Ints, Ints]:
-    """Names and thresholds as heads and cuts, (B, P) each."""
+    """Names and thresholds as heads and prefix lengths, (B, P) each."""
     exits = list(exits)
-    head = np.full((len(exits), len(problem.spots)), OFF)
-    cut = np.zeros_like(head)
+    head = np.full((len(exits), len(problem.positions)), OFF)
+    prefix = np.zeros_like(head)
     for row, config in enumerate(exits):
         for choice in config:
             p = records.positions.index(choice.position)
-            spot = problem.spots[p]
-            assert spot is not None  # a configuration names heads that exist
-            c = spot.heads.index(records.heads.index(choice.head))
-            size = spot.cut_at(c, choice.threshold)
+            position = problem.positions[p]
+            assert position is not None  # a configuration names heads that exist
+            c = position.heads.index(records.heads.index(choice.head))
+            size = position.prefix_at(c, choice.threshold)
             if size:
-                head[row, p], cut[row, p] = c, size
-    return head, cut
+                head[row, p], prefix[row, p] = c, size
+    return head, prefix
 
 
-def _choices(problem: Problem, head: Ints, cut: Ints, records: ExitRecords) -> Exits:
+def _choices(problem: Problem, head: Ints, prefix: Ints, records: ExitRecords) -> Exits:
     """The enabled exits of one configuration, (P,) each, with thresholds between the samples they part."""
     found: list[ExitChoice] = []
     alive = np.ones(problem.samples, bool)
-    for p, spot in problem.used:
+    for p, position in problem.used:
         if head[p] == OFF:
             continue
-        confidence = spot.confidence[head[p]]
-        leaves = alive & (spot.rank[head[p]] < cut[p])
+        confidence = position.confidence[head[p]]
+        leaves = alive & (position.rank[head[p]] < prefix[p])
         alive &= ~leaves
         staying = confidence[alive].max(initial=np.float32(-np.inf))
         value = threshold_between(staying, confidence[leaves].min())
-        name = records.heads[spot.heads[head[p]]]
+        name = records.heads[position.heads[head[p]]]
         found.append(ExitChoice(records.positions[p], name, value))
     return tuple(found)
