@@ -56,7 +56,7 @@ def model() -> Any:
     return small.model(small.Vector)
 
 
-MODEL = "test_export_cli:model"
+MODEL = f"{__name__}:model"
 
 
 def test_every_configuration(invoke: Any, artifact: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_of_something_else_is_left_alone(invoke: Any, artifact: Path, t
     (tmp_path / "mine.txt").touch()
     code, _, err = invoke("export", artifact, MODEL, "--out", tmp_path)
     assert code == 1
-    assert "is not an export alone; choose another folder" in err
+    assert "exists and is not an exported network; choose another folder" in err
 
 
 def test_an_extra_that_is_missing(

@@ -94,11 +94,11 @@ def test_a_folder_in_the_place_of_the_file_is_a_storage_error(tmp_path):
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "no space left on the device; free some"),
-        (errno.EDQUOT, "no space left on the device; free some"),
-        (errno.EACCES, "no permission; choose a folder"),
-        (errno.EROFS, "no permission; choose a folder"),
-        (errno.EIO, "Input/output error"),
+        (errno.ENOSPC, "no space left on the device: .*file.txt; free some"),
+        (errno.EDQUOT, "no space left on the device: .*file.txt; free some"),
+        (errno.EACCES, "permission denied: .*file.txt; choose a folder you may write to"),
+        (errno.EROFS, "permission denied: .*file.txt; choose a folder you may write to"),
+        (errno.EIO, "cannot write .*file.txt: Input/output error"),
     ],
 )
 def test_the_systems_refusals_say_what_to_do(tmp_path, monkeypatch, code, advice):

@@ -8,7 +8,6 @@ A runtime says how to load a span and an exit; ``ChainEngine`` does the rest as 
 
 from __future__ import annotations
 
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import CostTable, ExitConfig, Frontier, PlanCache
+from offramp.core import CostTable, ExitConfig, Frontier, PlanCache, exits
 from offramp.errors import InputError
-from offramp.export.manifest import MASK, ExitGraph, Export, Signature, SpanGraph, read_export
+from offramp.export.manifest import ExitGraph, Export, Signature, SpanGraph, read_export
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +29,7 @@ Call = Callable[[Sequence[Array]], Sequence[Array]]
 
 Prepared = TypeVar("Prepared")
 
-_NEVER = np.float32(math.inf)
+_NEVER = np.float32(np.inf)
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def stats(self) -> ExportStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
-            exits, macs = self._exits.tolist(), self._macs
-        return ExportStats(sum(exits), tuple(exits), int(macs), sum(exits) * int(self.costs.full))
+            left, macs = self._exits.tolist(), self._macs
+        full = sum(left) * int(self.costs.full)
+        return ExportStats(samples=sum(left), exits=tuple(left), macs=int(macs), full_macs=full)
 
     def reset_stats(self) -> None:
         """Start counting anew."""
@@ -151,10 +151,10 @@ class ExportedEngine(ABC, Generic[Prepared]):
         if len(values[0]) == 0:
             return self._nothing()
         out, macs = self._answer(plan, values)
-        exits = np.bincount(out.position, minlength=len(self.positions) + 1)
+        left = np.bincount(out.position, minlength=len(self.positions) + 1)
         with self._counting:
             self._macs += macs
-            self._exits += exits
+            self._exits += left
         return out
 
     @abstractmethod
@@ -178,31 +178,31 @@ class ExportedEngine(ABC, Generic[Prepared]):
 
 
 @dataclass(frozen=True)
-class Step:
-    """Run ``spans``; then, unless it is the last step, ask an exit who leaves at ``position``.
+class ChainStep:
+    """Run ``spans``; then, unless it is the last step, let those leave of whom an exit is confident.
 
     Args:
         spans: to the position; the last step's end in outputs and confidence.
         macs: of the spans and the exit, per sample.
         position: of the exit; P in the last step.
-        ask: the exit; None in the last step.
-        arity: how many of the tensors handed over the exit takes.
         masked: whether the mask comes last: for the exit, or for the last span in the last step.
+        exit_fn: the exit; None in the last step.
+        arity: how many of the activations the exit takes.
         threshold: above which samples leave.
-        per_sample: for each tensor handed over here, whether it has one row per sample.
+        per_sample: for each of the activations here, whether it has one row per sample.
     """
 
     spans: tuple[Call, ...]
     macs: float
     position: int
+    masked: bool
     exit_fn: Call | None = None
     arity: int = 0
-    masked: bool = False
     threshold: np.float32 = _NEVER
     per_sample: tuple[bool, ...] = ()
 
 
-class ChainEngine(ExportedEngine[tuple[Step, ...]]):
+class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
     """Runs spans and exits one after the other; samples that leave are taken out of the batch."""
 
     def __init__(
@@ -220,33 +220,35 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
     def _load(self, graph: SpanGraph | ExitGraph) -> Call:
         """A graph ready to be called, from any thread."""
 
-    def _build(self, config: ExitConfig) -> tuple[Step, ...]:
-        export, costs = self.export, self.costs
-        activations = {span.stop: tuple(port.per_sample for port in span.outputs) for span in export.spans}
-        activations[0] = tuple(port.per_sample for port in export.signature.inputs)
-        exits = {(each.position, each.head): each for each in export.exits}
-        steps, at = list[Step](), 0
-        for position, head, threshold in export.resolve(config):
-            graph = exits[position, head]
-            masked = graph.inputs[-1].name == MASK
+    def _build(self, config: ExitConfig) -> tuple[ChainStep, ...]:
+        costs, at = self.costs, 0
+        activations = {0: self.export.signature.inputs}
+        activations |= {span.stop: span.outputs for span in self.export.spans}
+        graphs = {(each.position, each.head): each for each in self.export.exits}
+        steps = list[ChainStep]()
+        for position, head, threshold in self.export.resolve(config):
+            graph = graphs[position, head]
             spent = costs.backbone[position] - costs.backbone[at] + costs.heads[position, head]
-            steps.append(
-                Step(
-                    self._chain(at, position),
-                    float(spent),
-                    position,
-                    self._loaded(graph),
-                    len(graph.inputs) - masked,
-                    masked,
-                    threshold,
-                    activations[position],
-                )
+            step = ChainStep(
+                spans=self._chain(at, position),
+                macs=float(spent),
+                position=position,
+                masked=graph.masked,
+                exit_fn=self._loaded(graph),
+                arity=len(graph.inputs) - graph.masked,
+                threshold=threshold,
+                per_sample=tuple(port.per_sample for port in activations[position]),
             )
+            steps.append(step)
             at = position
-        last = len(export.signature.positions)
-        masked = export.spans[-1].inputs[-1].name == MASK
-        spent = costs.backbone[last] - costs.backbone[at]
-        return (*steps, Step(self._chain(at, last), float(spent), last, masked=masked))
+        last = len(self.positions)
+        end = ChainStep(
+            spans=self._chain(at, last),
+            macs=float(costs.backbone[last] - costs.backbone[at]),
+            position=last,
+            masked=self.export.spans[-1].masked,
+        )
+        return (*steps, end)
 
     def _chain(self, start: int, stop: int) -> tuple[Call, ...]:
         spans = [each for each in self.export.fused if (each.start, each.stop) == (start, stop)]
@@ -260,7 +262,7 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
             self._calls[graph.file] = self._load(graph)
         return self._calls[graph.file]
 
-    def _answer(self, plan: tuple[Step, ...], values: list[Array]) -> tuple[ExportOutput, float]:
+    def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:
         batch = here = len(values[0])
         at_mask = self.export.signature.mask
         mask = [] if at_mask is None else [values[at_mask]]
@@ -277,7 +279,7 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
             for span in step.spans:
                 activations = span(activations)
             outputs, confidence = step.exit_fn([*activations[: step.arity], *(mask if step.masked else ())])
-            leaves = (confidence > step.threshold) & (confidence < math.inf)
+            leaves = exits(confidence, step.threshold)
             going = int(np.count_nonzero(leaves))
             if going == 0:
                 continue
@@ -294,7 +296,7 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
         return _assemble(left, batch), macs
 
 
-def _finish(step: Step, activations: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
+def _finish(step: ChainStep, activations: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
     for span in step.spans[:-1]:
         activations = span(activations)
     return step.spans[-1]([*activations, *(mask if step.masked else ())])
@@ -306,21 +308,19 @@ def _assemble(left: list[tuple[int, Array | None, Array, Array]], batch: int) ->
     if rows is None:  # all left together
         return ExportOutput(outputs, np.full(batch, position, np.int64), confidence)
     all_outputs = np.empty((batch, *outputs.shape[1:]), outputs.dtype)
-    positions, confidences = np.empty(batch, np.int64), np.empty(batch, np.float32)
+    positions = np.empty(batch, np.int64)
+    confidences = np.empty(batch, np.float32)
     for position, rows, outputs, confidence in left:
-        all_outputs[rows], positions[rows], confidences[rows] = outputs, position, confidence
+        all_outputs[rows] = outputs
+        positions[rows] = position
+        confidences[rows] = confidence
     return ExportOutput(all_outputs, positions, confidences)
 
 
 def flatten(signature: Signature, inputs: object) -> list[Array]:
-    """Arrays of a call, in the order of the model's inputs.
+    """Arrays of a call, in the order of the model's inputs; an ``InputError`` if they do not fit the model.
 
-    Args:
-        signature: of the network.
-        inputs: an array, a tuple or list, or a mapping (extra keys are ignored).
-
-    Raises:
-        InputError: an array is missing, or differs in shape, dtype or batch size.
+    ``inputs`` is an array, a tuple or list, or a mapping, whose extra keys are ignored.
     """
     names = signature.names
     if signature.keyword != isinstance(inputs, Mapping):
