@@ -21,7 +21,7 @@ from offramp.export.engine import Array, Call, ChainEngine, ChainStep, ExportOut
 from offramp.export.manifest import ExitGraph, Export, SpanGraph
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import compiling, exported, quiet, write_folder
+from offramp.export.write import Target, compiling, exported, quiet, write_folder
 from offramp.network import ExitNetwork
 
 _RUNNING = threading.Lock()
@@ -48,20 +48,9 @@ def to_executorch(
         StorageError: the folder cannot be written, or holds something else.
     """
     release = require_executorch()
-    return write_folder(
-        "executorch",
-        _write,
-        net,
-        frontier,
-        costs,
-        path,
-        classes=classes,
-        progress=progress,
-        runtime=f"executorch {release}",
-        ending=".pte",
-        samples=1,
-        made_with={"executorch": release},
-    )
+    made_with = {"executorch": release}
+    target = Target("executorch", _write, f"executorch {release}", ".pte", samples=1, made_with=made_with)
+    return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:

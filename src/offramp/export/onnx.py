@@ -17,7 +17,7 @@ from offramp.export.onnx_graphs import WEIGHTS, Weights, fuse, graphs
 from offramp.export.ort import load_graph, runtime, session_options
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import compiling, exported, write_folder
+from offramp.export.write import Target, compiling, exported, write_folder
 from offramp.network import ExitNetwork
 
 if TYPE_CHECKING:
@@ -47,18 +47,8 @@ def to_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    return write_folder(
-        "onnx",
-        _write,
-        net,
-        frontier,
-        costs,
-        path,
-        classes=classes,
-        progress=progress,
-        runtime=require_onnx(),
-        ending=".onnx",
-    )
+    target = Target("onnx", _write, require_onnx(), ending=".onnx")
+    return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:

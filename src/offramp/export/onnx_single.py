@@ -23,7 +23,7 @@ from offramp.export.onnx_graphs import place, value
 from offramp.export.ort import open_session, session_options
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import write_folder
+from offramp.export.write import Target, write_folder
 from offramp.network import ExitNetwork
 
 if TYPE_CHECKING:
@@ -54,19 +54,8 @@ def to_onnx_single(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    return write_folder(
-        "onnx-single",
-        _write,
-        net,
-        frontier,
-        costs,
-        path,
-        classes=classes,
-        progress=progress,
-        runtime=require_onnx(),
-        ending="",
-        samples=1,
-    )
+    target = Target("onnx-single", _write, require_onnx(), samples=1)
+    return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
@@ -146,24 +135,15 @@ class _Composer:
     ) -> None:
         """The span that begins at a position, and what comes after it."""
         span = self.spans[position]
+        model = self.models[span.file]
         prefix = f"span_{span.start}_{span.stop}/"
         if span.stop == self.whole.stop:
-            self._place(graph, span, activations, [names[0], names[2]], prefix)
+            place(graph, model, span, activations, [names[0], names[2]], prefix, self.mask)
             graph.node.append(_constant(np.full(1, span.stop, np.int32), names[1]))
             return
         found = [f"{prefix}{port.name}" for port in span.outputs]
-        self._place(graph, span, activations, found, prefix)
+        place(graph, model, span, activations, found, prefix, self.mask)
         self._from(graph, span.stop, found, names)
-
-    def _place(
-        self,
-        graph: GraphProto,
-        piece: SpanGraph | ExitGraph,
-        activations: Sequence[str],
-        found: Sequence[str],
-        prefix: str,
-    ) -> None:
-        place(graph, self.models[piece.file], piece, activations, found, prefix, self.mask)
 
     def _exit(
         self, graph: GraphProto, exits: Sequence[ExitGraph], activations: Sequence[str], names: Sequence[str]
@@ -182,7 +162,7 @@ class _Composer:
         graph.node.append(helper.make_node("Less", [threshold, infinity], [on]))
         asked, off = GraphProto(name=f"{prefix}asked"), GraphProto(name=f"{prefix}off")
         found = [f"{prefix}{name}" for name in ("outputs", "confidence", "sure")]
-        self._place(asked, exit_, activations, found[:2], prefix)
+        place(asked, self.models[exit_.file], exit_, activations, found[:2], prefix, self.mask)
         asked.node.extend(
             [
                 helper.make_node("Greater", [found[1], threshold], [f"{prefix}above"]),

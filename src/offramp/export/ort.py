@@ -99,10 +99,10 @@ class OrtSingle(ExportedEngine[_Setting]):
 
     def _build(self, config: ExitConfig) -> _Setting:
         thresholds = np.full(len(self.export.exits), np.inf, np.float32)
-        order = {(each.position, each.head): i for i, each in enumerate(self.export.exits)}
+        order = [(each.position, each.head) for each in self.export.exits]
         spent = self.costs.backbone.copy()
         for position, head, threshold in self.export.resolve(config):
-            thresholds[order[position, head]] = threshold
+            thresholds[order.index((position, head))] = threshold
             if threshold < np.inf:  # one that is off is not computed
                 spent[position:] += self.costs.heads[position, head]
         return _Setting(thresholds, spent)
@@ -120,11 +120,7 @@ class OrtSingle(ExportedEngine[_Setting]):
 
 
 def runtime() -> Any:
-    """ONNX Runtime.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The module onnxruntime; a ``MissingExtraError`` if it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -145,11 +141,7 @@ def session_options(threads: int | None = None) -> Any:
 
 
 def open_session(path: Path, options: Any) -> Any:
-    """A session on the CPU.
-
-    Raises:
-        ArtifactError: ONNX Runtime refuses the file.
-    """
+    """A session on the CPU; an ``ArtifactError`` if ONNX Runtime refuses the file."""
     ort = runtime()
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -158,11 +150,7 @@ def open_session(path: Path, options: Any) -> Any:
 
 
 def load_graph(path: Path, graph: SpanGraph | ExitGraph, options: Any) -> Call:
-    """A graph, to be called with its inputs in order.
-
-    Raises:
-        ArtifactError: ONNX Runtime refuses the file.
-    """
+    """A graph, called with its inputs in order; an ``ArtifactError`` if ONNX Runtime refuses the file."""
     session = open_session(path, options)
     wanted, names = [port.name for port in graph.outputs], [port.name for port in graph.inputs]
 
