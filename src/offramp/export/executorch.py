@@ -48,8 +48,14 @@ def to_executorch(
         StorageError: the folder cannot be written, or holds something else.
     """
     release = require_executorch()
-    made_with = {"executorch": release}
-    target = Target("executorch", _write, f"executorch {release}", ".pte", samples=1, made_with=made_with)
+    target = Target(
+        kind="executorch",
+        write=_write,
+        runtime=f"executorch {release}",
+        ending=".pte",
+        samples=1,
+        made_with={"executorch": release},
+    )
     return write_folder(target, net, frontier, costs, path, classes, progress)
 
 

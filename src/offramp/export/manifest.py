@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,8 @@ class Port:
 class Graph:
     """A file that a runtime executes.
 
-    Args:
-        file: in the folder.
-        inputs: activations where it begins (for a head the first of them), and the mask last where its name
-            is "mask".
-        outputs: activations where it ends; outputs and confidence for an exit and for the last span.
+    ``inputs`` are activations where it begins (for a head the first of them), and the mask last where its
+    name is "mask"; ``outputs`` are activations where it ends, for an answer outputs and confidence.
     """
 
     file: str
@@ -183,12 +180,12 @@ def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> 
         "task": signature.task,
         "confidence": signature.confidence,
         "inputs": [
-            {"name": name, **_port_to_dict(port, "graph_name")}
+            {"name": name, "graph_name": port.name, "shape": port.shape, "dtype": port.dtype}
             for name, port in zip(signature.names, signature.inputs, strict=True)
         ],
         "keyword": signature.keyword,
         "mask_input": signature.mask,
-        "answer": _port_to_dict(signature.answer),
+        "answer": asdict(signature.answer),
         "classes": signature.classes,
         "spans": [*map(_span_to_dict, export.spans)],
         "fused": [*map(_span_to_dict, export.fused)],
@@ -230,11 +227,7 @@ def _span_to_dict(span: SpanGraph) -> dict[str, Any]:
 
 
 def _ports_to_dict(graph: Graph) -> dict[str, Any]:
-    return {"inputs": [*map(_port_to_dict, graph.inputs)], "outputs": [*map(_port_to_dict, graph.outputs)]}
-
-
-def _port_to_dict(port: Port, called: str = "name") -> dict[str, Any]:
-    return {called: port.name, "shape": port.shape, "dtype": port.dtype}
+    return {"inputs": [*map(asdict, graph.inputs)], "outputs": [*map(asdict, graph.outputs)]}
 
 
 def _read(document: Mapping[str, Any]) -> Export:

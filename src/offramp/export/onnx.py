@@ -47,7 +47,7 @@ def to_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    target = Target("onnx", _write, require_onnx(), ending=".onnx")
+    target = Target(kind="onnx", write=_write, runtime=require_onnx(), ending=".onnx")
     return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
@@ -93,12 +93,8 @@ def require_onnx() -> str:
 def model_of(piece: Piece, *, dynamic: bool = True) -> ModelProto:
     """A piece as an ONNX model that says nothing about the machine it was made on.
 
-    Args:
-        piece: to write.
-        dynamic: for any batch size; else for that of the piece's example.
-
-    Raises:
-        InputError: an operation has no counterpart, or the weights are too many for one file.
+    It takes any batch size if ``dynamic``, else that of the piece's example. An operation without a
+    counterpart, or weights too large for one file, is an ``InputError``.
     """
     with compiling(piece, "as ONNX", "run it with offramp.Engine"):
         program = torch.onnx.export(
@@ -112,10 +108,8 @@ def model_of(piece: Piece, *, dynamic: bool = True) -> ModelProto:
         assert program is not None  # it is only where a file is written at once
         model = program.model_proto
     for graph in graphs(model.graph):  # the exporter notes files and lines of the model's source everywhere
-        for part in (
-            *(graph, *graph.input, *graph.output, *graph.value_info),
-            *(*graph.initializer, *graph.node),
-        ):
+        inside = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
+        for part in (graph, *inside):
             part.doc_string = ""
             del part.metadata_props[:]
     for each in (model, *model.functions):

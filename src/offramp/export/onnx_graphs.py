@@ -20,11 +20,7 @@ _ALIGNED = 64
 
 
 class Weights:
-    """Moves weights out of models into one file; equal ones are stored once.
-
-    Args:
-        path: of the file; its name is what models refer to.
-    """
+    """Moves weights of models into one file, which they refer to by name; equal ones are stored once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._known, self._size = path, dict[bytes, int](), 0
@@ -79,16 +75,9 @@ def place(
     prefix: str,
     mask: str = MASK,
 ) -> None:
-    """Add a model's operations and weights to a graph.
+    """Add a model's operations and weights to a graph, whose values ``activations`` and ``mask`` it takes.
 
-    Args:
-        graph: to add to.
-        model: what to add.
-        piece: what the model is.
-        activations: names in the graph of the activations where the piece begins.
-        found: what its results are called in the graph.
-        prefix: of all other names.
-        mask: the value that tells real tokens from padding.
+    Its results are called ``found`` in the graph; all its other names get a prefix.
     """
     from onnx import GraphProto
 

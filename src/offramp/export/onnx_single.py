@@ -7,7 +7,7 @@ Names of values are unique over all levels: each graph gets a prefix of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ from offramp.network import ExitNetwork
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+    Fill = Callable[[GraphProto, Sequence[str]], None]
 
 FILE = "model.onnx"
 MOST = 28
@@ -54,7 +56,7 @@ def to_onnx_single(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    target = Target("onnx-single", _write, require_onnx(), samples=1)
+    target = Target(kind="onnx-single", write=_write, runtime=require_onnx(), samples=1)
     return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
@@ -110,33 +112,33 @@ class _Composer:
         self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
     ) -> None:
         """Everything from a position on; outputs, position and confidence are called ``names``."""
-        from onnx import GraphProto, helper
+        from onnx import helper
 
         exits = [each for each in self.exits if each.position == position]
         if not exits:
             self._continue(graph, position, activations, names)
             return
+
+        def leave(inner: GraphProto, answer: Sequence[str]) -> None:
+            inner.node.append(helper.make_node("Identity", [outputs], [answer[0]]))
+            inner.node.append(_constant(np.full(1, position, np.int32), answer[1]))
+            inner.node.append(helper.make_node("Identity", [confidence], [answer[2]]))
+
+        def stay(inner: GraphProto, answer: Sequence[str]) -> None:
+            self._continue(inner, position, activations, answer)
+
         at = f"at_{position}/"
-        found = [f"{at}{name}" for name in ("outputs", "confidence", "sure")]
-        self._exit(graph, exits, activations, found)
-        leave, stay = GraphProto(name=f"{at}leave"), GraphProto(name=f"{at}stay")
-        leaving, staying = ([f"{at}{branch}/{name}" for name in names] for branch in ("leave", "stay"))
-        leave.node.append(helper.make_node("Identity", [found[0]], [leaving[0]]))
-        leave.node.append(_constant(np.full(1, position, np.int32), leaving[1]))
-        leave.node.append(helper.make_node("Identity", [found[1]], [leaving[2]]))
-        leave.output.extend(map(_one, self.whole.outputs, leaving))
-        self._continue(stay, position, activations, staying)
-        stay.output.extend(map(_one, self.whole.outputs, staying))
-        choice = helper.make_node("If", found[2:], names, then_branch=leave, else_branch=stay)
-        graph.node.append(choice)
+        outputs, confidence, leaves = (f"{at}{name}" for name in ("outputs", "confidence", "leaves"))
+        self._exit(graph, exits, activations, (outputs, confidence, leaves))
+        branches = {"then_branch": (f"{at}leave", leave), "else_branch": (f"{at}stay", stay)}
+        graph.node.append(_if(leaves, names, self.whole.outputs, branches))
 
     def _continue(
         self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
     ) -> None:
         """The span that begins at a position, and what comes after it."""
         span = self.spans[position]
-        model = self.models[span.file]
-        prefix = f"span_{span.start}_{span.stop}/"
+        model, prefix = self.models[span.file], f"span_{span.start}_{span.stop}/"
         if span.stop == self.whole.stop:
             place(graph, model, span, activations, [names[0], names[2]], prefix, self.mask)
             graph.node.append(_constant(np.full(1, span.stop, np.int32), names[1]))
@@ -149,46 +151,53 @@ class _Composer:
         self, graph: GraphProto, exits: Sequence[ExitGraph], activations: Sequence[str], names: Sequence[str]
     ) -> None:
         """The first of these exits that is on: (outputs, confidence, whether the sample leaves)."""
-        from onnx import GraphProto, helper, numpy_helper
+        from onnx import helper, numpy_helper
 
-        exit_, *others = exits
-        index = self.exits.index(exit_)
-        prefix = f"exit_{exit_.position}_{exit_.head}/"
-        threshold, on, infinity = f"{prefix}threshold", f"{prefix}on", f"{prefix}infinity"
-        # read here and not outside: every value from outside is handed through all levels, which takes time
-        graph.initializer.append(numpy_helper.from_array(np.array([index]), f"{prefix}index"))
-        graph.initializer.append(numpy_helper.from_array(np.array([np.inf], np.float32), infinity))
-        graph.node.append(helper.make_node("Gather", ["thresholds", f"{prefix}index"], [threshold]))
-        graph.node.append(helper.make_node("Less", [threshold, infinity], [on]))
-        asked, off = GraphProto(name=f"{prefix}asked"), GraphProto(name=f"{prefix}off")
-        found = [f"{prefix}{name}" for name in ("outputs", "confidence", "sure")]
-        place(asked, self.models[exit_.file], exit_, activations, found[:2], prefix, self.mask)
-        asked.node.extend(
-            [
-                helper.make_node("Greater", [found[1], threshold], [f"{prefix}above"]),
-                helper.make_node("Less", [found[1], infinity], [f"{prefix}below"]),
-                helper.make_node("And", [f"{prefix}above", f"{prefix}below"], [found[2]]),
-            ]
+        first, *others = exits
+        prefix = f"exit_{first.position}_{first.head}/"
+        index, threshold, infinity, enabled = (
+            f"{prefix}{name}" for name in ("index", "threshold", "infinity", "enabled")
         )
-        nothing = [f"{prefix}off/{name}" for name in ("outputs", "confidence", "sure")]
-        if others:
-            self._exit(off, others, activations, nothing)
-        else:
-            off.node.extend(map(_constant, self._zeros(), nothing))
-        self._yields(asked, found)
-        self._yields(off, nothing)
-        graph.node.append(helper.make_node("If", [on], names, then_branch=asked, else_branch=off))
+        # read here and not outside: every value from outside passes through all levels, which takes time
+        graph.initializer.append(numpy_helper.from_array(np.array([self.exits.index(first)]), index))
+        graph.initializer.append(numpy_helper.from_array(np.array([np.inf], np.float32), infinity))
+        graph.node.append(helper.make_node("Gather", ["thresholds", index], [threshold]))
+        graph.node.append(helper.make_node("Less", [threshold, infinity], [enabled]))
+        answer, _, confidence = self.whole.outputs
 
-    def _zeros(self) -> tuple[npt.NDArray[Any], ...]:
-        """What an exit that is off answers: nobody leaves."""
-        answer = self.whole.outputs[0]
-        shape = [1, *(int(size) for size in answer.shape[1:])]
-        return np.zeros(shape, answer.dtype), np.zeros(1, np.float32), np.zeros(1, bool)
+        def on(inner: GraphProto, found: Sequence[str]) -> None:
+            place(inner, self.models[first.file], first, activations, found[:2], prefix, self.mask)
+            above, finite = f"{prefix}above", f"{prefix}finite"
+            inner.node.append(helper.make_node("Greater", [found[1], threshold], [above]))
+            inner.node.append(helper.make_node("Less", [found[1], infinity], [finite]))
+            inner.node.append(helper.make_node("And", [above, finite], [found[2]]))
 
-    def _yields(self, graph: GraphProto, names: Sequence[str]) -> None:
-        """What a branch of an exit returns."""
-        ports = (self.whole.outputs[0], self.whole.outputs[2], Port("", (BATCH,), "bool"))
-        graph.output.extend(_one(port, name) for port, name in zip(ports, names, strict=True))
+        def off(inner: GraphProto, found: Sequence[str]) -> None:
+            if others:
+                self._exit(inner, others, activations, found)
+                return
+            shape = [1, *(int(size) for size in answer.shape[1:])]
+            nobody = (np.zeros(shape, answer.dtype), np.zeros(1, np.float32), np.zeros(1, bool))
+            inner.node.extend(map(_constant, nobody, found))
+
+        branches = {"then_branch": (f"{prefix}on", on), "else_branch": (f"{prefix}off", off)}
+        ports = (answer, confidence, Port("leaves", (BATCH,), "bool"))
+        graph.node.append(_if(enabled, names, ports, branches))
+
+
+def _if(
+    condition: str, names: Sequence[str], ports: Sequence[Port], branches: Mapping[str, tuple[str, Fill]]
+) -> NodeProto:
+    """A choice between two graphs, each filled by a function of the graph and its results' names."""
+    from onnx import GraphProto, helper
+
+    made = {}
+    for branch, (label, fill) in branches.items():
+        made[branch] = GraphProto(name=label)
+        found = [f"{label}/{port.name}" for port in ports]
+        fill(made[branch], found)
+        made[branch].output.extend(map(_one, ports, found))
+    return helper.make_node("If", [condition], names, **made)
 
 
 def _constant(value: npt.NDArray[Any], name: str) -> NodeProto:

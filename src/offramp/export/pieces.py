@@ -23,14 +23,7 @@ from offramp.network import ExitFn, ExitNetwork, InputExit
 
 @dataclass(frozen=True)
 class Piece:
-    """One graph to write.
-
-    Args:
-        graph: how the folder will describe it.
-        module: what it computes.
-        example: what it is called with, at the example's batch size.
-        results: what it gives for that.
-    """
+    """One graph to write: a module, an example of its inputs, and its results for that."""
 
     graph: SpanGraph | ExitGraph
     module: nn.Module
@@ -57,12 +50,8 @@ class SpanModule(nn.Module):
 class AnswerModule(nn.Module):
     """An exit, or the last span as column 0 of position P, with its confidence.
 
-    Args:
-        net: that it is of.
-        position: of the exit.
-        column: of its head.
-        outputs_fn: activations and mask to outputs.
-        parts: modules that ``outputs_fn`` runs, by name: what they hold belongs to the graph.
+    ``outputs_fn`` takes activations and mask to outputs; ``parts`` are the modules it runs: what they hold
+    belongs to the graph.
     """
 
     def __init__(
@@ -143,11 +132,7 @@ def pieces(
 ) -> Iterator[Piece]:
     """Spans and exits in order of position, the exits of a position before the span that begins there.
 
-    Args:
-        net: with trained heads, on the CPU.
-        frontier: whose configurations will run.
-        ending: of the files' names.
-        samples: of the example; None takes all.
+    ``ending`` is that of the files' names; ``samples`` of the example are used, None takes all.
     """
     values = tuple(value[:samples] for value in net.partition.flow.trace.example)
     exits, last = used_exits(net, frontier), len(net.positions)
