@@ -87,12 +87,10 @@ def test_damage_is_refused(box: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"manifest.json: expected an offramp.box document, .*; copy it"):
         FORMAT.read(box)
     (box / MANIFEST).unlink()
-    with pytest.raises(
-        ArtifactError,
-        match=r"expected a box at .*, found no manifest.json; check the path, or write one with `offramp pack`",
-    ):
+    advice = "check the path, or write one with `offramp pack`"
+    with pytest.raises(ArtifactError, match=rf"expected a box at .*, found no manifest.json; {advice}"):
         FORMAT.read(box)
-    with pytest.raises(ArtifactError, match="expected a box at .*nowhere, found no folder; check the path"):
+    with pytest.raises(ArtifactError, match=r"expected a box at .*nowhere, found no folder; check the path"):
         FORMAT.read(tmp_path / "nowhere")
 
 
