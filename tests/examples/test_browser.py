@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime", reason="running exports needs the extra onnx"
 
 from offramp.export.ort import OrtEngine, OrtSingle
 
-PAGE = Path(__file__).parent.parent / "examples" / "browser"
+PAGE = Path(__file__).parents[2] / "examples" / "browser"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CLOSE = 1e-4  # confidences this close to a threshold may fall on either side in another runtime
 COUNT = 50

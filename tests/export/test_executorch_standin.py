@@ -33,7 +33,8 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, Any]:
 
     def load_program(content: bytes) -> Any:
         module = kept[content]
-        return SimpleNamespace(load_method=lambda name: SimpleNamespace(execute=lambda x: module(*x)))
+        method = SimpleNamespace(execute=lambda values: [value.detach() for value in module(*values)])
+        return SimpleNamespace(load_method=lambda name: method)
 
     parts = {
         "executorch": {},
