@@ -81,6 +81,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
     kind: str
     """Which exports it runs."""
 
+    one_by_one = False
+    """Whether the graphs are for one sample: a batch is then answered sample by sample."""
+
     def __init__(
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
@@ -146,10 +149,14 @@ class ExportedEngine(ABC, Generic[Prepared]):
             answer = self.export.signature.answer
             nothing = np.empty((0, *map(int, answer.shape[1:])), answer.dtype)
             return ExportOutput(nothing, np.empty(0, np.int64), np.empty(0, np.float32))
-        out, macs = self._answer(plan, values)
+        parts = [values]
+        if self.one_by_one:
+            parts = [[value[i : i + 1] for value in values] for i in range(len(values[0]))]
+        answers, spent = zip(*(self._answer(plan, part) for part in parts), strict=True)
+        out = answers[0] if len(answers) == 1 else _concatenated(answers)
         left = np.bincount(out.position, minlength=len(self.positions) + 1)
         with self._counting:
-            self._macs += macs
+            self._macs += sum(spent)
             self._exits += left
         return out
 
@@ -162,15 +169,22 @@ class ExportedEngine(ABC, Generic[Prepared]):
         """Answers for a batch of at least one sample, and what they cost."""
 
 
+def _concatenated(answers: Sequence[ExportOutput]) -> ExportOutput:
+    return ExportOutput(
+        outputs=np.concatenate([each.outputs for each in answers]),
+        position=np.concatenate([each.position for each in answers]),
+        confidence=np.concatenate([each.confidence for each in answers]),
+    )
+
+
 @dataclass(frozen=True)
 class ChainStep:
     """Run ``spans``; then answer, and let those leave whose confidence is above the threshold.
 
     Args:
         spans: to the position; in the last step all but the last span.
-        answer: the exit, or the last span: to outputs and confidence.
-        arity: how many of the activations ``answer`` takes.
-        masked: whether it takes the mask too.
+        answer: the exit, or the last span: the first ``arity`` activations, and the mask if ``masked``, to
+            outputs and confidence.
         position: of the exit; P in the last step.
         threshold: above which samples leave; None in the last step, where all do.
         macs: of the spans and the exit, per sample.

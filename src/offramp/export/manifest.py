@@ -93,8 +93,7 @@ class Signature:
         heads: C names.
         task: by name.
         confidence: by name.
-        names: of the model's inputs.
-        inputs: the same as tensors of the graphs.
+        names: of the model's inputs, which are the graphs' tensors ``inputs``.
         keyword: whether the model is called with a dict.
         mask: index of the input that is 0 at padding, or None.
         answer: one sample's outputs as a tensor of the graphs.

@@ -57,11 +57,9 @@ class OrtEngine(ChainEngine):
 
 @dataclass(frozen=True)
 class _Setting:
-    """A configuration as one graph takes it.
+    """A configuration as one graph takes it: the threshold of each of E exits, (E,), +inf where it is off.
 
-    Args:
-        thresholds: (E,) float32, +inf where an exit is off.
-        spent: (P + 1,) cost of leaving at each position, enabled heads before it included.
+    ``spent``, (P + 1,), is the cost of leaving at each position, enabled heads before it included.
     """
 
     thresholds: npt.NDArray[np.float32]
@@ -84,6 +82,7 @@ class OrtSingle(ExportedEngine[_Setting]):
     """
 
     kind = "onnx-single"
+    one_by_one = True
 
     def __init__(
         self,
@@ -109,12 +108,8 @@ class OrtSingle(ExportedEngine[_Setting]):
 
     def _answer(self, plan: _Setting, values: list[Array]) -> tuple[OrtOutput, float]:
         names = [port.name for port in self.export.signature.inputs]
-        feeds: dict[str, Array] = {"thresholds": plan.thresholds}
-        found = []
-        for row in range(len(values[0])):
-            feeds |= {name: value[row : row + 1] for name, value in zip(names, values, strict=True)}
-            found.append(self._session.run(_ANSWER, feeds))
-        outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        feeds = {"thresholds": plan.thresholds, **dict(zip(names, values, strict=True))}
+        outputs, position, confidence = self._session.run(_ANSWER, feeds)
         at = position.astype(np.int64)
         return OrtOutput(outputs, at, confidence), float(plan.spent[at].sum())
 

@@ -53,12 +53,9 @@ class Check:
             self.values(piece.graph, wanted, run([value.numpy() for value in values]))
 
     def single(self, pieces: Sequence[Piece], signature: Signature, session: Any) -> None:
-        """Compare one graph of everything: all exits off, then each alone with every sample leaving.
+        """Compare one graph of everything, loaded by ONNX Runtime, with pieces for one sample.
 
-        Args:
-            pieces: for one sample.
-            signature: of the network.
-            session: the graph, loaded by ONNX Runtime.
+        First all exits are off, then each alone is on with every sample leaving.
         """
         exits = [(piece, each.position) for piece in pieces if isinstance(each := piece.graph, ExitGraph)]
         inputs = {p.name: v.numpy() for p, v in zip(signature.inputs, pieces[0].example, strict=False)}
