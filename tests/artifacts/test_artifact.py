@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 import small
-from offramp.artifacts import artifact, manifest
+from offramp.artifacts import artifact, manifest, tensors
 from offramp.artifacts.artifact import replace_frontier
 from offramp.artifacts.manifest import load_records, read_manifest
 from offramp.core.certificate import Expected
@@ -203,7 +203,7 @@ def test_a_backbone_with_other_state_can_be_referenced_but_not_stored(tmp_path):
     offramp.save(tmp_path / "a", net, frontier_of(costs, "a"), costs)
     offramp.load(tmp_path / "a", small.model(Noted))
     with pytest.raises(
-        InputError, match=r"'_extra_state' is not a plain tensor; save with include_backbone=F"
+        InputError, match=r"'_extra_state' is not an ordinary tensor; save with include_backbone=F"
     ):
         offramp.save(tmp_path / "b", net, frontier_of(costs, "a"), costs, include_backbone=True)
     assert listing(tmp_path) == ["a"]
@@ -310,7 +310,7 @@ def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch
 
 def test_a_full_disk_says_so(made, tmp_path, monkeypatch):
     def full(*_):
-        raise manifest.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise tensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("offramp.artifacts.tensors.save_file", full)
     with pytest.raises(StorageError, match=r"cannot write .*No space left on device.*check free space"):
@@ -503,9 +503,11 @@ def test_a_head_that_is_not_registered(tmp_path):
 
 
 def test_paths_that_are_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match=r"expected an artifact folder at .*nowhere, found none; check"):
+    with pytest.raises(ArtifactError, match=r"expected an artifact at .*nowhere, found no folder; check"):
         offramp.load(tmp_path / "nowhere", small.model())
-    with pytest.raises(ArtifactError, match=r"is not an artifact: it has no manifest.json; check the path"):
+    with pytest.raises(
+        ArtifactError, match=r"expected an artifact at .*, found no manifest.json; check the path"
+    ):
         offramp.load(tmp_path, small.model())
 
 

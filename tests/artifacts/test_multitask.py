@@ -173,11 +173,11 @@ def test_what_is_not_replaced(made, tmp_path):
         save_tasks(tmp_path / "file", nets, frontiers, costs)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
-    with pytest.raises(StorageError, match="exists and does not hold tasks; choose another folder"):
+    with pytest.raises(StorageError, match="exists and is not a folder of tasks; choose another folder"):
         save_tasks(tmp_path / "folder", nets, frontiers, costs)
     save_tasks(tmp_path / "t", nets, frontiers, costs)
     (tmp_path / "t" / "mine").write_text("mine")
-    with pytest.raises(StorageError, match="holds more than tasks: mine"):
+    with pytest.raises(StorageError, match="holds more than a folder of tasks: mine"):
         save_tasks(tmp_path / "t", nets, frontiers, costs)
     (tmp_path / "t" / "mine").unlink()
     (tmp_path / "t" / "what" / "mine").write_text("mine")

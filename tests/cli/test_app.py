@@ -295,8 +295,8 @@ def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
         ),
         (["build", "shop:model", "shop:data", "--out", "x", "--epochs", "0"], "TrainConfig.epochs"),
         (["build", "shop:model", "shop:data", "--out", "shop.py/x"], "not a folder you may write to"),
-        (["eval", "nowhere"], "expected an artifact folder at nowhere, found none"),
-        (["eval", "."], "is not an artifact: it has no manifest.json"),
+        (["eval", "nowhere"], "expected an artifact at nowhere, found no folder"),
+        (["eval", "."], "expected an artifact at ., found no manifest.json"),
         (["report", "nowhere"], "found none"),
     ],
 )

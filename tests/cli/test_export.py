@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,7 @@ def model() -> Any:
     return small.model(small.Vector)
 
 
-MODEL = "export_model:model"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MODEL can be imported as a module of one's own would be."""
-    module = types.ModuleType("export_model")
-    module.model = model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "export_model", module)
+MODEL = f"{__name__}:model"
 
 
 def test_every_configuration(invoke: Any, artifact: Path, tmp_path: Path) -> None:
@@ -129,7 +120,7 @@ def test_a_folder_of_something_else_is_left_alone(invoke: Any, artifact: Path, t
     (tmp_path / "mine.txt").touch()
     code, _, err = invoke("export", artifact, MODEL, "--out", tmp_path)
     assert code == 1
-    assert "is not an export alone; choose another folder" in err
+    assert "exists and is not an exported network; choose another folder" in err
 
 
 def test_an_extra_that_is_missing(

@@ -252,7 +252,7 @@ def test_a_full_disk_is_a_storage_error_and_the_old_records_stay(tmp_path, monke
 
     monkeypatch.setattr(atomic, "flush", full)
     with pytest.raises(
-        StorageError, match=r"no space left on the device; free some or choose another folder"
+        StorageError, match=r"no space left on the device: .*; free some or choose another folder"
     ):
         make(seed=2).save(path)
     assert_same(ExitRecords.load(path), old)

@@ -21,9 +21,10 @@ import small
 from exported import CASES, Case, rows, same_as_engine
 from offramp import ExitChoice, ExitConfig, Frontier
 from offramp.errors import ArtifactError, InputError, MissingExtraError, StorageError
-from offramp.export.manifest import MANIFEST
 from offramp.export.pieces import pieces
 from offramp.export.verify import Check, distance
+from offramp.storage.atomic import file_digest
+from offramp.storage.folder import MANIFEST, document_digest
 
 pytest.importorskip("onnxscript", reason="exporting needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="running exports needs the extra onnx")
@@ -280,11 +281,9 @@ def _change(folder: Path, **fields: Any) -> None:
 
 def _resealed(folder: Path, **fields: Any) -> None:
     """Changed by somebody who knows the checksum."""
-    from offramp.export.manifest import _digest
-
     document = json.loads((folder / MANIFEST).read_text()) | fields
     document.pop("sha256")
-    (folder / MANIFEST).write_text(json.dumps({**document, "sha256": _digest(document)}))
+    (folder / MANIFEST).write_text(json.dumps({**document, "sha256": document_digest(document)}))
 
 
 @pytest.mark.parametrize(
@@ -316,8 +315,6 @@ def test_a_damaged_folder_is_refused(damaged: Path, spoil: Any, message: str) ->
 
 
 def test_a_file_that_the_runtime_refuses(damaged: Path) -> None:
-    from offramp.storage.atomic import file_digest
-
     (damaged / "span-0-3.onnx").write_bytes(b"no graph")
     files = json.loads((damaged / MANIFEST).read_text())["files"]
     files["span-0-3.onnx"] = {"bytes": 8, "sha256": file_digest(damaged / "span-0-3.onnx")}
@@ -333,8 +330,12 @@ def test_an_export_is_replaced_and_nothing_else(damaged: Path, tmp_path: Path) -
     assert not OrtEngine(damaged, threads=1).export.exits
     (damaged / "mine.txt").touch()
     (tmp_path / "file").touch()
-    for path in (damaged, tmp_path / "file"):
-        with pytest.raises(StorageError, match="exists and is not an export alone; choose another folder"):
+    for path, message in (
+        (damaged, "holds more than an exported network: mine.txt; choose another folder"),
+        (tmp_path / "file", "file is a file; choose another folder"),
+        (tmp_path, "exists and is not an exported network; choose another folder"),
+    ):
+        with pytest.raises(StorageError, match=message):
             to_onnx(case.net, full, case.costs, path)
     assert (damaged / "mine.txt").exists()
 

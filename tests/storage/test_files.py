@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.storage import arrays as arrays_module, atomic
 from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
-from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, write_text
+from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, scratch, write_text
 from offramp.storage.documents import canonical, parse_document
 
 ARRAYS = {
@@ -94,11 +95,11 @@ def test_a_folder_in_the_place_of_the_file_is_a_storage_error(tmp_path):
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "no space left on the device; free some"),
-        (errno.EDQUOT, "no space left on the device; free some"),
-        (errno.EACCES, "no permission; choose a folder"),
-        (errno.EROFS, "no permission; choose a folder"),
-        (errno.EIO, "Input/output error"),
+        (errno.ENOSPC, "no space left on the device: .*file.txt; free some"),
+        (errno.EDQUOT, "no space left on the device: .*file.txt; free some"),
+        (errno.EACCES, "permission denied: .*file.txt; choose a folder you may write to"),
+        (errno.EROFS, "permission denied: .*file.txt; choose a folder you may write to"),
+        (errno.EIO, "cannot write .*file.txt: Input/output error"),
     ],
 )
 def test_the_systems_refusals_say_what_to_do(tmp_path, monkeypatch, code, advice):
@@ -118,6 +119,21 @@ def test_a_storage_error_inside_is_not_wrapped_again(tmp_path):
     with pytest.raises(StorageError) as caught, atomic_write(tmp_path / "file.txt"):
         raise original
     assert caught.value is original
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_refused(path):
+    with pytest.raises(StorageError, match=r"expected a path that ends in a name"):
+        write_text(Path(path), "x")
+
+
+def test_scratch_is_removed_and_a_folder_of_the_user_kept(tmp_path):
+    with scratch(tmp_path) as folder:
+        assert folder == tmp_path
+    assert tmp_path.is_dir()
+    with scratch(None) as folder:
+        (folder / "x").touch()
+    assert not folder.exists()
 
 
 def test_text_round_trips(tmp_path):

@@ -1,7 +1,13 @@
 """Save and load: a folder of weights, frontier, costs and records, refused whole if anything differs."""
 
-from offramp.artifacts.artifact import check_replaceable, load, replace_frontier, save
-from offramp.artifacts.manifest import load_costs, load_frontier, load_records, read_manifest
+from offramp.artifacts.artifact import load, replace_frontier, save
+from offramp.artifacts.manifest import (
+    check_replaceable,
+    load_costs,
+    load_frontier,
+    load_records,
+    read_manifest,
+)
 from offramp.artifacts.multitask import load_tasks, save_tasks
 
 __all__ = [

@@ -10,8 +10,7 @@ backbone.safetensors   only if asked for; else the backbone is referenced by the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from offramp.artifacts.manifest import (
-    ARTIFACT_FORMAT,
-    MANIFEST,
+    DESCRIPTION,
     RECORDS,
-    VERSION,
+    check_replaceable,
+    file_of,
     load_costs,
     load_frontier,
-    load_tensors,
     read_manifest,
     write_manifest,
 )
-from offramp.artifacts.tensors import plain_state, save_tensors
+from offramp.artifacts.tensors import load_tensors, save_tensors, storable_state
 from offramp.core import CostTable, ExitRecords, Frontier
-from offramp.errors import ArtifactError, InputError, OfframpError, StorageError
+from offramp.errors import ArtifactError, InputError, OfframpError
 from offramp.graph import INPUT, Partition, partition
 from offramp.network import ExitNetwork, HeadPlacement, model_digest, network_on
-from offramp.storage import atomic_folder, parse_document, read_text, storage_errors
+from offramp.storage import atomic_folder
 from offramp.tasks import make_task
+
+BACKBONE = "backbone.safetensors"
 
 
 def save(
@@ -70,15 +70,17 @@ def save(
                 f"records {name!r}: their positions or heads are not the network's; record again"
             )
     _check_fit(net.positions, net.head_names, frontier, costs)
-    with _replacing(Path(path)) as folder:
-        save_tensors(folder / "heads.safetensors", plain_state(net, "a head or an exit at the input", ""))
+    check_replaceable(Path(path))
+    with atomic_folder(Path(path)) as folder:
+        save_tensors(folder / "heads.safetensors", storable_state(net, "a head or an exit at the input"))
         save_tensors(folder / "example.safetensors", _example(net))
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         (folder / "costs.json").write_text(costs.to_json(), encoding="utf-8")
         for name, each in (records or {}).items():
             each.save(folder / RECORDS.format(name))
         if include_backbone:
-            save_tensors(folder / "backbone.safetensors", plain_state(net.backbone))
+            state = storable_state(net.backbone, "the backbone", "; save with include_backbone=False")
+            save_tensors(folder / BACKBONE, state)
         write_manifest(folder, _description(net))
 
 
@@ -133,50 +135,12 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
     manifest = read_manifest(source)
     described = manifest["network"]
     _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, load_costs(source, manifest))
-    with _replacing(source) as folder:
+    check_replaceable(source)
+    with atomic_folder(source) as folder:
         for name in manifest["files"]:
             shutil.copyfile(source / name, folder / name)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
-        write_manifest(folder, {key: manifest[key] for key in ("backbone", "network", "inputs")})
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    check_replaceable(path)
-    with atomic_folder(path) as folder:
-        yield folder
-
-
-def check_replaceable(path: Path) -> None:
-    """Find out whether ``save`` would refuse a path; worth asking before long work.
-
-    Raises:
-        StorageError: something else than an artifact is there.
-    """
-    with storage_errors(path):
-        objection = _objection(path)
-    if objection:
-        raise StorageError(f"{path} {objection}; choose another folder or remove it")
-
-
-def _objection(folder: Path) -> str:
-    """Why a path must not be replaced; empty where nothing is there, or an artifact and nothing else."""
-    names = names_in(folder)
-    if not names:
-        return "" if names is not None else "is a file"
-    try:
-        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
-        strange = sorted(names - {MANIFEST, *document["files"]})
-    except (ArtifactError, KeyError, TypeError):
-        return "exists and is not an artifact"
-    return f"holds more than an artifact: {', '.join(strange)}" if strange else ""
-
-
-def names_in(folder: Path) -> set[str] | None:
-    """What a folder holds, nothing where there is none yet; None where it is a file."""
-    if not folder.exists():
-        return set()
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+        write_manifest(folder, {key: manifest[key] for key in DESCRIPTION})
 
 
 def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:
@@ -226,9 +190,10 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
 
 
 def _restore(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
-    if "backbone.safetensors" not in manifest["files"]:
+    if BACKBONE not in manifest["files"]:
         raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-    stored, own = load_tensors(folder, manifest, "backbone.safetensors"), model.state_dict()
+    stored = load_tensors(folder / BACKBONE)
+    own = model.state_dict()
     wrong = sorted(name for name in stored.keys() | own.keys() if _kind(stored, name) != _kind(own, name))
     if wrong:  # seen before anything is loaded: the model stays as it was
         raise ArtifactError(
@@ -246,7 +211,7 @@ def _kind(state: Mapping[str, Any], name: str) -> str:
 def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
     wanted, got = manifest["backbone"]["digest"], model_digest(model)
     if wanted != got:
-        stored = "backbone.safetensors" in manifest["files"]
+        stored = BACKBONE in manifest["files"]
         hint = "pass restore_backbone=True" if stored else "load the weights that it was built with"
         raise ArtifactError(
             f"{folder} was made for another model: expected a {manifest['backbone']['class']} with weights "
@@ -257,7 +222,7 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module)
 def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partition:
     """The model, traced with the stored example and cut where it was."""
     described, inputs = manifest["network"], manifest["inputs"]
-    stored = load_tensors(folder, manifest, "example.safetensors")
+    stored = load_tensors(file_of(folder, manifest, "example.safetensors"))
     if set(stored) != set(inputs["names"]):
         raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored)}")
     state = (*model.parameters(), *model.buffers())
@@ -292,7 +257,7 @@ def _attach(
             input_exits=_input_exits(folder, described, input_exits),
             mask=described.get("mask"),
         )
-        net.load_state_dict(load_tensors(folder, manifest, "heads.safetensors"))
+        net.load_state_dict(load_tensors(file_of(folder, manifest, "heads.safetensors")))
     except ArtifactError:
         raise
     except (OfframpError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:

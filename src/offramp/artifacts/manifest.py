@@ -1,26 +1,20 @@
-"""The manifest of an artifact: what it holds, and the SHA-256 of every file; nothing is read unchecked."""
+"""The manifest of an artifact: what it holds, and what of that is read without a model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError
-from offramp.storage import canonical, file_digest, parse_document, read_text
+from offramp.storage import FolderFormat, document_digest, read_as
 
-ARTIFACT_FORMAT = "offramp.artifact"
-VERSION = 2
-MANIFEST = "manifest.json"
+ARTIFACT = FolderFormat(
+    what="an artifact", name="offramp.artifact", version=2, made_by="offramp build", sort_keys=True
+)
 RECORDS = "records-{}.safetensors"
+DESCRIPTION = ("backbone", "network", "inputs")
 _FIELDS: dict[str, dict[str, Any]] = {  # sections of the manifest; [str] is a list of strings
     "backbone": {"digest": str, "class": str},
     "network": {
@@ -30,6 +24,9 @@ _FIELDS: dict[str, dict[str, Any]] = {  # sections of the manifest; [str] is a l
     "inputs": {"names": [str], "keyword": bool},
 }  # fmt: skip
 
+check_replaceable = ARTIFACT.check_replaceable
+write_manifest = ARTIFACT.write
+
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check the manifest, and every file it names.
@@ -37,20 +34,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, damaged, truncated or of a newer version.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"expected an artifact folder at {folder}, found none; check the path")
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}; check the path")
-    with _about(folder / MANIFEST):
-        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
-    claimed = document.pop("sha256", None)
-    if hashlib.sha256(canonical(document).encode()).hexdigest() != claimed:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: does not match its checksum; it was changed, copy the folder again"
-        )
-    _check_fields(folder, document)
-    for name, entry in document["files"].items():
-        _check_file(folder, name, entry)
+    document = ARTIFACT.read(folder)
+    for section, fields in _FIELDS.items():
+        found = document.get(section)
+        for field, kind in fields.items():
+            if not isinstance(found, dict) or field not in found or not _is(found[field], kind):
+                raise ArtifactError(
+                    f"{folder}: {section}.{field} of its manifest is missing or wrong; build it again"
+                )
     return document
 
 
@@ -60,26 +51,27 @@ def pinned(folder: Path) -> str:
     Raises:
         ArtifactError: the manifest is missing or damaged.
     """
-    with _about(folder / MANIFEST):
-        document = parse_document(read_text(folder / MANIFEST), ARTIFACT_FORMAT, VERSION)
-    kept = {key: document.get(key) for key in ("backbone", "network", "inputs")}
-    files = document.get("files")
-    kept["heads"] = files.get("heads.safetensors") if isinstance(files, dict) else None
-    return hashlib.sha256(canonical(kept).encode()).hexdigest()
+    document = ARTIFACT.unchecked(folder)
+    kept = {key: document.get(key) for key in DESCRIPTION}
+    return document_digest({**kept, "heads": document["files"].get("heads.safetensors")})
 
 
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
-    """The artifact's configurations."""
-    path = _path(folder, manifest, "frontier.json")
-    with _about(path):
-        return Frontier.from_json(read_text(path))
+    """The artifact's configurations.
+
+    Raises:
+        ArtifactError: there are none, or they are damaged.
+    """
+    return read_as(file_of(folder, manifest, "frontier.json"), Frontier.from_json)
 
 
 def load_costs(folder: Path, manifest: Mapping[str, Any]) -> CostTable:
-    """The artifact's costs."""
-    path = _path(folder, manifest, "costs.json")
-    with _about(path):
-        return CostTable.from_json(read_text(path))
+    """The artifact's costs.
+
+    Raises:
+        ArtifactError: there are none, or they are damaged.
+    """
+    return read_as(file_of(folder, manifest, "costs.json"), CostTable.from_json)
 
 
 def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRecords:
@@ -94,71 +86,14 @@ def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRe
     return ExitRecords.load(folder / file)
 
 
-def write_manifest(folder: Path, description: Mapping[str, Any]) -> None:
-    """Describe a folder and every other file in it."""
-    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-        for name in names
-    }
-    document = {"format": ARTIFACT_FORMAT, "version": VERSION, **description, "files": files}
-    document["sha256"] = hashlib.sha256(canonical(document).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _check_fields(folder: Path, document: Mapping[str, Any]) -> None:
-    for section, fields in _FIELDS.items():
-        for field, kind in fields.items():
-            found = document.get(section)
-            if not isinstance(found, dict) or field not in found or not _is(found[field], kind):
-                raise ArtifactError(
-                    f"{folder / MANIFEST}: {section}.{field} is missing or wrong; build it again"
-                )
-    files = document.get("files")
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-        raise ArtifactError(f"{folder / MANIFEST}: its list of files is missing or wrong; build it again")
+def file_of(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """The path of a file that the manifest must name."""
+    if name not in manifest["files"]:
+        raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
+    return folder / name
 
 
 def _is(value: object, kind: Any) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
     return isinstance(value, kind)
-
-
-def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise ArtifactError(f"{folder}: {name!r} is missing; copy the whole folder again")
-    wanted, got = entry.get("bytes"), path.stat().st_size
-    if wanted != got:
-        raise ArtifactError(f"{path}: expected {wanted} bytes, got {got}; it is not whole, copy it again")
-    if file_digest(path) != entry.get("sha256"):
-        raise ArtifactError(f"{path}: does not match its checksum; it was changed or damaged, copy it again")
-
-
-@contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Name the file in errors of what was read from it."""
-    try:
-        yield
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}; copy or build the artifact again") from error
-
-
-def _path(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    if name not in manifest["files"]:
-        raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
-    return folder / name
-
-
-def load_tensors(folder: Path, manifest: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """A safetensors file of the artifact.
-
-    Raises:
-        ArtifactError: the manifest does not name it, or it is damaged.
-    """
-    path = _path(folder, manifest, name)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file ({error}); copy it again") from error

@@ -2,23 +2,22 @@
 
 tasks.json     format, version, a digest of what each task's artifact holds, in the order of the tasks
 what/          an artifact as ``save`` writes it: ``load`` and the command line take it as it is
-where/         likewise; only the first holds the backbone, if asked for
+where/         another artifact; only the first holds the backbone, if asked for
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
-from offramp.artifacts.artifact import check_replaceable, load, names_in, save
-from offramp.artifacts.manifest import pinned
+from offramp.artifacts.artifact import load, save
+from offramp.artifacts.manifest import ARTIFACT, pinned
 from offramp.core import CostTable, ExitRecords, Frontier, names_of
-from offramp.errors import ArtifactError, InputError, StorageError
+from offramp.errors import ArtifactError, InputError
 from offramp.network import ExitNetwork, check_names
-from offramp.storage import atomic_folder, dump_document, parse_document, read_text, storage_errors
+from offramp.storage import atomic_folder, check_replaceable, dump_document, parse_document, read_as
 
 TASKS_FORMAT = "offramp.tasks"
 VERSION = 1
@@ -59,13 +58,17 @@ def save_tasks(
             )
     if len({id(net.partition) for net in networks.values()}) > 1:
         raise InputError("save_tasks: expected networks that share their segments, from attach_tasks")
-    with _replacing(Path(path)) as folder:
-        digests = {}
-        for i, (name, net) in enumerate(networks.items()):
-            with_backbone = include_backbone and i == 0
-            own = (records or {}).get(name)
+    check_replaceable(Path(path), "a folder of tasks", _replaceable_names)
+    digests = dict[str, str]()
+    with atomic_folder(Path(path)) as folder:
+        for name, net in networks.items():
             save(
-                folder / name, net, frontiers[name], costs[name], records=own, include_backbone=with_backbone
+                folder / name,
+                net,
+                frontiers[name],
+                costs[name],
+                records=(records or {}).get(name),
+                include_backbone=include_backbone and not digests,  # with the first task only
             )
             digests[name] = pinned(folder / name)
         document = {"format": TASKS_FORMAT, "version": VERSION, "tasks": digests}
@@ -94,24 +97,22 @@ def load_tasks(
         ArtifactError: missing, damaged, of a newer version, or made for another model.
     """
     folder, given = Path(path), input_exits or {}
-    first, *others = _read_tasks(folder)
-    strange = [name for name in given if name not in (first, *others)]
-    if strange:
-        raise ArtifactError(
-            f"{folder}: input_exits: no task {strange[0]!r}; it has {names_of((first, *others))}"
-        )
-    networks, frontiers, tables = {}, {}, {}
+    tasks = _read_tasks(folder)
+    unknown = [name for name in given if name not in tasks]
+    if unknown:
+        raise ArtifactError(f"{folder}: input_exits: no task {unknown[0]!r}; it has {names_of(tasks)}")
+    networks, frontiers, tables = dict[str, ExitNetwork](), dict[str, Frontier](), dict[str, CostTable]()
     parts = None
-    for name in (first, *others):
-        loaded = load(
+    for name in tasks:
+        net, frontiers[name], tables[name] = load(
             folder / name,
             model,
-            restore_backbone=restore_backbone and name == first,
+            restore_backbone=restore_backbone and not networks,  # only the first holds the weights
             input_exits=given.get(name),
             parts=parts,
         )
-        networks[name], frontiers[name], tables[name] = loaded
-        parts = networks[first].partition
+        networks[name] = net
+        parts = net.partition
     return networks, frontiers, tables
 
 
@@ -119,7 +120,7 @@ def _read_tasks(folder: Path) -> list[str]:
     """Names of the tasks; every manifest has been compared with its digest."""
     if not (folder / TASKS).is_file():
         raise ArtifactError(f"{folder} holds no {TASKS}; expected a folder from save_tasks, check the path")
-    document = parse_document(read_text(folder / TASKS), TASKS_FORMAT, VERSION)
+    document = read_as(folder / TASKS, lambda text: parse_document(text, TASKS_FORMAT, VERSION))
     tasks = document.get("tasks")
     try:
         check_names(tasks)  # type: ignore[arg-type]  # it checks that too
@@ -133,26 +134,9 @@ def _read_tasks(folder: Path) -> list[str]:
     return list(tasks)  # type: ignore[arg-type]
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    with storage_errors(path):
-        objection = _objection(path)
-    if objection:
-        raise StorageError(f"{path} {objection}; choose another folder or remove it")
-    with atomic_folder(path) as folder:
-        yield folder
-
-
-def _objection(folder: Path) -> str:
-    """Why a path must not be replaced; empty where nothing is there, or tasks and nothing else."""
-    names = names_in(folder)
-    if not names:
-        return "" if names is not None else "is a file"
-    try:
-        tasks = _read_tasks(folder)
-    except ArtifactError:
-        return "exists and does not hold tasks"
+def _replaceable_names(folder: Path) -> set[str]:
+    """What a folder of tasks holds; an error where one of them holds more than an artifact."""
+    tasks = _read_tasks(folder)
     for name in tasks:
-        check_replaceable(folder / name)
-    strange = sorted(names - {TASKS, *tasks})
-    return f"holds more than tasks: {', '.join(strange)}" if strange else ""
+        ARTIFACT.check_replaceable(folder / name)
+    return {TASKS, *tasks}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from offramp.errors import InputError
+from offramp.errors import ArtifactError, InputError
 from offramp.storage import atomic_write
 
 
@@ -20,21 +21,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(copies, temporary)
 
 
-def plain_state(
-    model: nn.Module, what: str = "the backbone", advice: str = "; save with include_backbone=False"
-) -> dict[str, Tensor]:
-    """A model's state, if a safetensors file can hold it.
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; an ``ArtifactError`` if it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
-    Args:
-        model: whose.
-        what: it is called in an error.
-        advice: how the error ends.
 
-    Raises:
-        InputError: something in it is not a plain tensor.
-    """
-    state = model.state_dict()
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
-    if strange:
-        raise InputError(f"cannot store {what}: {strange[0]!r} is not a plain tensor{advice}")
+def storable_state(module: nn.Module, what: str, advice: str = "") -> dict[str, Tensor]:
+    """A module's state if a safetensors file can hold it, else an ``InputError`` about ``what``."""
+    state = module.state_dict()
+    odd = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
+    if odd:
+        raise InputError(f"cannot store {what}: {odd[0]!r} is not an ordinary tensor{advice}")
     return state

@@ -33,12 +33,7 @@ def replace_pooling(module: GraphModule) -> bool:
 
 
 def pooled(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Adaptive average pooling of the last one or two dimensions.
-
-    Args:
-        x: (B, C, L) or (B, C, H, W), extents known.
-        sizes: of the cells' grid.
-    """
+    """Adaptive average pooling of x (B, C, L) or (B, C, H, W), extents known, to a grid of these sizes."""
     extent = [int(size) for size in x.shape[2:]]
     if all(size % cells == 0 for size, cells in zip(extent, sizes, strict=True)):
         kernel: Any = [size // cells for size, cells in zip(extent, sizes, strict=True)]

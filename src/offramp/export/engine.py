@@ -8,7 +8,6 @@ A runtime says how to load a span and an exit; ``ChainEngine`` does the rest as 
 
 from __future__ import annotations
 
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import CostTable, ExitConfig, Frontier, PlanCache
+from offramp.core import ExitConfig, PlanCache, exits
 from offramp.errors import InputError
-from offramp.export.manifest import MASK, ExitGraph, Export, Signature, SpanGraph, read_export
+from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export
 
 Array = npt.NDArray[Any]
 
@@ -29,8 +28,6 @@ Call = Callable[[Sequence[Array]], Sequence[Array]]
 """A loaded graph: its inputs to its outputs."""
 
 Prepared = TypeVar("Prepared")
-
-_NEVER = np.float32(math.inf)
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,9 @@ class ExportStats:
 class ExportedEngine(ABC, Generic[Prepared]):
     """Base of the engines: inputs are checked, configurations prepared and switched, samples counted.
 
+    ``export`` is what the folder holds; ``frontier`` and ``costs`` were exported with the network;
+    ``positions`` are P names, "input" first.
+
     Args:
         folder: of the export.
         config: to start with; without choices it is the full model.
@@ -81,32 +81,22 @@ class ExportedEngine(ABC, Generic[Prepared]):
     kind: str
     """Which exports it runs."""
 
+    one_by_one = False
+    """Whether the graphs are for one sample: a batch is then answered sample by sample."""
+
     def __init__(
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
         self.folder = Path(folder)
-        self.export: Export = read_export(self.folder, self.kind)
+        self.export = read_export(self.folder, self.kind)
+        self.frontier, self.costs = self.export.frontier, self.export.costs
+        self.positions = self.export.signature.positions
         self._plans = PlanCache[ExitConfig, tuple[ExitConfig, Prepared]]()
         self._counting = threading.Lock()
         self.reset_stats()
-        self._plan = self._prepared(ExitConfig() if config is None else config)
+        self.use(ExitConfig() if config is None else config)
         for each in prepare:
             self.prepare(each)
-
-    @property
-    def frontier(self) -> Frontier:
-        """The configurations exported with the network."""
-        return self.export.frontier
-
-    @property
-    def costs(self) -> CostTable:
-        """The costs exported with the network."""
-        return self.export.costs
-
-    @property
-    def positions(self) -> tuple[str, ...]:
-        """P names, "input" first."""
-        return self.export.signature.positions
 
     @property
     def config(self) -> ExitConfig:
@@ -116,6 +106,12 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def prepare(self, config: ExitConfig) -> None:
         """Make a configuration ready, so that ``use`` is a matter of microseconds."""
         self._prepared(config)
+
+    def _prepared(self, config: ExitConfig) -> tuple[ExitConfig, Prepared]:
+        if not isinstance(config, ExitConfig):
+            what = type(config).__name__
+            raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
+        return self._plans.get(config, lambda: (config, self._build(config)))
 
     def use(self, config: ExitConfig) -> None:
         """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
@@ -128,8 +124,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def stats(self) -> ExportStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
-            exits, macs = self._exits.tolist(), self._macs
-        return ExportStats(sum(exits), tuple(exits), int(macs), sum(exits) * int(self.costs.full))
+            left, macs = tuple(self._exits.tolist()), int(self._macs)
+        samples = sum(left)
+        return ExportStats(samples, exits=left, macs=macs, full_macs=samples * int(self.costs.full))
 
     def reset_stats(self) -> None:
         """Start counting anew."""
@@ -149,12 +146,18 @@ class ExportedEngine(ABC, Generic[Prepared]):
         _, plan = self._plan
         values = flatten(self.export.signature, inputs)
         if len(values[0]) == 0:
-            return self._nothing()
-        out, macs = self._answer(plan, values)
-        exits = np.bincount(out.position, minlength=len(self.positions) + 1)
+            answer = self.export.signature.answer
+            nothing = np.empty((0, *map(int, answer.shape[1:])), answer.dtype)
+            return ExportOutput(nothing, np.empty(0, np.int64), np.empty(0, np.float32))
+        parts = [values]
+        if self.one_by_one:
+            parts = [[value[i : i + 1] for value in values] for i in range(len(values[0]))]
+        answers, spent = zip(*(self._answer(plan, part) for part in parts), strict=True)
+        out = answers[0] if len(answers) == 1 else _concatenated(answers)
+        left = np.bincount(out.position, minlength=len(self.positions) + 1)
         with self._counting:
-            self._macs += macs
-            self._exits += exits
+            self._macs += sum(spent)
+            self._exits += left
         return out
 
     @abstractmethod
@@ -165,44 +168,40 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def _answer(self, plan: Prepared, values: list[Array]) -> tuple[ExportOutput, float]:
         """Answers for a batch of at least one sample, and what they cost."""
 
-    def _prepared(self, config: ExitConfig) -> tuple[ExitConfig, Prepared]:
-        if not isinstance(config, ExitConfig):
-            what = type(config).__name__
-            raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
-        return self._plans.get(config, lambda: (config, self._build(config)))
 
-    def _nothing(self) -> ExportOutput:
-        answer = self.export.signature.answer
-        shape = (0, *(int(size) for size in answer.shape[1:]))
-        return ExportOutput(np.empty(shape, answer.dtype), np.empty(0, np.int64), np.empty(0, np.float32))
+def _concatenated(answers: Sequence[ExportOutput]) -> ExportOutput:
+    return ExportOutput(
+        outputs=np.concatenate([each.outputs for each in answers]),
+        position=np.concatenate([each.position for each in answers]),
+        confidence=np.concatenate([each.confidence for each in answers]),
+    )
 
 
 @dataclass(frozen=True)
-class Step:
-    """Run ``spans``; then, unless it is the last step, ask an exit who leaves at ``position``.
+class ChainStep:
+    """Run ``spans``; then answer, and let those leave whose confidence is above the threshold.
 
     Args:
-        spans: to the position; the last step's end in outputs and confidence.
-        macs: of the spans and the exit, per sample.
+        spans: to the position; in the last step all but the last span.
+        answer: the exit, or the last span: the first ``arity`` activations, and the mask if ``masked``, to
+            outputs and confidence.
         position: of the exit; P in the last step.
-        ask: the exit; None in the last step.
-        arity: how many of the tensors handed over the exit takes.
-        masked: whether the mask comes last: for the exit, or for the last span in the last step.
-        threshold: above which samples leave.
-        per_sample: for each tensor handed over here, whether it has one row per sample.
+        threshold: above which samples leave; None in the last step, where all do.
+        macs: of the spans and the exit, per sample.
+        per_sample: for each of the activations here, whether it has one row per sample.
     """
 
     spans: tuple[Call, ...]
-    macs: float
+    answer: Call
+    arity: int
+    masked: bool
     position: int
-    exit_fn: Call | None = None
-    arity: int = 0
-    masked: bool = False
-    threshold: np.float32 = _NEVER
-    per_sample: tuple[bool, ...] = ()
+    threshold: np.float32 | None
+    macs: float
+    per_sample: tuple[bool, ...]
 
 
-class ChainEngine(ExportedEngine[tuple[Step, ...]]):
+class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
     """Runs spans and exits one after the other; samples that leave are taken out of the batch."""
 
     def __init__(
@@ -220,39 +219,43 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
     def _load(self, graph: SpanGraph | ExitGraph) -> Call:
         """A graph ready to be called, from any thread."""
 
-    def _build(self, config: ExitConfig) -> tuple[Step, ...]:
-        export, costs = self.export, self.costs
-        activations = {span.stop: tuple(port.per_sample for port in span.outputs) for span in export.spans}
-        activations[0] = tuple(port.per_sample for port in export.signature.inputs)
-        exits = {(each.position, each.head): each for each in export.exits}
-        steps, at = list[Step](), 0
-        for position, head, threshold in export.resolve(config):
-            graph = exits[position, head]
-            masked = graph.inputs[-1].name == MASK
-            spent = costs.backbone[position] - costs.backbone[at] + costs.heads[position, head]
-            steps.append(
-                Step(
-                    self._chain(at, position),
-                    float(spent),
-                    position,
-                    self._loaded(graph),
-                    len(graph.inputs) - masked,
-                    masked,
-                    threshold,
-                    activations[position],
-                )
-            )
+    def _build(self, config: ExitConfig) -> tuple[ChainStep, ...]:
+        exits_at = {(each.position, each.head): each for each in self.export.exits}
+        backbone, last = self.costs.backbone, len(self.positions)
+        steps, at = list[ChainStep](), 0
+        for position, head, threshold in self.export.resolve(config):
+            spent = backbone[position] - backbone[at] + self.costs.heads[position, head]
+            spans = self._chain(at, position)
+            steps.append(self._step(spans, exits_at[position, head], position, float(spent), threshold))
             at = position
-        last = len(export.signature.positions)
-        masked = export.spans[-1].inputs[-1].name == MASK
-        spent = costs.backbone[last] - costs.backbone[at]
-        return (*steps, Step(self._chain(at, last), float(spent), last, masked=masked))
+        *spans, end = self._chain(at, last)
+        return (*steps, self._step(spans, end, last, float(backbone[last] - backbone[at]), None))
 
-    def _chain(self, start: int, stop: int) -> tuple[Call, ...]:
-        spans = [each for each in self.export.fused if (each.start, each.stop) == (start, stop)]
-        if not spans or not self._fuse:
-            spans = [*self.export.spans]
-        return tuple(self._loaded(span) for span in spans if start <= span.start and span.stop <= stop)
+    def _step(
+        self,
+        spans: Sequence[SpanGraph],
+        answer: SpanGraph | ExitGraph,
+        position: int,
+        macs: float,
+        threshold: np.float32 | None,
+    ) -> ChainStep:
+        ports: Sequence[Port] = spans[-1].outputs if spans else self.export.signature.inputs
+        return ChainStep(
+            spans=tuple(map(self._loaded, spans)),
+            answer=self._loaded(answer),
+            arity=len(answer.inputs) - answer.masked,
+            masked=answer.masked,
+            position=position,
+            threshold=threshold,
+            macs=macs,
+            per_sample=tuple(port.per_sample for port in ports),
+        )
+
+    def _chain(self, start: int, stop: int) -> list[SpanGraph]:
+        fused = [each for each in self.export.fused if (each.start, each.stop) == (start, stop)]
+        if fused and self._fuse:
+            return fused
+        return [each for each in self.export.spans if start <= each.start and each.stop <= stop]
 
     def _loaded(self, graph: SpanGraph | ExitGraph) -> Call:
         """One for all configurations. Only ever called while a plan is built, which one thread does."""
@@ -260,7 +263,7 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
             self._calls[graph.file] = self._load(graph)
         return self._calls[graph.file]
 
-    def _answer(self, plan: tuple[Step, ...], values: list[Array]) -> tuple[ExportOutput, float]:
+    def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:
         batch = here = len(values[0])
         at_mask = self.export.signature.mask
         mask = [] if at_mask is None else [values[at_mask]]
@@ -270,15 +273,13 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
         macs = 0.0
         for step in plan:
             macs += here * step.macs
-            if step.exit_fn is None:
-                outputs, confidence = _finish(step, activations, mask)
-                left.append((step.position, rows, outputs, confidence))
-                break
             for span in step.spans:
                 activations = span(activations)
-            outputs, confidence = step.exit_fn([*activations[: step.arity], *(mask if step.masked else ())])
-            leaves = (confidence > step.threshold) & (confidence < math.inf)
-            going = int(np.count_nonzero(leaves))
+            outputs, confidence = step.answer([*activations[: step.arity], *(mask if step.masked else ())])
+            going = here
+            if step.threshold is not None:
+                leaves = exits(confidence, step.threshold)
+                going = int(np.count_nonzero(leaves))
             if going == 0:
                 continue
             if going == here:
@@ -294,45 +295,40 @@ class ChainEngine(ExportedEngine[tuple[Step, ...]]):
         return _assemble(left, batch), macs
 
 
-def _finish(step: Step, activations: Sequence[Array], mask: list[Array]) -> Sequence[Array]:
-    for span in step.spans[:-1]:
-        activations = span(activations)
-    return step.spans[-1]([*activations, *(mask if step.masked else ())])
-
-
 def _assemble(left: list[tuple[int, Array | None, Array, Array]], batch: int) -> ExportOutput:
     """Answers back in the order of the inputs."""
     position, rows, outputs, confidence = left[0]
     if rows is None:  # all left together
         return ExportOutput(outputs, np.full(batch, position, np.int64), confidence)
     all_outputs = np.empty((batch, *outputs.shape[1:]), outputs.dtype)
-    positions, confidences = np.empty(batch, np.int64), np.empty(batch, np.float32)
+    positions = np.empty(batch, np.int64)
+    confidences = np.empty(batch, np.float32)
     for position, rows, outputs, confidence in left:
-        all_outputs[rows], positions[rows], confidences[rows] = outputs, position, confidence
+        all_outputs[rows] = outputs
+        positions[rows] = position
+        confidences[rows] = confidence
     return ExportOutput(all_outputs, positions, confidences)
 
 
 def flatten(signature: Signature, inputs: object) -> list[Array]:
-    """Arrays of a call, in the order of the model's inputs.
+    """Arrays of a call, in the order of the model's inputs; an ``InputError`` if they do not fit the model.
 
-    Args:
-        signature: of the network.
-        inputs: an array, a tuple or list, or a mapping (extra keys are ignored).
-
-    Raises:
-        InputError: an array is missing, or differs in shape, dtype or batch size.
+    ``inputs`` is an array, a tuple or list, or a mapping, whose extra keys are ignored.
     """
     names = signature.names
     if signature.keyword != isinstance(inputs, Mapping):
         wanted = f"a dict with keys {', '.join(names)}" if signature.keyword else "an array or a tuple"
         raise InputError(f"inputs: expected {wanted}, as the model takes; got {type(inputs).__name__}")
-    named = _named(inputs)
-    missing = [name for name in names if name not in named]
-    if missing or (len(named) > len(names) and not signature.keyword):
+    if isinstance(inputs, Mapping):
+        named = {str(name): value for name, value in inputs.items()}
+    else:
+        given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        named = {str(i): value for i, value in enumerate(given)}
+    if any(name not in named for name in names) or (len(named) > len(names) and not signature.keyword):
         raise InputError(f"inputs: expected {', '.join(names)}; got {', '.join(named) or 'none'}")
     values = [named[name] for name in names]
     for name, value, port in zip(names, values, signature.inputs, strict=True):
-        _check(name, value, port.shape[1:], port.dtype)
+        _check(name, value, port)
         if len(value) != len(values[0]):
             raise InputError(
                 f"input {name!r}: expected batch size {len(values[0])} like {names[0]!r}, got {len(value)}"
@@ -340,20 +336,12 @@ def flatten(signature: Signature, inputs: object) -> list[Array]:
     return values
 
 
-def _named(inputs: object) -> dict[str, Any]:
-    if isinstance(inputs, Mapping):
-        return {str(name): value for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return {str(i): value for i, value in enumerate(inputs)}
-    return {"0": inputs}
-
-
-def _check(name: str, value: object, shape: tuple[int | str, ...], dtype: str) -> None:
+def _check(name: str, value: object, port: Port) -> None:
     if not isinstance(value, np.ndarray):
         what = type(value).__name__
         raise InputError(f"input {name!r}: expected a NumPy array, got {what}; np.asarray makes one")
-    if value.ndim == 0 or value.shape[1:] != shape:
-        wanted = ", ".join(["B", *map(str, shape)])
+    if value.ndim == 0 or value.shape[1:] != port.shape[1:]:
+        wanted = ", ".join(["B", *map(str, port.shape[1:])])
         raise InputError(f"input {name!r}: expected shape ({wanted}), got {value.shape}")
-    if value.dtype != dtype:
-        raise InputError(f"input {name!r}: expected {dtype}, got {value.dtype}; convert with .astype")
+    if value.dtype != port.dtype:
+        raise InputError(f"input {name!r}: expected {port.dtype}, got {value.dtype}; convert with .astype")

@@ -7,27 +7,21 @@ by sample, and calls from several threads wait for each other.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from offramp._progress import progress_bar
 from offramp.core import CostTable, Frontier
-from offramp.errors import ArtifactError, InputError, MissingExtraError
-from offramp.export.engine import Array, Call, ChainEngine, ExportOutput, Step
-from offramp.export.manifest import ExitGraph, Export, SpanGraph, check_replaceable, write_export
-from offramp.export.onnx import WRITING, contained_warnings, exported, made_with, summary
-from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
+from offramp.errors import ArtifactError, MissingExtraError
+from offramp.export.engine import Array, Call, ChainEngine
+from offramp.export.manifest import ExitGraph, Export, SpanGraph
+from offramp.export.pieces import Piece
 from offramp.export.verify import Check
+from offramp.export.write import Target, compiling, exported, quiet, write_folder
 from offramp.network import ExitNetwork
-from offramp.storage import atomic_folder
 
 _RUNNING = threading.Lock()
 
@@ -41,45 +35,41 @@ def to_executorch(
     classes: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Export:
-    """Write a folder of ``.pte`` programs that ``EtEngine`` runs.
+    """Write one ``.pte`` program per span and exit, which ``EtEngine`` runs.
 
-    Args:
-        net: with trained heads, on the CPU; left as it is.
-        frontier: its configurations; only exits that one of them uses are written.
-        costs: of the network.
-        path: of the folder; an export already there is replaced.
-        classes: names of the K outputs.
-        progress: None shows a bar when standard error is a terminal.
-
-    Returns:
-        What was written.
+    The network, on the CPU and with trained heads, stays as it is; only exits that a configuration of the
+    frontier uses are written; an export already at ``path`` is replaced. ``classes`` are names of the K
+    outputs; ``progress`` None shows a bar when standard error is a terminal.
 
     Raises:
         InputError: ExecuTorch lacks an operation, or a program does not give what PyTorch gives.
         MissingExtraError: ExecuTorch is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    runtime = require_executorch()
-    check_exportable(net)
-    check_replaceable(Path(path))
-    check, signature = Check(f"executorch {runtime}"), signature_of(net, classes)
-    spans, exits = list[SpanGraph](), list[ExitGraph]()
-    found = list(pieces(net, frontier, samples=1))
-    with atomic_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
-        for done, each in enumerate(found, start=1):
-            piece = replace(each, graph=replace(each.graph, file=f"{each.graph.file}.pte"))
-            graph = piece.graph
-            (folder / graph.file).write_bytes(_program(piece))
-            check.piece(piece, _loaded(folder / graph.file), dynamic=False)
-            if isinstance(graph, SpanGraph):
-                spans.append(graph)
-            else:
-                exits.append(graph)
-            advance(done)
-        export = Export(
-            "executorch", signature, frontier, costs, tuple(spans), tuple(exits), check=check.found()
-        )
-        write_export(folder, export, {**made_with(), "executorch": runtime})
+    release = require_executorch()
+    target = Target(
+        kind="executorch",
+        write=_write,
+        runtime=f"executorch {release}",
+        ending=".pte",
+        samples=1,
+        made_with={"executorch": release},
+    )
+    return write_folder(target, net, frontier, costs, path, classes, progress)
+
+
+def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
+    for piece in pieces:
+        with compiling(piece, "for ExecuTorch", "export it to onnx", "root"):
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            program = exported(piece, dynamic=False)
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            content = bytes(edge.to_executorch().buffer)
+        path = folder / piece.graph.file
+        path.write_bytes(content)
+        check.piece(piece, _loaded(path), dynamic=False)
     return export
 
 
@@ -98,30 +88,16 @@ class EtEngine(ChainEngine):
     """
 
     kind = "executorch"
+    one_by_one = True
 
     def _load(self, graph: SpanGraph | ExitGraph) -> Call:
         return _loaded(self.folder / graph.file)
 
-    def _answer(self, plan: tuple[Step, ...], values: list[Array]) -> tuple[ExportOutput, float]:
-        rows = range(len(values[0]))
-        found = [super(EtEngine, self)._answer(plan, [value[i : i + 1] for value in values]) for i in rows]
-        outs = [out for out, _ in found]
-        together = ExportOutput(
-            np.concatenate([out.outputs for out in outs]),
-            np.concatenate([out.position for out in outs]),
-            np.concatenate([out.confidence for out in outs]),
-        )
-        return together, sum(macs for _, macs in found)
-
 
 def require_executorch() -> str:
-    """The version of ExecuTorch.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The version of ExecuTorch; a ``MissingExtraError`` if it is not installed."""
     try:
-        with _quiet():
+        with quiet("root"):
             import executorch.runtime  # noqa: F401
         return version("executorch")
     except ImportError as error:
@@ -130,34 +106,8 @@ def require_executorch() -> str:
         ) from error
 
 
-def _program(piece: Piece) -> bytes:
-    """A piece as the content of a ``.pte`` file.
-
-    Raises:
-        InputError: ExecuTorch lacks an operation.
-    """
-    try:
-        with _quiet():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-
-            program = exported(piece, dynamic=False)
-            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            return bytes(edge.to_executorch().buffer)
-    except Exception as error:  # its compiler has many classes of them
-        raise InputError(
-            f"export: {piece.graph.file} cannot be written for ExecuTorch: {summary(error)}; cut the model "
-            "elsewhere, or export it to onnx"
-        ) from error
-
-
 def _loaded(path: Path) -> Call:
-    """A program, to be called with its inputs in order.
-
-    Raises:
-        ArtifactError: ExecuTorch refuses the file.
-        MissingExtraError: it is not installed.
-    """
+    """A program, called with its inputs in order; an ``ArtifactError`` if ExecuTorch refuses the file."""
     require_executorch()
     from executorch.runtime import Runtime
 
@@ -174,16 +124,3 @@ def _loaded(path: Path) -> Call:
         return [value.numpy() for value in found]
 
     return run
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Importing and compiling warn of ExecuTorch's own deprecated calls, and log what they could not load."""
-    log = logging.getLogger()
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with contained_warnings():
-            yield
-    finally:
-        log.setLevel(level)

@@ -9,28 +9,25 @@ Nothing here needs PyTorch. A shape that begins with "batch" has one row per sam
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from offramp.core import CostTable, ExitConfig, Frontier, resolve
-from offramp.errors import ArtifactError, StorageError
-from offramp.storage import canonical, dump_document, file_digest, parse_document, read_text, storage_errors
+from offramp.core import CostTable, ExitConfig, Frontier, ResolvedConfig, resolve
+from offramp.errors import ArtifactError
+from offramp.storage import FolderFormat
 
-EXPORT_FORMAT = "offramp.export"
-VERSION = 1
-MANIFEST = "manifest.json"
-KINDS = ("onnx", "onnx-single", "executorch")
+EXPORT = FolderFormat(what="an exported network", name="offramp.export", version=1, made_by="offramp export")
 BATCH = "batch"
 MASK = "mask"
+
+check_replaceable = EXPORT.check_replaceable
 
 
 @dataclass(frozen=True)
@@ -54,41 +51,37 @@ class Port:
 
 
 @dataclass(frozen=True)
-class SpanGraph:
-    """The operations between two positions.
+class Graph:
+    """A file that a runtime executes.
 
-    Args:
-        file: in the folder.
-        start: position it begins at.
-        stop: position it ends at; P for the model's output, where it returns outputs and confidence.
-        inputs: what was handed over at ``start``, and the mask last where its name is "mask".
-        outputs: what is handed over at ``stop``.
+    ``inputs`` are activations where it begins (for a head the first of them), and the mask last where its
+    name is "mask"; ``outputs`` are activations where it ends, for an answer outputs and confidence.
     """
 
     file: str
-    start: int
-    stop: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last input is the mask."""
+        return self.inputs[-1].name == MASK
 
 
 @dataclass(frozen=True)
-class ExitGraph:
-    """A head with its confidence.
+class SpanGraph(Graph):
+    """The operations between two positions, ``start`` and ``stop``; P is the model's output."""
 
-    Args:
-        file: in the folder.
-        position: where it sits.
-        head: its column.
-        inputs: the first of what is handed over there, and the mask last where its name is "mask".
-        outputs: outputs and confidence.
-    """
+    start: int
+    stop: int
 
-    file: str
+
+@dataclass(frozen=True)
+class ExitGraph(Graph):
+    """The head of column ``head`` at a position, with its confidence."""
+
     position: int
     head: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
 
 
 @dataclass(frozen=True)
@@ -100,8 +93,7 @@ class Signature:
         heads: C names.
         task: by name.
         confidence: by name.
-        names: of the model's inputs.
-        inputs: the same as tensors of the graphs.
+        names: of the model's inputs, which are the graphs' tensors ``inputs``.
         keyword: whether the model is called with a dict.
         mask: index of the input that is 0 at padding, or None.
         answer: one sample's outputs as a tensor of the graphs.
@@ -144,21 +136,12 @@ class Export:
     fused: tuple[SpanGraph, ...] = ()
     check: Mapping[str, Any] | None = None
 
-    @property
-    def exists(self) -> npt.NDArray[np.bool_]:
-        """(P, C), whether an exit was exported."""
-        there = np.zeros((len(self.signature.positions), len(self.signature.heads)), bool)
-        for exit_ in self.exits:
-            there[exit_.position, exit_.head] = True
-        return there
-
-    def resolve(self, config: ExitConfig) -> list[tuple[int, int, np.float32]]:
-        """(position, column, threshold) of each choice.
-
-        Raises:
-            InputError: a choice names an exit that was not exported.
-        """
-        return resolve(self.signature.positions, self.signature.heads, self.exists, config)
+    def resolve(self, config: ExitConfig) -> ResolvedConfig:
+        """(position, column, threshold) of each choice; an ``InputError`` if one was not exported."""
+        exists = np.zeros((len(self.signature.positions), len(self.signature.heads)), bool)
+        for graph in self.exits:
+            exists[graph.position, graph.head] = True
+        return resolve(self.signature.positions, self.signature.heads, exists, config)
 
 
 def every_config(frontier: Frontier) -> list[ExitConfig]:
@@ -188,145 +171,69 @@ def thresholds_of(export: Export) -> list[list[float | str]]:
 
 def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> None:
     """Describe a folder and every other file in it."""
-    files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
-    document: dict[str, Any] = {
-        "format": EXPORT_FORMAT,
-        "version": VERSION,
+    signature = export.signature
+    description = {
         "kind": export.kind,
-        **_signature_to_dict(export.signature),
+        "positions": signature.positions,
+        "heads": signature.heads,
+        "task": signature.task,
+        "confidence": signature.confidence,
+        "inputs": [
+            {"name": name, "graph_name": port.name, "shape": port.shape, "dtype": port.dtype}
+            for name, port in zip(signature.names, signature.inputs, strict=True)
+        ],
+        "keyword": signature.keyword,
+        "mask_input": signature.mask,
+        "answer": asdict(signature.answer),
+        "classes": signature.classes,
         "spans": [*map(_span_to_dict, export.spans)],
         "fused": [*map(_span_to_dict, export.fused)],
         "exits": [
-            {"file": e.file, "position": e.position, "head": e.head, **_ports_to_dict(e.inputs, e.outputs)}
-            for e in export.exits
+            {"file": graph.file, "position": graph.position, "head": graph.head, **_ports_to_dict(graph)}
+            for graph in export.exits
         ],
         "frontier": json.loads(export.frontier.to_json()),
         "costs": json.loads(export.costs.to_json()),
         "thresholds": thresholds_of(export),
-        "check": None if export.check is None else dict(export.check),
-        "made_with": dict(made_with),
-        "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in files},
+        "check": export.check,
+        "made_with": made_with,
     }
-    document["sha256"] = _digest(document)
-    (folder / MANIFEST).write_text(dump_document(document), encoding="utf-8")
+    EXPORT.write(folder, description)
 
 
-def read_export(path: str | Path, kind: str) -> Export:
+def read_export(folder: Path, kind: str) -> Export:
     """Read and check a folder.
 
     Raises:
         ArtifactError: missing, damaged, of another kind or of a newer version.
     """
-    folder = Path(path)
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(
-            f"expected an exported network at {folder}, found no {MANIFEST}; check the path, or write one "
-            "with `offramp export`"
-        )
-    try:
-        document = parse_document(read_text(folder / MANIFEST), EXPORT_FORMAT, VERSION)
-    except ArtifactError as error:
-        raise ArtifactError(f"{folder / MANIFEST}: {error}") from error
-    claimed = document.pop("sha256", None)
-    if _digest(document) != claimed:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: does not match its checksum; it was changed, copy the folder again"
-        )
+    document = EXPORT.read(folder)
     if document.get("kind") != kind:
         raise ArtifactError(
             f"{folder}: expected an export of kind {kind!r}, got {document.get('kind')!r}; "
             f"write one with `offramp export --to {kind}`"
         )
     try:
-        for name, entry in document["files"].items():
-            _check_file(folder, name, entry)
         return _read(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / MANIFEST}: damaged, {type(error).__name__}: {error}; export it again"
+            f"{folder}: its manifest is damaged, {type(error).__name__}: {error}; export it again"
         ) from error
 
 
-def check_replaceable(path: Path) -> None:
-    """Find out whether an export may take a path; worth asking before long work.
-
-    Raises:
-        StorageError: something else than an export is there.
-    """
-    with storage_errors(path):
-        if not path.exists():
-            return
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else None
-    if names is None or (names and not _ours(path, names)):
-        raise StorageError(f"{path} exists and is not an export alone; choose another folder or remove it")
-
-
-def _ours(folder: Path, names: set[str]) -> bool:
-    try:
-        document = parse_document(read_text(folder / MANIFEST), EXPORT_FORMAT, VERSION)
-        return names <= {MANIFEST, *document["files"]}
-    except (ArtifactError, KeyError, TypeError):
-        return False
-
-
-def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise ArtifactError(f"{folder}: {name!r} is missing; copy the whole folder again")
-    wanted, got = entry["bytes"], path.stat().st_size
-    if wanted != got:
-        raise ArtifactError(f"{path}: expected {wanted} bytes, got {got}; it is not whole, copy it again")
-    if file_digest(path) != entry["sha256"]:
-        raise ArtifactError(f"{path}: does not match its checksum; it was changed or damaged, copy it again")
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(document).encode()).hexdigest()
-
-
-def _signature_to_dict(signature: Signature) -> dict[str, Any]:
-    inputs = [
-        {"name": name, **_port_to_dict(port, "graph_name")}
-        for name, port in zip(signature.names, signature.inputs, strict=True)
-    ]
-    return {
-        "positions": list(signature.positions),
-        "heads": list(signature.heads),
-        "task": signature.task,
-        "confidence": signature.confidence,
-        "inputs": inputs,
-        "keyword": signature.keyword,
-        "mask_input": signature.mask,
-        "answer": _port_to_dict(signature.answer),
-        "classes": None if signature.classes is None else list(signature.classes),
-    }
-
-
 def _span_to_dict(span: SpanGraph) -> dict[str, Any]:
-    ports = _ports_to_dict(span.inputs, span.outputs)
-    return {"file": span.file, "from": span.start, "to": span.stop, **ports}
+    return {"file": span.file, "from": span.start, "to": span.stop, **_ports_to_dict(span)}
 
 
-def _port_to_dict(port: Port, called: str = "name") -> dict[str, Any]:
-    return {called: port.name, "shape": list(port.shape), "dtype": port.dtype}
-
-
-def _ports_to_dict(inputs: Iterable[Port], outputs: Iterable[Port]) -> dict[str, Any]:
-    return {"inputs": [*map(_port_to_dict, inputs)], "outputs": [*map(_port_to_dict, outputs)]}
+def _ports_to_dict(graph: Graph) -> dict[str, Any]:
+    return {"inputs": [*map(asdict, graph.inputs)], "outputs": [*map(asdict, graph.outputs)]}
 
 
 def _read(document: Mapping[str, Any]) -> Export:
-    spans, fused = (
-        tuple(
-            SpanGraph(s["file"], s["from"], s["to"], _ports(s["inputs"]), _ports(s["outputs"]))
-            for s in document[key]
-        )
-        for key in ("spans", "fused")
-    )
-    exits = tuple(
-        ExitGraph(e["file"], e["position"], e["head"], _ports(e["inputs"]), _ports(e["outputs"]))
-        for e in document["exits"]
-    )
+    spans = tuple(map(_span, document["spans"]))
+    stops = [0, *(span.stop for span in spans)]
+    if [span.start for span in spans] != stops[:-1] or stops[-1] != len(document["positions"]):
+        raise ValueError(f"its spans do not lead from position 0 to {len(document['positions'])}")
     inputs, classes = document["inputs"], document["classes"]
     signature = Signature(
         positions=tuple(document["positions"]),
@@ -340,12 +247,28 @@ def _read(document: Mapping[str, Any]) -> Export:
         answer=_ports([document["answer"]])[0],
         classes=None if classes is None else tuple(classes),
     )
-    stops = [0, *(span.stop for span in spans)]
-    if [span.start for span in spans] != stops[:-1] or stops[-1] != len(signature.positions):
-        raise ValueError(f"its spans do not lead from position 0 to {len(signature.positions)}")
-    frontier = Frontier.from_json(json.dumps(document["frontier"]))
-    costs = CostTable.from_json(json.dumps(document["costs"]))
-    return Export(document["kind"], signature, frontier, costs, spans, exits, fused, document["check"])
+    return Export(
+        kind=document["kind"],
+        signature=signature,
+        frontier=Frontier.from_json(json.dumps(document["frontier"])),
+        costs=CostTable.from_json(json.dumps(document["costs"])),
+        spans=spans,
+        exits=tuple(
+            ExitGraph(**_graph(each), position=each["position"], head=each["head"])
+            for each in document["exits"]
+        ),
+        fused=tuple(map(_span, document["fused"])),
+        check=document["check"],
+    )
+
+
+def _span(entry: Mapping[str, Any]) -> SpanGraph:
+    return SpanGraph(**_graph(entry), start=entry["from"], stop=entry["to"])
+
+
+def _graph(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry for a span and for an exit have in common."""
+    return {"file": entry["file"], "inputs": _ports(entry["inputs"]), "outputs": _ports(entry["outputs"])}
 
 
 def _ports(items: Sequence[Mapping[str, Any]], called: str = "name") -> tuple[Port, ...]:

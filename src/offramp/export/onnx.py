@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
 
-from offramp._progress import progress_bar
-from offramp._version import __version__
 from offramp.core import CostTable, Frontier
-from offramp.errors import InputError, MissingExtraError
-from offramp.export.adaptive_pooling import replace_pooling
+from offramp.errors import MissingExtraError
 from offramp.export.engine import Call
-from offramp.export.manifest import (
-    MASK,
-    ExitGraph,
-    Export,
-    SpanGraph,
-    check_replaceable,
-    long_spans,
-    write_export,
-)
+from offramp.export.manifest import ExitGraph, Export, SpanGraph, long_spans
 from offramp.export.onnx_graphs import WEIGHTS, Weights, fuse, graphs
 from offramp.export.ort import load_graph, runtime, session_options
-from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
+from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.graph import evaluating
+from offramp.export.write import Target, compiling, exported, write_folder
 from offramp.network import ExitNetwork
-from offramp.storage import atomic_folder
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import ModelProto
 
 OPSET = 18
 """Of the ONNX operators: what PyTorch's exporter writes without conversion, and every runtime knows."""
-
-WRITING = "Writing graphs"
 
 
 def to_onnx(
@@ -55,90 +36,50 @@ def to_onnx(
     classes: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Export:
-    """Write a folder that ``offramp.export.ort.OrtEngine`` runs without PyTorch.
+    """Write one ONNX graph per span and exit, which ``offramp.export.ort.OrtEngine`` runs without PyTorch.
 
-    Args:
-        net: with trained heads, on the CPU; left as it is.
-        frontier: its configurations; only exits that one of them uses are written.
-        costs: of the network.
-        path: of the folder; an export already there is replaced.
-        classes: names of the K outputs.
-        progress: None shows a bar when standard error is a terminal.
-
-    Returns:
-        What was written.
+    The network, on the CPU and with trained heads, stays as it is; only exits that a configuration of the
+    frontier uses are written; an export already at ``path`` is replaced. ``classes`` are names of the K
+    outputs; ``progress`` None shows a bar when standard error is a terminal.
 
     Raises:
         InputError: the network cannot be written as ONNX, or a graph does not give what PyTorch gives.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    require_onnx()
-    check_exportable(net)
-    check_replaceable(Path(path))
-    signature, found = signature_of(net, classes), list(pieces(net, frontier))
-    with atomic_folder(Path(path)) as folder, progress_bar(WRITING, len(found), progress) as advance:
-        writer = _Writer(folder)
-        for done, piece in enumerate(found, start=1):
-            writer.write(piece)
-            advance(done)
-        spans, exits = writer.graphs()
-        export = Export("onnx", signature, frontier, costs, spans, exits)
-        fused = tuple(writer.fuse(start, stop) for start, stop in long_spans(export))
-        export = replace(export, fused=fused, check=writer.check.found())
-        write_export(folder, export, made_with())
-    return export
+    target = Target(kind="onnx", write=_write, runtime=require_onnx(), ending=".onnx")
+    return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
-class _Writer:
-    """Writes graphs into a folder and asks ONNX Runtime about each."""
+def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
+    weights, options = Weights(folder / WEIGHTS), session_options(1)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.check = folder, Check(f"onnxruntime {runtime().__version__}")
-        self._weights, self._options = Weights(folder / WEIGHTS), session_options(1)
-        self._written: list[tuple[Piece, ModelProto]] = []
+    def load(graph: SpanGraph | ExitGraph, model: ModelProto) -> Call:
+        (folder / graph.file).write_bytes(model.SerializeToString())
+        return load_graph(folder / graph.file, graph, options)
 
-    def write(self, piece: Piece) -> None:
-        """One span or exit."""
-        piece = replace(piece, graph=replace(piece.graph, file=f"{piece.graph.file}.onnx"))
+    spans: list[tuple[SpanGraph, Piece, ModelProto]] = []
+    for piece in pieces:
         model = model_of(piece)
-        self._weights.take(model)
-        self.check.piece(piece, self._saved(piece.graph, model))
-        self._written.append((piece, model))
-
-    def graphs(self) -> tuple[tuple[SpanGraph, ...], tuple[ExitGraph, ...]]:
-        """Spans and exits written so far."""
-        every = [piece.graph for piece, _ in self._written]
-        spans = tuple(graph for graph in every if isinstance(graph, SpanGraph))
-        return spans, tuple(graph for graph in every if isinstance(graph, ExitGraph))
-
-    def fuse(self, start: int, stop: int) -> SpanGraph:
-        """The spans between two positions as one."""
-        parts, ends = [], list[Piece]()
-        for piece, model in self._written:
-            graph = piece.graph
-            if isinstance(graph, SpanGraph) and start <= graph.start and graph.stop <= stop:
-                parts.append((graph, model))
-                ends.append(piece)
-        graph, model = fuse(parts)
-        mask = ends[-1].example[len(ends[-1].graph.inputs) - 1 :] if graph.inputs[-1].name == MASK else ()
-        example = [value.numpy() for value in (*ends[0].example, *mask)]
-        self.check.values(graph.file, graph.outputs, ends[-1].results, self._saved(graph, model)(example))
-        return graph
-
-    def _saved(self, graph: SpanGraph | ExitGraph, model: ModelProto) -> Call:
-        path = self.folder / graph.file
-        path.write_bytes(model.SerializeToString())
-        return load_graph(path, graph, self._options)
+        weights.take(model)
+        check.piece(piece, load(piece.graph, model))
+        if isinstance(piece.graph, SpanGraph):
+            spans.append((piece.graph, piece, model))
+    fused = []
+    for start, stop in long_spans(export):
+        parts = [each for each in spans if start <= each[0].start and each[0].stop <= stop]
+        first, last = parts[0][1], parts[-1][1]
+        graph, model = fuse([(span, model) for span, _, model in parts])
+        mask = last.example[-1:] if graph.masked else ()
+        example = [value.numpy() for value in (*first.example, *mask)]
+        check.values(graph, last.results, load(graph, model)(example))
+        fused.append(graph)
+    return replace(export, fused=tuple(fused))
 
 
-def require_onnx() -> None:
-    """Find out whether the exporter's packages are installed.
-
-    Raises:
-        MissingExtraError: they are not.
-    """
-    runtime()
+def require_onnx() -> str:
+    """Name and version of the runtime; a ``MissingExtraError`` if it or the exporter is not installed."""
+    name = f"onnxruntime {runtime().__version__}"
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -146,91 +87,31 @@ def require_onnx() -> None:
         raise MissingExtraError(
             'writing ONNX needs onnx and onnxscript; run: pip install "offramp[onnx]"'
         ) from error
-
-
-def made_with() -> dict[str, str]:
-    """Versions, for those who look into a folder later."""
-    return {"offramp": __version__, "torch": str(torch.__version__)}
+    return name
 
 
 def model_of(piece: Piece, *, dynamic: bool = True) -> ModelProto:
     """A piece as an ONNX model that says nothing about the machine it was made on.
 
-    Args:
-        piece: to write.
-        dynamic: for any batch size; else for that of the piece's example.
-
-    Raises:
-        InputError: an operation has no counterpart, or the weights are too many for one file.
+    It takes any batch size if ``dynamic``, else that of the piece's example. An operation without a
+    counterpart, or weights too large for one file, is an ``InputError``.
     """
-    graph = piece.graph
-    try:
-        with contained_warnings():
-            program = torch.onnx.export(
-                exported(piece, dynamic=dynamic),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[port.name for port in graph.inputs],
-                output_names=[port.name for port in graph.outputs],
-            )
+    with compiling(piece, "as ONNX", "run it with offramp.Engine"):
+        program = torch.onnx.export(
+            exported(piece, dynamic=dynamic),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[port.name for port in piece.graph.inputs],
+            output_names=[port.name for port in piece.graph.outputs],
+        )
         assert program is not None  # it is only where a file is written at once
         model = program.model_proto
-    except Exception as error:  # the exporter has many classes of them
-        raise InputError(
-            f"export: {graph.file} cannot be written as ONNX: {summary(error)}; cut the model elsewhere, or "
-            "run it with offramp.Engine"
-        ) from error
-    _strip(model.graph)
-    for function in model.functions:
-        del function.metadata_props[:]
-    del model.metadata_props[:]
-    return model
-
-
-def exported(piece: Piece, *, dynamic: bool) -> ExportedProgram:
-    """A piece as PyTorch's own exported program."""
-    dims = None
-    if dynamic:
-        batch = Dim("batch", min=1)
-        dims = (tuple({0: batch} if port.per_sample else None for port in piece.graph.inputs),)
-    example = tuple(value.clone() for value in piece.example)
-    with evaluating(piece.module):
-        program = torch.export.export(piece.module, example, dynamic_shapes=dims, strict=False)
-        module = program.module(check_guards=False)
-        if isinstance(module, GraphModule) and replace_pooling(module):
-            flat = None if dims is None else dims[0]  # its forward has a parameter for each value
-            program = torch.export.export(module, example, dynamic_shapes=flat, strict=False)
-    return program
-
-
-@contextmanager
-def contained_warnings() -> Iterator[None]:
-    """PyTorch's exporter warns of its own deprecated calls and logs what it left as it was."""
-    logs = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")]
-    levels = [log.level for log in logs]
-    try:
-        for log in logs:
-            log.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-
-
-def _strip(graph: GraphProto) -> None:
-    """Take out names of files and lines of the model's source, which the exporter notes everywhere."""
-    for each in graphs(graph):
-        for part in (each, *each.input, *each.output, *each.value_info, *each.initializer, *each.node):
+    for graph in graphs(model.graph):  # the exporter notes files and lines of the model's source everywhere
+        inside = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
+        for part in (graph, *inside):
             part.doc_string = ""
             del part.metadata_props[:]
-
-
-def summary(error: BaseException) -> str:
-    """The first line of what an error was caused by."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    for each in (model, *model.functions):
+        del each.metadata_props[:]
+    return model

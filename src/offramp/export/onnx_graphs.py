@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offramp.export.manifest import BATCH, MASK, ExitGraph, Port, SpanGraph
+from offramp.export.manifest import BATCH, MASK, Graph, Port, SpanGraph
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -20,11 +20,7 @@ _ALIGNED = 64
 
 
 class Weights:
-    """Moves weights out of models into one file; equal ones are stored once.
-
-    Args:
-        path: of the file; its name is what models refer to.
-    """
+    """Moves weights of models into one file, which they refer to by name; equal ones are stored once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._known, self._size = path, dict[bytes, int](), 0
@@ -51,38 +47,37 @@ def fuse(parts: Sequence[tuple[SpanGraph, ModelProto]]) -> tuple[SpanGraph, Mode
     from onnx import GraphProto, helper
 
     (first, model), (last, _) = parts[0], parts[-1]
-    inputs = first.inputs + tuple(port for port in last.inputs if port.name == MASK)
+    inputs = (*first.inputs, *last.inputs[-1:]) if last.masked else first.inputs
     graph, names = GraphProto(name="span"), [port.name for port in first.inputs]
-    for span, each in parts:
-        found = [port.name for port in span.outputs]
-        place(graph, each, span, names, found, f"span_{span.start}_{span.stop}/")
+    for part, each in parts:
+        found = [port.name for port in part.outputs]
+        place(graph, each, part, names, found, f"span_{part.start}_{part.stop}/")
         names = found
     graph.input.extend(map(value, inputs))
     graph.output.extend(map(value, last.outputs))
     made = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    file = f"span-{first.start}-{last.stop}.onnx"
-    return SpanGraph(file, first.start, last.stop, inputs, last.outputs), made
+    span = SpanGraph(
+        file=f"span-{first.start}-{last.stop}.onnx",
+        inputs=inputs,
+        outputs=last.outputs,
+        start=first.start,
+        stop=last.stop,
+    )
+    return span, made
 
 
 def place(
     graph: GraphProto,
     model: ModelProto,
-    piece: SpanGraph | ExitGraph,
+    piece: Graph,
     activations: Sequence[str],
     found: Sequence[str],
     prefix: str,
     mask: str = MASK,
 ) -> None:
-    """Add a model's operations and weights to a graph.
+    """Add a model's operations and weights to a graph, whose values ``activations`` and ``mask`` it takes.
 
-    Args:
-        graph: to add to.
-        model: what to add.
-        piece: what the model is.
-        activations: values of the graph that were handed over where the piece begins.
-        found: what its results are called in the graph.
-        prefix: of all other names.
-        mask: the value that tells real tokens from padding.
+    Its results are called ``found`` in the graph; all its other names get a prefix.
     """
     from onnx import GraphProto
 

@@ -57,11 +57,9 @@ class OrtEngine(ChainEngine):
 
 @dataclass(frozen=True)
 class _Setting:
-    """A configuration as one graph takes it.
+    """A configuration as one graph takes it: the threshold of each of E exits, (E,), +inf where it is off.
 
-    Args:
-        thresholds: (E,) float32, +inf where an exit is off.
-        spent: (P + 1,) cost of leaving at each position, enabled heads before it included.
+    ``spent``, (P + 1,), is the cost of leaving at each position, enabled heads before it included.
     """
 
     thresholds: npt.NDArray[np.float32]
@@ -84,6 +82,7 @@ class OrtSingle(ExportedEngine[_Setting]):
     """
 
     kind = "onnx-single"
+    one_by_one = True
 
     def __init__(
         self,
@@ -99,32 +98,24 @@ class OrtSingle(ExportedEngine[_Setting]):
 
     def _build(self, config: ExitConfig) -> _Setting:
         thresholds = np.full(len(self.export.exits), np.inf, np.float32)
-        order = {(each.position, each.head): i for i, each in enumerate(self.export.exits)}
+        order = [(each.position, each.head) for each in self.export.exits]
         spent = self.costs.backbone.copy()
         for position, head, threshold in self.export.resolve(config):
-            thresholds[order[position, head]] = threshold
+            thresholds[order.index((position, head))] = threshold
             if threshold < np.inf:  # one that is off is not computed
                 spent[position:] += self.costs.heads[position, head]
         return _Setting(thresholds, spent)
 
     def _answer(self, plan: _Setting, values: list[Array]) -> tuple[OrtOutput, float]:
         names = [port.name for port in self.export.signature.inputs]
-        feeds: dict[str, Array] = {"thresholds": plan.thresholds}
-        found = []
-        for row in range(len(values[0])):
-            feeds |= {name: value[row : row + 1] for name, value in zip(names, values, strict=True)}
-            found.append(self._session.run(_ANSWER, feeds))
-        outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        feeds = {"thresholds": plan.thresholds, **dict(zip(names, values, strict=True))}
+        outputs, position, confidence = self._session.run(_ANSWER, feeds)
         at = position.astype(np.int64)
         return OrtOutput(outputs, at, confidence), float(plan.spent[at].sum())
 
 
 def runtime() -> Any:
-    """ONNX Runtime.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The module onnxruntime; a ``MissingExtraError`` if it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -145,11 +136,7 @@ def session_options(threads: int | None = None) -> Any:
 
 
 def open_session(path: Path, options: Any) -> Any:
-    """A session on the CPU.
-
-    Raises:
-        ArtifactError: ONNX Runtime refuses the file.
-    """
+    """A session on the CPU; an ``ArtifactError`` if ONNX Runtime refuses the file."""
     ort = runtime()
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -158,11 +145,7 @@ def open_session(path: Path, options: Any) -> Any:
 
 
 def load_graph(path: Path, graph: SpanGraph | ExitGraph, options: Any) -> Call:
-    """A graph, to be called with its inputs in order.
-
-    Raises:
-        ArtifactError: ONNX Runtime refuses the file.
-    """
+    """A graph, called with its inputs in order; an ``ArtifactError`` if ONNX Runtime refuses the file."""
     session = open_session(path, options)
     wanted, names = [port.name for port in graph.outputs], [port.name for port in graph.inputs]
 

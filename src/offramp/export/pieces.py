@@ -6,8 +6,9 @@ configuration is a chain of them; only heads that some configuration uses are ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,19 +18,12 @@ from offramp.core import Frontier, resolve
 from offramp.errors import InputError
 from offramp.export.manifest import BATCH, MASK, ExitGraph, Port, Signature, SpanGraph, every_config
 from offramp.graph import Span, evaluating
-from offramp.network import ExitNetwork, InputExit
+from offramp.network import ExitFn, ExitNetwork, InputExit
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One graph to write.
-
-    Args:
-        graph: how the folder will describe it; its file has no ending yet.
-        module: what it computes.
-        example: what it is called with, at the example's batch size.
-        results: what it gives for that.
-    """
+    """One graph to write: a module, an example of its inputs, and its results for that."""
 
     graph: SpanGraph | ExitGraph
     module: nn.Module
@@ -38,7 +32,7 @@ class Piece:
 
 
 class SpanModule(nn.Module):
-    """A span with its parameters as buffers; what it is handed is left as it is."""
+    """A span with its parameters as buffers; the activations it takes are left as they are."""
 
     def __init__(self, span: Span) -> None:
         super().__init__()
@@ -47,44 +41,35 @@ class SpanModule(nn.Module):
             self.register_buffer(name, owner[key].detach())
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """What was handed on to what is handed on next, or to the model's flat outputs."""
+        """Activations at its start to those at its end, or to the model's flat outputs."""
         parameters = [getattr(self, name) for name in self._names]
         found: tuple[Tensor, ...] = self.body(*[value.clone() for value in values], *parameters)
         return found
 
 
-class LastModule(nn.Module):
-    """The last span, up to outputs and confidence; the mask comes last where the confidence wants it."""
+class AnswerModule(nn.Module):
+    """An exit, or the last span as column 0 of position P, with its confidence.
 
-    def __init__(self, net: ExitNetwork, start: int) -> None:
+    ``outputs_fn`` takes activations and mask to outputs; ``parts`` are the modules it runs: what they hold
+    belongs to the graph.
+    """
+
+    def __init__(
+        self, net: ExitNetwork, position: int, column: int, outputs_fn: ExitFn, **parts: nn.Module
+    ) -> None:
         super().__init__()
-        last = len(net.positions)
-        self.span, self.calibrator = SpanModule(net.partition.span(start, last)), _calibrator(net, last, 0)
-        self._to_outputs, self._sure, self._task = net.answer, net.confidence_of(last), net.task
-        self._masked = wants_mask(net, last, 0)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.calibrator = dict(net.calibrators).get(f"{position}|{column}")
+        self._outputs_fn, self._confidence_fn = outputs_fn, net.confidence_of(position, column)
+        self._task = net.task
+        self.masked = wants_mask(net, position, column)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
-        """(outputs (B, K), confidence (B,))."""
-        activations, mask = _parted(values, self._masked)
-        outputs = self._to_outputs(self.span(*activations))
-        return self._task.answer(outputs), self._sure(outputs, mask)
-
-
-class ExitModule(nn.Module):
-    """A head with its confidence; the mask comes last where one of them wants it."""
-
-    def __init__(self, net: ExitNetwork, position: int, column: int) -> None:
-        super().__init__()
-        self.head = net.head(position, net.head_names[column])
-        self.calibrator = _calibrator(net, position, column)
-        self._ask, self._sure = net.exit_fn(position, column), net.confidence_of(position, column)
-        self._task, self._masked = net.task, wants_mask(net, position, column)
-
-    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
-        """(outputs (B, K), confidence (B,))."""
-        activations, mask = _parted(values, self._masked)
-        outputs = self._ask(activations, mask)
-        return self._task.answer(outputs), self._sure(outputs, mask)
+        """Activations, and the mask (B, L) where it is wanted, to (outputs (B, K), confidence (B,))."""
+        activations, mask = (values[:-1], values[-1] != 0) if self.masked else (values, None)
+        outputs = self._outputs_fn(activations, mask)
+        return self._task.answer(outputs), self._confidence_fn(outputs, mask)
 
 
 def wants_mask(net: ExitNetwork, position: int, column: int) -> bool:
@@ -104,11 +89,7 @@ def used_exits(net: ExitNetwork, frontier: Frontier) -> list[tuple[int, int]]:
 
 
 def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Signature:
-    """What a network takes and answers.
-
-    Raises:
-        InputError: there are not K names of classes.
-    """
+    """What a network takes and answers; an ``InputError`` if there are not K names of classes."""
     if classes is not None and len(classes) != net.outputs:
         raise InputError(f"classes: expected {net.outputs} names, one per output, got {len(classes)}")
     spec = net.partition.spec
@@ -131,11 +112,7 @@ def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Sign
 
 
 def check_exportable(net: ExitNetwork) -> None:
-    """Refuse networks that no export can hold.
-
-    Raises:
-        InputError: not a network, on a device, with packed layers, or of a dtype that NumPy lacks.
-    """
+    """Refuse, with an ``InputError``, what is no network, is not on the CPU, or has packed layers."""
     if not isinstance(net, ExitNetwork):
         raise InputError(f"export: expected a network from attach_exits, got a {type(net).__name__}")
     if net.partition.spec.device.type != "cpu":
@@ -150,80 +127,67 @@ def check_exportable(net: ExitNetwork) -> None:
         )
 
 
-def pieces(net: ExitNetwork, frontier: Frontier, samples: int | None = None) -> Iterator[Piece]:
+def pieces(
+    net: ExitNetwork, frontier: Frontier, ending: str = "", samples: int | None = None
+) -> Iterator[Piece]:
     """Spans and exits in order of position, the exits of a position before the span that begins there.
 
-    Args:
-        net: with trained heads, on the CPU.
-        frontier: whose configurations will run.
-        samples: of the example; None takes all.
+    ``ending`` is that of the files' names; ``samples`` of the example are used, None takes all.
     """
     values = tuple(value[:samples] for value in net.partition.flow.trace.example)
     exits, last = used_exits(net, frontier), len(net.positions)
-    masks = () if net.mask_input is None else (values[net.mask_input],)
+    mask = () if net.mask_input is None else (values[net.mask_input],)
     ports, activations = signature_of(net).inputs, values
     for start, stop in pairwise(sorted({0, *(position for position, _ in exits), last})):
         for column in (column for position, column in exits if position == start):
-            mask = masks if wants_mask(net, start, column) else ()
-            yield _exit(net, start, column, ports, activations, mask)
-        piece = _span(net, start, stop, ports, activations, masks)
-        yield piece
-        ports, activations = piece.graph.outputs, piece.results
+            head = net.head(start, net.head_names[column])
+            module = AnswerModule(net, start, column, net.exit_fn(start, column), head=head)
+            count = len(activations) if isinstance(head, InputExit) else 1
+            graph = partial(ExitGraph, file=f"exit-{start}-{column}{ending}", position=start, head=column)
+            yield _answering(graph, module, ports[:count], activations[:count], mask)
+        span = partial(SpanGraph, file=f"span-{start}-{stop}{ending}", start=start, stop=stop)
+        if stop == last:
+            yield _answering(span, _last_span(net, start), ports, activations, mask)
+        else:
+            per_sample = (True, *net.partition.cuts[stop - 1].carried_per_sample)
+            names = [(f"h{stop}_{i}", each) for i, each in enumerate(per_sample)]
+            piece = _piece(span, SpanModule(net.partition.span(start, stop)), ports, activations, names)
+            ports, activations = piece.graph.outputs, piece.results
+            yield piece
 
 
-def _exit(
-    net: ExitNetwork,
-    position: int,
-    column: int,
+def _last_span(net: ExitNetwork, start: int) -> AnswerModule:
+    last = len(net.positions)
+    span = SpanModule(net.partition.span(start, last))
+    return AnswerModule(net, last, 0, lambda activations, _mask: net.answer(span(*activations)), span=span)
+
+
+def _answering(
+    graph: Callable[..., SpanGraph | ExitGraph],
+    module: AnswerModule,
     ports: tuple[Port, ...],
     activations: tuple[Tensor, ...],
     mask: tuple[Tensor, ...],
 ) -> Piece:
-    given = isinstance(net.head(position, net.head_names[column]), InputExit)
-    count = len(activations) if given else 1
-    module, example = ExitModule(net, position, column), (*activations[:count], *mask)
-    results = _run(module, example)
-    inputs, outputs = (*ports[:count], *map(_mask_port, mask)), _answer_ports(results)
-    graph = ExitGraph(f"exit-{position}-{column}", position, column, inputs, outputs)
-    return Piece(graph, module, example, results)
+    if module.masked:
+        ports = (*ports, *(_port(MASK, value, True) for value in mask))
+        activations = (*activations, *mask)
+    return _piece(graph, module, ports, activations, [("outputs", True), ("confidence", True)])
 
 
-def _span(
-    net: ExitNetwork,
-    start: int,
-    stop: int,
-    ports: tuple[Port, ...],
-    activations: tuple[Tensor, ...],
-    masks: tuple[Tensor, ...],
+def _piece(
+    graph: Callable[..., SpanGraph | ExitGraph],
+    module: nn.Module,
+    inputs: tuple[Port, ...],
+    example: tuple[Tensor, ...],
+    results: Sequence[tuple[str, bool]],
 ) -> Piece:
-    name, last = f"span-{start}-{stop}", len(net.positions)
-    if stop == last:
-        mask = masks if wants_mask(net, last, 0) else ()
-        module, example = LastModule(net, start), (*activations, *mask)
-        results = _run(module, example)
-        graph = SpanGraph(name, start, stop, (*ports, *map(_mask_port, mask)), _answer_ports(results))
-        return Piece(graph, module, example, results)
-    span = SpanModule(net.partition.span(start, stop))
-    results = _run(span, activations)
-    per_sample = (True, *net.partition.cuts[stop - 1].carried_per_sample)
-    outputs = tuple(
-        _port(f"h{stop}_{i}", value, each)
-        for i, (value, each) in enumerate(zip(results, per_sample, strict=True))
-    )
-    return Piece(SpanGraph(name, start, stop, ports, outputs), span, activations, results)
-
-
-def _run(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A module with its results on the example; of each result, ``results`` has (name, per sample)."""
     with evaluating(module):
-        return tuple(module(*[value.clone() for value in example]))
-
-
-def _answer_ports(results: tuple[Tensor, ...]) -> tuple[Port, ...]:
-    return tuple(_port(*each, True) for each in zip(("outputs", "confidence"), results, strict=True))
-
-
-def _mask_port(value: Tensor) -> Port:
-    return _port(MASK, value, True)
+        values = tuple(module(*[value.clone() for value in example]))
+    pairs = zip(results, values, strict=True)
+    outputs = tuple(_port(name, value, per_sample) for (name, per_sample), value in pairs)
+    return Piece(graph(inputs=inputs, outputs=outputs), module, example, values)
 
 
 def _port(name: str, value: Tensor, per_sample: bool) -> Port:
@@ -231,23 +195,8 @@ def _port(name: str, value: Tensor, per_sample: bool) -> Port:
     return Port(name, (BATCH, *shape[1:]) if per_sample else shape, _dtype(value.dtype))
 
 
-def _parted(values: tuple[Tensor, ...], masked: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """What was handed over, and the mask (B, L) bool."""
-    return (values[:-1], values[-1] != 0) if masked else (values, None)
-
-
-def _calibrator(net: ExitNetwork, position: int, column: int) -> nn.Module | None:
-    """What the confidence learned, if anything: its buffers belong to the graph."""
-    key = f"{position}|{0 if position == len(net.positions) else column}"
-    return dict(net.calibrators).get(key)
-
-
 def _dtype(dtype: torch.dtype) -> str:
-    """NumPy's name of a dtype.
-
-    Raises:
-        InputError: NumPy has none.
-    """
+    """NumPy's name of a dtype; an ``InputError`` if it has none."""
     try:
         return str(torch.empty(0, dtype=dtype).numpy().dtype)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Whether an exported graph gives what PyTorch gives: asked of the runtime itself."""
+"""Whether an exported graph gives what PyTorch gives, found out by running it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.export.engine import Array, Call
-from offramp.export.manifest import ExitGraph, Port, Signature
+from offramp.export.manifest import ExitGraph, Graph, Signature
 from offramp.export.pieces import Piece
 from offramp.graph import evaluating
 
@@ -22,48 +22,45 @@ _NAMES = ("outputs", "confidence")
 
 
 class Check:
-    """Compares graphs one by one and remembers the largest difference.
+    """Compares graphs with PyTorch one by one and remembers the largest difference.
 
-    Args:
-        runtime: its name and version, for those who look later.
-        tolerance: see ``TOLERANCE``.
+    A result that differs by more than ``TOLERANCE`` raises an ``InputError``. ``runtime`` is the name and
+    version of what runs the graphs, for those who look later.
     """
 
-    def __init__(self, runtime: str, tolerance: float = TOLERANCE) -> None:
-        self.runtime, self.tolerance, self.largest = runtime, tolerance, 0.0
+    def __init__(self, runtime: str) -> None:
+        self.runtime, self.largest = runtime, 0.0
 
     def piece(self, piece: Piece, run: Call, *, dynamic: bool = True) -> None:
-        """Compare a graph with its module.
+        """Compare a graph with its module, on one sample and on one more than the example has.
 
         Args:
             piece: what was written.
             run: the graph, loaded by the runtime.
-            dynamic: whether it takes any batch: it is asked for one sample and for one more than the example
-                has, else for the example.
-
-        Raises:
-            InputError: a result differs by more than the tolerance.
+            dynamic: whether it takes any batch; else it is run on the example alone.
         """
-        for values in (_first(piece), _one_more(piece)) if dynamic else (list(piece.example),):
+        example = list(piece.example)
+        batches = [example]
+        if dynamic:
+            per_sample = [port.per_sample for port in piece.graph.inputs]
+            pairs = list(zip(example, per_sample, strict=True))
+            first = [value[:1] if each else value for value, each in pairs]
+            more = [torch.cat([value, value[:1]]) if each else value for value, each in pairs]
+            batches = [first, more]
+        for values in batches:
             with evaluating(piece.module):
                 wanted = piece.module(*[value.clone() for value in values])
-            self.values(piece.graph.file, piece.graph.outputs, wanted, run([v.numpy() for v in values]))
+            self.values(piece.graph, wanted, run([value.numpy() for value in values]))
 
     def single(self, pieces: Sequence[Piece], signature: Signature, session: Any) -> None:
-        """Compare one graph of everything: all exits off, then each alone with every sample leaving.
+        """Compare one graph of everything, loaded by ONNX Runtime, with pieces for one sample.
 
-        Args:
-            pieces: for one sample.
-            signature: of the network.
-            session: the graph, loaded by ONNX Runtime.
-
-        Raises:
-            InputError: a result differs by more than the tolerance.
+        First all exits are off, then each alone is on with every sample leaving.
         """
         exits = [(piece, each.position) for piece in pieces if isinstance(each := piece.graph, ExitGraph)]
         inputs = {p.name: v.numpy() for p, v in zip(signature.inputs, pieces[0].example, strict=False)}
-        asked = [None, *(i for i, (each, _) in enumerate(exits) if bool(each.results[1].isfinite().all()))]
-        for index in asked:
+        finite = [i for i, (each, _) in enumerate(exits) if bool(each.results[1].isfinite().all())]
+        for index in (None, *finite):
             thresholds = np.full(len(exits), np.inf, np.float32)
             piece, position = pieces[-1], len(signature.positions)
             if index is not None:
@@ -75,20 +72,14 @@ class Check:
             for name, want, got in zip(_NAMES, piece.results, (outputs, confidence), strict=True):
                 self._compare(f"{what}: {name}", want.numpy(), got)
 
-    def values(
-        self, file: str, ports: Sequence[Port], wanted: Sequence[Tensor], got: Sequence[Array]
-    ) -> None:
-        """Compare a graph's results with the wanted ones.
-
-        Raises:
-            InputError: one differs by more than the tolerance.
-        """
-        for port, want, have in zip(ports, wanted, got, strict=True):
-            self._compare(f"{file}: {port.name}", want.numpy(), have)
+    def values(self, graph: Graph, wanted: Sequence[Tensor], got: Sequence[Array]) -> None:
+        """Compare a graph's results with the wanted ones."""
+        for port, want, have in zip(graph.outputs, wanted, got, strict=True):
+            self._compare(f"{graph.file}: {port.name}", want.numpy(), have)
 
     def found(self) -> dict[str, Any]:
         """What was compared, as plain JSON values."""
-        return {"runtime": self.runtime, "tolerance": self.tolerance, "largest_difference": self.largest}
+        return {"runtime": self.runtime, "tolerance": TOLERANCE, "largest_difference": self.largest}
 
     def _compare(self, what: str, wanted: Array, got: Array) -> None:
         if wanted.shape != got.shape or wanted.dtype != got.dtype:
@@ -97,10 +88,10 @@ class Check:
                 f"gives {got.dtype}{list(got.shape)}; cut the model elsewhere, or run it with offramp.Engine"
             )
         difference = distance(wanted, got)
-        if not difference <= self.tolerance:
+        if not difference <= TOLERANCE:
             raise InputError(
                 f"export: {what}: {self.runtime} differs from PyTorch by {difference:.2g}, expected at most "
-                f"{self.tolerance:g} of the largest value; cut the model elsewhere, or run it with "
+                f"{TOLERANCE:g} of the largest value; cut the model elsewhere, or run it with "
                 "offramp.Engine"
             )
         self.largest = max(self.largest, difference)
@@ -117,17 +108,3 @@ def distance(wanted: Array, got: Array) -> float:
     finite = np.abs(a[np.isfinite(a)])
     found = float(np.nan_to_num(apart, nan=np.inf).max())
     return found / max(1.0, float(finite.max()) if finite.size else 1.0)
-
-
-def _first(piece: Piece) -> list[Tensor]:
-    return _rows(piece, slice(0, 1))
-
-
-def _one_more(piece: Piece) -> list[Tensor]:
-    pairs = zip(_rows(piece, slice(None)), _first(piece), piece.graph.inputs, strict=True)
-    return [torch.cat([every, first]) if port.per_sample else every for every, first, port in pairs]
-
-
-def _rows(piece: Piece, rows: slice) -> list[Tensor]:
-    pairs = zip(piece.example, piece.graph.inputs, strict=True)
-    return [value[rows] if port.per_sample else value for value, port in pairs]

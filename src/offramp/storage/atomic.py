@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written beside their place, flushed, then renamed.
 
-with whole_file(path) as temporary: ...      # renamed to path only if the block succeeds
-with whole_folder(path) as temporary: ...    # the same for a folder and everything in it
+with atomic_write(path) as temporary: ...     # renamed to path only if the block succeeds
+with atomic_folder(path) as temporary: ...    # the same for a folder and everything in it
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {_advice(error)}") from error
+        raise StorageError(_refusal(error, path)) from error
     except SafetensorError as error:  # the safetensors writer reports I/O errors as text
         raise StorageError(f"cannot write {path}: {error}; check free space and permissions") from error
 
 
-def _advice(error: OSError) -> str:
+def _refusal(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left on the device; free some or choose another folder"
+        return f"no space left on the device: {path}; free some or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "no permission; choose a folder you may write to"
+        return f"permission denied: {path}; choose a folder you may write to"
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return "a file is where a folder is expected, or the reverse; choose another path"
-    return error.strerror or str(error)
+        return (
+            f"cannot write {path}: a file is where a folder is expected, or the reverse; choose another path"
+        )
+    return f"cannot write {path}: {error.strerror or error}"
 
 
 def temporary_sibling(path: Path) -> Path:

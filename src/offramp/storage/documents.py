@@ -18,13 +18,13 @@ def canonical(document: Mapping[str, Any]) -> str:
     return _json(document, sort_keys=True)
 
 
-def dump_document(document: Mapping[str, Any]) -> str:
-    """JSON text for people to read, in the document's own order.
+def dump_document(document: Mapping[str, Any], *, sort_keys: bool = False) -> str:
+    """JSON text for people to read, in the document's own order or sorted by key.
 
     Raises:
         InputError: a value is not a plain, finite JSON value.
     """
-    return _json(document, indent=1) + "\n"
+    return _json(document, indent=1, sort_keys=sort_keys) + "\n"
 
 
 def _json(document: Mapping[str, Any], **options: Any) -> str:
@@ -35,7 +35,7 @@ def _json(document: Mapping[str, Any], **options: Any) -> str:
 
 
 def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
-    """Parse a versioned JSON document of ours.
+    """Parse a versioned JSON document of this package.
 
     Raises:
         ArtifactError: not JSON, of another format, or of a version this release does not know.

@@ -1,0 +1,141 @@
+"""What all exporters share: the order of the checks, the exported programs, the folder and its manifest."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from offramp._progress import progress_bar
+from offramp._version import __version__
+from offramp.core import CostTable, Frontier
+from offramp.errors import InputError
+from offramp.export.adaptive_pooling import replace_pooling
+from offramp.export.manifest import ExitGraph, Export, SpanGraph, check_replaceable, write_export
+from offramp.export.pieces import Piece, check_exportable, pieces, signature_of
+from offramp.export.verify import Check
+from offramp.graph import evaluating
+from offramp.network import ExitNetwork
+from offramp.storage import atomic_folder
+
+WriteGraphs = Callable[[Path, Export, Iterator[Piece], Check], Export]
+"""Writes every piece into a folder and compares it with PyTorch; the export, with what it changed in it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime to write a network for.
+
+    Args:
+        kind: "onnx", "onnx-single" or "executorch".
+        write: writes the graphs.
+        runtime: name and version of what the graphs are compared on.
+        ending: of the files' names.
+        samples: of the example that graphs are made with; None takes all.
+        made_with: versions to note beside those of offramp and torch.
+    """
+
+    kind: str
+    write: WriteGraphs
+    runtime: str
+    ending: str = ""
+    samples: int | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_folder(
+    target: Target,
+    net: ExitNetwork,
+    frontier: Frontier,
+    costs: CostTable,
+    path: str | Path,
+    classes: Sequence[str] | None,
+    progress: bool | None,
+) -> Export:
+    """Write an exported network, whole or not at all: what the exporters of all runtimes have in common.
+
+    Raises:
+        InputError: a network that no export can hold, or what the target's runtime refuses.
+        StorageError: the folder cannot be written, or holds something else.
+    """
+    check_exportable(net)
+    check_replaceable(Path(path))
+    signature, check = signature_of(net, classes), Check(target.runtime)
+    found = list(pieces(net, frontier, target.ending, target.samples))
+    graphs = [piece.graph for piece in found]
+    export = Export(
+        kind=target.kind,
+        signature=signature,
+        frontier=frontier,
+        costs=costs,
+        spans=tuple(graph for graph in graphs if isinstance(graph, SpanGraph)),
+        exits=tuple(graph for graph in graphs if isinstance(graph, ExitGraph)),
+    )
+    versions = {"offramp": __version__, "torch": str(torch.__version__), **target.made_with}
+    with atomic_folder(Path(path)) as folder, progress_bar("Writing graphs", len(found), progress) as advance:
+        export = target.write(folder, export, _advancing(found, advance), check)
+        write_export(folder, replace(export, check=check.found()), versions)
+    return replace(export, check=check.found())
+
+
+def _advancing(found: Sequence[Piece], advance: Callable[[int], None]) -> Iterator[Piece]:
+    for done, piece in enumerate(found, start=1):
+        yield piece
+        advance(done)
+
+
+def exported(piece: Piece, *, dynamic: bool) -> ExportedProgram:
+    """A piece as PyTorch's own exported program, for any batch size or for that of the piece's example."""
+    dims = None
+    if dynamic:
+        batch = Dim("batch", min=1)
+        dims = (tuple({0: batch} if port.per_sample else None for port in piece.graph.inputs),)
+    example = tuple(value.clone() for value in piece.example)
+    with evaluating(piece.module):
+        program = torch.export.export(piece.module, example, dynamic_shapes=dims, strict=False)
+        module = program.module(check_guards=False)
+        if isinstance(module, GraphModule) and replace_pooling(module):
+            flat = None if dims is None else dims[0]  # its forward has a parameter for each value
+            program = torch.export.export(module, example, dynamic_shapes=flat, strict=False)
+    return program
+
+
+@contextmanager
+def compiling(piece: Piece, target: str, instead: str, *loggers: str) -> Iterator[None]:
+    """Quiet a compiler; its errors become an ``InputError`` that names the piece and what to do instead."""
+    try:
+        with quiet(*loggers):
+            yield
+    except Exception as error:  # the exporters have many classes of them
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        summary = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:300]
+        raise InputError(
+            f"export: {piece.graph.file} cannot be written {target}: {summary}; cut the model elsewhere, or "
+            f"{instead}"
+        ) from error
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Exporters warn of their own deprecated calls, and log what they left as it was or could not load."""
+    names = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export", *loggers)
+    logs = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in logs]
+    try:
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
