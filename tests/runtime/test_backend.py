@@ -17,6 +17,7 @@ import toys
 import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
+from offramp.graph import Span
 from offramp.network.network import ExitNetwork
 from offramp.runtime.backend import SpanProvider, difference
 from offramp.runtime.execution import Execution
@@ -60,16 +61,16 @@ def attached(name: str) -> tuple[ExitNetwork, Callable[..., Any]]:
 
 
 def chain(runner: SpanProvider, values: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """What every segment hands on, and last the answer."""
+    """The results of every segment, and last the answer."""
     spans = [runner.span(i, i + 1) for i in range(len(runner.net.positions))]
-    activations, found = runner.enter([value.clone() for value in values]), []
+    activations, found = tuple(value.clone() for value in values), []
     with torch.inference_mode():
         for span in spans:
             activations = span(*activations)
             found.append(
                 tuple(value.clone() if isinstance(value, Tensor) else value for value in activations)
             )
-        return [*found[:-1], (runner.answer(activations),)]
+        return [*found[:-1], (runner.exit_fn(len(runner.net.positions))(activations, None),)]
 
 
 def flat(net: ExitNetwork, draw: Callable[..., Any], batch: int) -> list[Tensor]:
@@ -81,13 +82,17 @@ def far(net: ExitNetwork, execution: Execution, values: list[Tensor]) -> float:
     return max(difference(a, b) for found, wanted in pairs for a, b in zip(found, wanted, strict=True))
 
 
-def test_the_plain_way_is_the_partition_itself() -> None:
+def test_the_eager_backend_is_the_partition_itself() -> None:
     net = small.network()
-    runner = SpanProvider(net)
-    assert runner.execution == Execution()
-    assert (runner.span, runner.exit_fn, runner.answer) == (net.partition.span, net.exit_fn, net.answer)
+    provider, last = SpanProvider(net), len(net.positions)
+    assert provider.execution == Execution()
+    assert type(provider.span(0, 1)) is Span
+    assert provider.span(0, 1).slots == net.partition.span(0, 1).slots
     values = [small.inputs(count=5)]
-    assert torch.equal(chain(runner, values)[-1][0], net(values[0]))
+    with torch.inference_mode():
+        results = provider.span(0, last)(*values)
+        assert torch.equal(net.exit_fn(last)(results, None), net(values[0]))
+    assert torch.equal(chain(provider, values)[-1][0], net(values[0]))
 
 
 @pytest.mark.parametrize(("name", "execution"), PAIRS, ids=[f"{name}-{way.name}" for name, way in PAIRS])
@@ -219,7 +224,7 @@ def test_a_way_that_is_too_coarse_is_refused() -> None:
         SpanProvider(net, BFLOAT16).span(0, len(net.positions))
     said = str(error.value)
     assert said.startswith(
-        "Execution(dtype='bfloat16'): from 'input' to 'output' expected outputs within 0.05 of the plain ones"
+        "cannot run the span from 'input' to 'output' in bfloat16: expected outputs within 0.05 of the eager ones"
     )
     assert said.endswith("this model needs more than bfloat16; try dtype=None")
 
@@ -227,7 +232,7 @@ def test_a_way_that_is_too_coarse_is_refused() -> None:
 def test_a_way_that_cannot_be_computed_is_refused() -> None:
     net = hard(lambda x: x * torch.linalg.inv(x[:, :, None] * x[:, None] + torch.eye(8)).sum(1))
     with pytest.raises(
-        InputError, match=r"expected operations that can be computed so; got .*try dtype=None"
+        InputError, match=r"in bfloat16: expected operations that support it, got .*try dtype=None"
     ):
         SpanProvider(net, BFLOAT16).span(0, len(net.positions))
 

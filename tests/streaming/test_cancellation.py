@@ -96,7 +96,7 @@ def soak(net: offramp.ExitNetwork, x: Tensor, configs: list[ExitConfig], count: 
                     each.cancel()
                 recent.clear()
         assert engine.drain(LONG)
-        capacity = sum(slab._rows.numel() for s in engine._worker._stations.values() for slab in s._kept)
+        capacity = sum(buffer._rows.numel() for s in engine._worker._stages.values() for buffer in s._kept)
     return engine.stats(), ends, capacity
 
 

@@ -106,7 +106,7 @@ def test_nobody_is_left_waiting_when_the_thread_dies(net, x, monkeypatch) -> Non
     engine = StreamEngine(net, never(net))
     with held(engine, x[0]):
         futures = [engine.submit(each) for each in x[:40]]
-        monkeypatch.setattr("offramp.stream_worker.choose", broken)
+        monkeypatch.setattr("offramp.streaming.worker.choose", broken)
     for future in futures:
         with pytest.raises(RuntimeError, match="broken"):
             future.result(LONG)
@@ -152,7 +152,7 @@ def test_closing_may_give_up_what_waits(net, x) -> None:
         futures = [engine.submit(each) for each in x[:5]]
         closing = threading.Thread(target=lambda: engine.close(cancel=True))
         closing.start()
-        while not engine._worker.entrance.closed:
+        while not engine._worker.admission.closed:
             time.sleep(0.001)
     closing.join(LONG)
     assert all(future.cancelled() for future in futures)
@@ -188,7 +188,7 @@ def test_those_who_wait_for_a_place_hear_that_it_closes(net, x) -> None:
         engine.submit(x[0])
         shut_out = threading.Thread(target=submit)
         shut_out.start()
-        while not engine._worker.entrance._shut_out:
+        while not engine._worker.admission._blocked:
             time.sleep(0.001)
         closing = threading.Thread(target=engine.close)
         closing.start()

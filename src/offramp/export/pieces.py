@@ -59,9 +59,9 @@ class LastModule(nn.Module):
     def __init__(self, net: ExitNetwork, start: int) -> None:
         super().__init__()
         last = len(net.positions)
-        self.span, self.calibrator = SpanModule(net.partition.span(start, last)), _calibrator(net, last, 0)
+        self.span, self.calibrator = SpanModule(net.partition.span(start, last)), net.calibrator(last, 0)
         self._to_outputs, self._sure, self._task = net.answer, net.confidence_of(last), net.task
-        self._masked = wants_mask(net, last, 0)
+        self._masked = net.uses_mask(last, 0)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs (B, K), confidence (B,))."""
@@ -76,25 +76,15 @@ class ExitModule(nn.Module):
     def __init__(self, net: ExitNetwork, position: int, column: int) -> None:
         super().__init__()
         self.head = net.head(position, net.head_names[column])
-        self.calibrator = _calibrator(net, position, column)
+        self.calibrator = net.calibrator(position, column)
         self._ask, self._sure = net.exit_fn(position, column), net.confidence_of(position, column)
-        self._task, self._masked = net.task, wants_mask(net, position, column)
+        self._task, self._masked = net.task, net.uses_mask(position, column)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs (B, K), confidence (B,))."""
         activations, mask = _parted(values, self._masked)
         outputs = self._ask(activations, mask)
         return self._task.answer(outputs), self._sure(outputs, mask)
-
-
-def wants_mask(net: ExitNetwork, position: int, column: int) -> bool:
-    """Whether an exit, or the model's output at position P, needs to know which tokens are real."""
-    if net.mask_input is None:
-        return False
-    if net.task.per_token or position == len(net.positions):
-        return net.task.per_token
-    spec, head = net.specs[position], net.head(position, net.head_names[column])
-    return spec is not None and spec.mask and bool(getattr(head, "uses_mask", False))
 
 
 def used_exits(net: ExitNetwork, frontier: Frontier) -> list[tuple[int, int]]:
@@ -125,7 +115,7 @@ def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Sign
         inputs=inputs,
         keyword=spec.keyword,
         mask=net.mask_input,
-        answer=Port("outputs", (BATCH, *net.answer_shape), _dtype(net._answer.dtype)),
+        answer=Port("outputs", (BATCH, *net.answer_shape), _dtype(net.output_field.dtype)),
         classes=None if classes is None else tuple(classes),
     )
 
@@ -164,7 +154,7 @@ def pieces(net: ExitNetwork, frontier: Frontier, samples: int | None = None) -> 
     ports, activations = signature_of(net).inputs, values
     for start, stop in pairwise(sorted({0, *(position for position, _ in exits), last})):
         for column in (column for position, column in exits if position == start):
-            mask = masks if wants_mask(net, start, column) else ()
+            mask = masks if net.uses_mask(start, column) else ()
             yield _exit(net, start, column, ports, activations, mask)
         piece = _span(net, start, stop, ports, activations, masks)
         yield piece
@@ -198,7 +188,7 @@ def _span(
 ) -> Piece:
     name, last = f"span-{start}-{stop}", len(net.positions)
     if stop == last:
-        mask = masks if wants_mask(net, last, 0) else ()
+        mask = masks if net.uses_mask(last, 0) else ()
         module, example = LastModule(net, start), (*activations, *mask)
         results = _run(module, example)
         graph = SpanGraph(name, start, stop, (*ports, *map(_mask_port, mask)), _answer_ports(results))
@@ -234,12 +224,6 @@ def _port(name: str, value: Tensor, per_sample: bool) -> Port:
 def _parted(values: tuple[Tensor, ...], masked: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """What was handed over, and the mask (B, L) bool."""
     return (values[:-1], values[-1] != 0) if masked else (values, None)
-
-
-def _calibrator(net: ExitNetwork, position: int, column: int) -> nn.Module | None:
-    """What the confidence learned, if anything: its buffers belong to the graph."""
-    key = f"{position}|{0 if position == len(net.positions) else column}"
-    return dict(net.calibrators).get(key)
 
 
 def _dtype(dtype: torch.dtype) -> str:

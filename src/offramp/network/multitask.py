@@ -1,6 +1,6 @@
 """Several tasks over one backbone: one partition, one network of exits per task.
 
-    labels_of(loader, "what")  ─▶ train_exits, record_outputs, search: each task as ever, its own frontier
+    labels_of(loader, "what")  ─▶ train_exits, record_outputs, search: each task by itself, its own frontier
     attach_tasks(model, ...)   ─▶ {"what": network, "where": network}   (traced once, segments shared)
                                         └─▶ MultiEngine: one call answers what is asked for
 
@@ -17,11 +17,11 @@ from torch import nn
 
 from offramp.core import names_of
 from offramp.data import LABEL_KEYS
-from offramp.errors import InputError, PartitionError
-from offramp.graph import INPUT, partition
-from offramp.network.attach import check_exits, network_on
+from offramp.errors import InputError
+from offramp.graph import INPUT
+from offramp.network.attach import check_options, cut_model, is_name, network_on
 from offramp.network.network import ExitNetwork
-from offramp.tasks import as_task, check_confidence
+from offramp.tasks import Task
 
 OPTIONS = ("heads", "task", "confidence", "output", "input_exits", "mask", "seed")
 """What may differ between tasks: these options of ``attach_exits``."""
@@ -44,7 +44,7 @@ def attach_tasks(
             input_exits, mask, seed. Where the model returns a dict with the task's name in it, that is
             ``output`` unless given.
         cuts: as in ``attach_exits``, the same for all tasks.
-        layouts: likewise.
+        layouts: as in ``attach_exits``, the same for all tasks.
 
     Returns:
         Task -> network, each as from ``attach_exits``, all on one partition.
@@ -55,20 +55,13 @@ def attach_tasks(
         PartitionError: the model cannot be exported or cut.
     """
     check_names(tasks)
-    for name, options in tasks.items():
-        _check_options(name, options)
-    inner = {cut: layout for cut, layout in (layouts or {}).items() if cut != INPUT}
-    parts = partition(model, example_inputs, cuts=cuts, layouts=inner)
-    if not parts.cuts:
-        raise PartitionError(
-            f"{type(model).__name__}: found no place for an exit; offramp.partition(...).refused says why"
-        )
+    chosen = {name: _check_task(name, options) for name, options in tasks.items()}
+    parts = cut_model(model, example_inputs, cuts, layouts)
     structure = parts.pack(parts.flow.trace.outputs)
     keys = structure if isinstance(structure, Mapping) else ()
     networks = {}
     for name, options in tasks.items():
-        own = {"heads": "auto", **({"output": name} if name in keys else {}), **options}
-        own["task"] = as_task(options.get("task", "classification"))
+        own = {"heads": "auto", **({"output": name} if name in keys else {}), **options, "task": chosen[name]}
         try:
             networks[name] = network_on(parts, input_layout=(layouts or {}).get(INPUT), **own)
         except InputError as error:
@@ -85,23 +78,22 @@ def check_names(tasks: Mapping[str, object]) -> None:
     if not isinstance(tasks, Mapping) or not tasks:
         raise InputError(f"tasks: expected a dict such as {{'what': {{}}, 'where': {{}}}}, got {tasks!r:.80}")
     for name in tasks:
-        if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        if not is_name(name):
             raise InputError(f"tasks: expected names of letters, digits, '_' and '-'; got {name!r}")
 
 
-def _check_options(name: str, options: object) -> None:
+def _check_task(name: str, options: object) -> Task:
     if not isinstance(options, Mapping):
         raise InputError(f"tasks[{name!r}]: expected a dict of options, got a {type(options).__name__}")
-    unknown = [option for option in options if option not in OPTIONS]
-    if unknown:
-        shared = " (cuts and layouts are the same for all tasks)" if unknown[0] in ("cuts", "layouts") else ""
-        raise InputError(
-            f"tasks[{name!r}]: unknown option {unknown[0]!r}; known: {', '.join(OPTIONS)}{shared}"
-        )
+    unknown = next((option for option in options if option not in OPTIONS), None)
+    if unknown is not None:
+        shared = " (cuts and layouts are the same for all tasks)" if unknown in ("cuts", "layouts") else ""
+        raise InputError(f"tasks[{name!r}]: unknown option {unknown!r}; known: {', '.join(OPTIONS)}{shared}")
+    given = {key: options.get(key) for key in ("input_exits", "confidence")}
     try:  # before the model is traced, which may take a while
-        check_exits(options.get("heads", "auto"), options.get("input_exits"))
-        confidence = options.get("confidence") or as_task(options.get("task", "classification")).confidence
-        check_confidence(confidence)
+        return check_options(
+            options.get("heads", "auto"), task=options.get("task", "classification"), **given
+        )
     except InputError as error:
         raise InputError(f"tasks[{name!r}]: {error}") from error
 
