@@ -86,8 +86,7 @@ def test_the_eager_backend_is_the_partition_itself() -> None:
     net = small.network()
     provider, last = SpanProvider(net), len(net.positions)
     assert provider.execution == Execution()
-    assert type(provider.span(0, 1)) is Span
-    assert provider.span(0, 1).slots == net.partition.span(0, 1).slots
+    assert all(type(provider.span(i, i + 1)) is Span for i in range(last))
     values = [small.inputs(count=5)]
     with torch.inference_mode():
         results = provider.span(0, last)(*values)
