@@ -223,7 +223,8 @@ def test_a_way_that_is_too_coarse_is_refused() -> None:
         SpanProvider(net, BFLOAT16).span(0, len(net.positions))
     said = str(error.value)
     assert said.startswith(
-        "cannot run the span from 'input' to 'output' in bfloat16: expected outputs within 0.05 of the eager ones"
+        "cannot run the span from 'input' to 'output' in bfloat16: expected outputs within 0.05 of the eager "
+        "ones, relative to the largest; got"
     )
     assert said.endswith("this model needs more than bfloat16; try dtype=None")
 
