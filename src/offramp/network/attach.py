@@ -93,11 +93,7 @@ def attach_exits(
 def cut_model(
     model: nn.Module, example_inputs: object, cuts: str | Sequence[str], layouts: Mapping[str, str] | None
 ) -> Partition:
-    """``partition`` with at least one cut; a layout of the input is none of its business.
-
-    Raises:
-        PartitionError: the model cannot be exported or cut.
-    """
+    """``partition`` with at least one cut, or a PartitionError; a layout of the input is left out."""
     inner = {name: layout for name, layout in (layouts or {}).items() if name != INPUT}
     parts = partition(model, example_inputs, cuts=cuts, layouts=inner)
     if not parts.cuts:
@@ -158,12 +154,7 @@ def network_on(
 def check_options(
     heads: Heads, input_exits: InputExits | None, task: str | Task, confidence: str | None
 ) -> Task:
-    """The task, once all that can be refused before anything is known of the model has been.
-
-    Raises:
-        InputError: a kind, task or confidence is unknown, a name there twice or no name, or an exit at the
-            input is no module.
-    """
+    """The task; refuses, with an InputError, what cannot be meant whatever the model is."""
     _check_heads(heads)
     for name, module in (input_exits or {}).items():
         if not is_name(name):

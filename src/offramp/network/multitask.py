@@ -50,7 +50,7 @@ def attach_tasks(
         Task -> network, each as from ``attach_exits``, all on one partition.
 
     Raises:
-        InputError: no tasks, a name that is no plain word, an unknown option, or what ``attach_exits``
+        InputError: no tasks, a name that is no word, an unknown option, or what ``attach_exits``
             refuses, with the task's name.
         PartitionError: the model cannot be exported or cut.
     """
@@ -70,11 +70,7 @@ def attach_tasks(
 
 
 def check_names(tasks: Mapping[str, object]) -> None:
-    """Refuse names of tasks that cannot be keys and folders.
-
-    Raises:
-        InputError: no tasks, or a name that is no plain word.
-    """
+    """Refuse, with an InputError, no tasks and names of tasks that cannot be keys and folders."""
     if not isinstance(tasks, Mapping) or not tasks:
         raise InputError(f"tasks: expected a dict such as {{'what': {{}}, 'where': {{}}}}, got {tasks!r:.80}")
     for name in tasks:
@@ -89,10 +85,10 @@ def _check_task(name: str, options: object) -> Task:
     if unknown is not None:
         shared = " (cuts and layouts are the same for all tasks)" if unknown in ("cuts", "layouts") else ""
         raise InputError(f"tasks[{name!r}]: unknown option {unknown!r}; known: {', '.join(OPTIONS)}{shared}")
-    given = {key: options.get(key) for key in ("input_exits", "confidence")}
+    task = options.get("task", "classification")
     try:  # before the model is traced, which may take a while
         return check_options(
-            options.get("heads", "auto"), task=options.get("task", "classification"), **given
+            options.get("heads", "auto"), options.get("input_exits"), task, options.get("confidence")
         )
     except InputError as error:
         raise InputError(f"tasks[{name!r}]: {error}") from error

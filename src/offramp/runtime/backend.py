@@ -43,11 +43,7 @@ _ROWS = 4
 
 
 class SpanProvider:
-    """A network's spans and exits on one execution backend. Safe from any thread.
-
-    Args:
-        net: the network.
-        execution: how its spans are computed; None: eagerly, as the model does.
+    """A network's spans and exits on one execution backend (None: eager). Safe from any thread.
 
     Raises:
         InputError: the network cannot be computed this way.
@@ -63,9 +59,7 @@ class SpanProvider:
         self._converting = threading.Lock()
 
     def span(self, start: int, stop: int) -> SpanFn:
-        """The function of the positions between two; made once, here and now, never while it runs.
-
-        On backends other than the eager one it returns the answer alone at the model's output.
+        """The function between two positions, made once; unless eager, it ends with the answer alone.
 
         Raises:
             InputError: it cannot be made, or what it computes is too far from what the eager span does.

@@ -46,24 +46,18 @@ def take_leaving(
     return rows, outputs.index_select(0, index), confidence.index_select(0, index)
 
 
-def keep(activations: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
-    """The rows that stay, of the feature and of every carried tensor that has one row per sample."""
-    return (activations[0].index_select(0, stay), *_keep_carried(activations, stay, per_sample))
+def keep(values: Sequence[Any], stay: Tensor, per_sample: Sequence[bool]) -> Activations:
+    """The rows that stay, of every value that has one row per sample."""
+    pairs = zip(values, per_sample, strict=True)
+    return tuple(value.index_select(0, stay) if each else value for value, each in pairs)
 
 
 def close_gaps(
     activations: Activations, gone: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
 ) -> tuple[Activations, RowIndices]:
-    """Take out who leaves, in place where that is safe: only the last rows move, into the gaps.
+    """Take out who leaves, ``gone`` (B,): at least one, not all. Returns activations and where rows were before.
 
-    Args:
-        activations: results of a span.
-        gone: (B,) who leaves: at least one, not all.
-        owned: whether the feature may be changed.
-        per_sample: for each carried tensor, whether it has one row per sample.
-
-    Returns:
-        The activations of those who stay, and which of the B rows each of their rows was.
+    A feature that is ``owned`` is changed in place where it is dense: only the last rows move, into the gaps.
     """
     feature, count = activations[0], len(gone) - int(np.count_nonzero(gone))
     order = np.arange(count)
@@ -78,7 +72,7 @@ def close_gaps(
         feature = feature[:count]
     else:
         feature = feature.index_select(0, stay)
-    return (feature, *_keep_carried(activations, stay, per_sample)), order
+    return (feature, *keep(activations[1:], stay, per_sample)), order
 
 
 def _is_dense(value: Tensor) -> bool:
@@ -88,19 +82,12 @@ def _is_dense(value: Tensor) -> bool:
     )
 
 
-def _keep_carried(activations: Activations, stay: Tensor, per_sample: Sequence[bool]) -> Activations:
-    carried = zip(activations[1:], per_sample, strict=True)
-    return tuple(value.index_select(0, stay) if each else value for value, each in carried)
-
-
 class InParts:
     """A span over a large batch, run part by part: smaller pieces stay in the caches.
 
-    Args:
-        span: the function.
-        parts: by number of rows, in how many; more rows than it knows: parts as large as the best of these.
-        before: for each value the span takes, whether it has one row per sample.
-        after: the same for each that it returns; None at the model's output, where all that has rows does.
+    ``parts`` says in how many, by number of rows; more rows than it knows: parts as large as its best.
+    ``before`` and ``after`` say which values that the span takes and returns have one row per sample; at the
+    model's output (None) all do that have as many rows.
     """
 
     def __init__(
@@ -111,7 +98,7 @@ class InParts:
         self._before, self._after = tuple(before), after
 
     def __call__(self, *activations: Tensor) -> Activations:
-        """As the span itself."""
+        """Run the span, in parts where that is faster."""
         rows = len(activations[0])
         parts = self._parts[rows] if rows < len(self._parts) else -(-rows // self._largest)
         if parts == 1:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +31,16 @@ _ATEN = torch.ops.aten
 _NO_COMPILER = ("No working C++ compiler", "InvalidCxxCompiler", "working triton")
 
 
+_FORMATS = (torch.contiguous_format, torch.channels_last)
 _COMPILING = threading.Lock()  # of the whole process: compilers keep settings that threads share
 
 
 @dataclass(frozen=True)
 class CompiledSpan:
-    """A span as compiled code.
+    """A span as compiled code: one function for a single sample, one for batches of two and more.
 
-    Args:
-        one: for a single sample.
-        many: for batches of two and more.
-        strides: of each value it takes, the same for every batch size.
-        order: for each value it returns, its index among the results, or ~i for the i-th value it takes.
+    ``strides`` are those of each value it takes, at every batch size; ``order`` has, for each value returned,
+    its index among the results, or ~i for the i-th value it takes.
     """
 
     one: CompiledFn
@@ -54,7 +51,7 @@ class CompiledSpan:
     def __call__(self, *activations: Tensor) -> tuple[Tensor, ...]:
         """Run it, on any batch of at least one sample."""
         given = [
-            value if value.stride() == strides else _restrided(value, strides)
+            value if value.stride() == strides else _with_strides(value, strides)
             for value, strides in zip(activations, self.strides, strict=True)
         ]
         found = self.one(given) if len(activations[0]) == 1 else self.many(given)
@@ -69,15 +66,10 @@ def compile_span(
     per_sample: Sequence[bool],
     channels_last: bool,
 ) -> CompiledSpan:
-    """Compile an editable graph, which is used up; one at a time in this process.
+    """Compile an editable graph, which is used up, with "inductor" or "aot"; one at a time in this process.
 
-    Args:
-        found: the span.
-        parameters: where its parameters come from.
-        compiler: "inductor" or "aot".
-        example: what the span may be called with, a batch of two or more.
-        per_sample: for each of these, whether it has one row per sample.
-        channels_last: whether features that are images leave the span channels last.
+    ``example`` is what the span may be called with, a batch of two or more; ``per_sample`` says which of it has
+    one row per sample; ``channels_last`` is for features that are images.
 
     Raises:
         InputError: there is no compiler, or it does not take the span.
@@ -88,13 +80,19 @@ def compile_span(
     module, values = found.finish(parameters)
     bound = _bound(module, found, values)
     image = channels_last and found.takes_feature
-    many = tuple(_dense(value, image and i == 0) for i, value in enumerate(example))
+    formats = [image and i == 0 and value.ndim == 4 for i, value in enumerate(example)]
+    many = tuple(
+        value.clone(memory_format=_FORMATS[last]) for value, last in zip(example, formats, strict=True)
+    )
     one = tuple(value[:1].clone() if each else value for value, each in zip(many, per_sample, strict=True))
     build = _inductor if compiler == "inductor" else _aot
-    with _COMPILING, _errors_named(compiler), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        first, second = build(bound, one, None), build(bound, many, per_sample)
-    return CompiledSpan(first, second, tuple(value.stride() for value in many), tuple(order))
+    try:
+        with _COMPILING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            functions = build(bound, one, None), build(bound, many, per_sample)
+    except Exception as error:
+        raise _refusal(compiler, error) from error
+    return CompiledSpan(*functions, tuple(value.stride() for value in many), tuple(order))
 
 
 def _without_passed_on(found: EditableGraph) -> list[int]:
@@ -121,10 +119,9 @@ def _lay_out_results(found: EditableGraph, channels_last: bool) -> None:
     """Make results dense in memory."""
     graph, results = found.module.graph, list[Node]()
     for i, node in enumerate(found.results()):
-        image = channels_last and i == 0 and node.meta["val"].ndim == 4
-        order = torch.channels_last if image else torch.contiguous_format
+        order = {"memory_format": _FORMATS[channels_last and i == 0 and node.meta["val"].ndim == 4]}
         with graph.inserting_before(found.output):
-            results.append(graph.call_function(_ATEN.contiguous.default, (node,), {"memory_format": order}))
+            results.append(graph.call_function(_ATEN.contiguous.default, (node,), order))
         results[-1].meta = dict(node.meta)
     found.set_results(results)
 
@@ -144,13 +141,7 @@ def _bound(module: GraphModule, found: EditableGraph, values: Sequence[Tensor]) 
     return module
 
 
-def _dense(value: Tensor, image: bool) -> Tensor:
-    """A copy without gaps, laid out channels last if it is a feature that is an image."""
-    last = image and value.ndim == 4
-    return value.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _restrided(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _with_strides(value: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
 
 
@@ -186,18 +177,14 @@ def _aot(bound: GraphModule, values: Values, per_sample: Sequence[bool] | None) 
     return (lambda given: loaded(*given)) if run is None else run
 
 
-@contextmanager
-def _errors_named(compiler: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".strip()
-        if any(mark in text for mark in _NO_COMPILER):
-            raise InputError(
-                f"Execution(compile={compiler!r}): expected a C++ compiler (on a GPU, Triton), found none; "
-                "install g++ or clang, or name one in the variable CXX, or use compile=None"
-            ) from error
-        raise InputError(
-            f"Execution(compile={compiler!r}): expected operations that the compiler takes; it says: "
-            f"{text.splitlines()[0][:300]}; use compile=None"
-        ) from error
+def _refusal(compiler: str, error: Exception) -> InputError:
+    text = f"{type(error).__name__}: {error}".strip()
+    if any(mark in text for mark in _NO_COMPILER):
+        return InputError(
+            f"Execution(compile={compiler!r}): expected a C++ compiler (on a GPU, Triton), found none; "
+            "install g++ or clang, or name one in the variable CXX, or use compile=None"
+        )
+    return InputError(
+        f"Execution(compile={compiler!r}): expected operations that the compiler takes; it says: "
+        f"{text.splitlines()[0][:300]}; use compile=None"
+    )

@@ -10,6 +10,7 @@ way keeps the plan it started with.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ class Engine:
         if batch == 1:
             return self._one(plan, values)
         if batch == 0:
-            return self._nothing(values[0].device)
+            return no_answers(self.net, 0, values[0].device)
         return self._many(plan, values, batch)
 
     def _one(self, plan: EnginePlan, values: list[Tensor]) -> EngineOutput:
@@ -229,14 +230,6 @@ class Engine:
             for position, samples in left:
                 self._exits[position] += samples
 
-    def _nothing(self, device: torch.device) -> EngineOutput:
-        dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
-        return EngineOutput(
-            torch.empty(0, *self.net.answer_shape, device=device, dtype=dtype),
-            torch.empty(0, dtype=torch.int64, device=device),
-            torch.empty(0, device=device),
-        )
-
     def _prepared(self, config: ExitConfig, execution: Execution) -> EnginePlan:
         check_config(config)
         if not isinstance(execution, Execution):
@@ -250,6 +243,16 @@ class Engine:
             execution,
             lambda: Planner(self.net, self._costs, SpanProvider(self.net, execution), self._seconds),
         )
+
+
+def no_answers(net: ExitNetwork, batch: int, device: torch.device) -> EngineOutput:
+    """NaN at position -1 for each sample of a batch."""
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    return EngineOutput(
+        torch.full((batch, *net.answer_shape), math.nan, device=device, dtype=dtype),
+        torch.full((batch,), -1, device=device),
+        torch.full((batch,), math.nan, device=device),
+    )
 
 
 def _assemble(left: list[LeftGroup], batch: int) -> tuple[Tensor, Tensor, Tensor]:

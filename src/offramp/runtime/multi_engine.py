@@ -22,7 +22,7 @@ from offramp.errors import InputError
 from offramp.network import ExitNetwork, mac_table
 from offramp.runtime.backend import SpanFn, SpanProvider
 from offramp.runtime.compaction import RowIndices, as_index, keep, leaving, take_leaving
-from offramp.runtime.engine import EngineOutput
+from offramp.runtime.engine import EngineOutput, no_answers
 from offramp.runtime.plan import EnabledExit, Planner, check_config
 
 Wanted = Sequence[str] | Tensor
@@ -83,7 +83,7 @@ class _Call:
 
     def run(self, steps: Sequence[_MultiStep]) -> None:
         """From the input to wherever the last sample has its last answer."""
-        self._drop_finished((True,) * (len(self._activations) - 1))
+        self._drop_finished((True,) * len(self._activations))
         for step in steps:
             if not self._wants.any():
                 return
@@ -302,7 +302,7 @@ class MultiEngine:
             step = _MultiStep(
                 span=planner.span(at, position) if position > at else None,
                 macs=planner.backbone(at, position),
-                per_sample=self._partition.carried_per_sample(position),
+                per_sample=(True, *self._partition.carried_per_sample(position)),
                 exits=tuple(exits_here),
             )
             steps.append(step)
@@ -320,9 +320,7 @@ def _answers(net: ExitNetwork, groups: Sequence[AnswerGroup], like: Tensor) -> E
     where = torch.full((batch,), -1, device=device)
     confidence = torch.full((batch,), math.nan, device=device)
     if not groups:
-        dtype = next((p.dtype for p in net.parameters()), torch.float32)
-        nothing = torch.full((batch, *net.answer_shape), math.nan, device=device, dtype=dtype)
-        return EngineOutput(nothing, where, confidence)
+        return no_answers(net, batch, device)
     rows = as_index(np.concatenate([group[1] for group in groups]), device)
     answers = net.task.answer(torch.cat([group[2] for group in groups]))
     outputs = answers.new_full((batch, *answers.shape[1:]), math.nan)

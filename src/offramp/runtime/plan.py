@@ -23,16 +23,10 @@ from offramp.runtime.execution import Execution
 
 @dataclass(frozen=True, kw_only=True)
 class EnabledExit:
-    """An exit that a configuration enables, or the model's own output.
+    """An exit that a configuration enables, or the model's own output (``last``), where everybody leaves.
 
-    Args:
-        position: of the exit; P for the model's output.
-        exit_fn: activations and mask to outputs.
-        confidence_fn: outputs and mask to confidences.
-        macs: per sample, of the head; of the span before it too where it is a step.
-        threshold: a float32, as a Python number.
-        column: index of the head.
-        last: whether it is the model's output, where everybody leaves.
+    ``macs`` are per sample, of the head, and of the span before it in an ``EngineStep``; ``threshold`` is a
+    float32 as a Python number; ``column`` is the index of the head.
     """
 
     position: int
@@ -46,13 +40,10 @@ class EnabledExit:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStep(EnabledExit):
-    """Run ``span``, then the exit.
+    """Run ``span`` from the step before (None: nothing to run), then the exit.
 
-    Args:
-        span: activations at the step before to those here; None: nothing to run.
-        per_sample: for each carried tensor here, whether it has one row per sample.
-        owned: whether the feature here belongs to nobody else.
-        here: (1,) int64, the position, on the network's device.
+    ``per_sample`` says which carried tensors here have one row per sample, ``owned`` whether the feature here
+    belongs to nobody else; ``here`` is the position, (1,) int64 on the network's device.
     """
 
     span: SpanFn | None
@@ -63,14 +54,7 @@ class EngineStep(EnabledExit):
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """A configuration made ready.
-
-    Args:
-        config: what it is made of.
-        execution: how its spans are computed.
-        steps: one per enabled exit and one for the model's output.
-        masked: whether any step wants to know which tokens are real.
-    """
+    """A configuration made ready on an execution backend; ``masked``: some step uses the mask."""
 
     config: ExitConfig
     execution: Execution
@@ -88,11 +72,7 @@ def check_config(config: object) -> None:
 class Planner:
     """Makes plans for one network and one execution backend; safe from any thread.
 
-    Args:
-        net: with trained heads.
-        costs: what is counted.
-        provider: of the network's spans and exits.
-        seconds: measured costs by batch size; spans run in parts where that is faster. None: never.
+    It counts by ``costs``; spans run in parts where that is faster by ``seconds``, costs by batch size.
     """
 
     def __init__(
@@ -152,13 +132,7 @@ class Planner:
         return exact_cost(self._costs.backbone[stop] - self._costs.backbone[start])
 
     def span(self, start: int, stop: int, in_parts: bool = True) -> SpanFn:
-        """What runs between two positions, made once; in parts where that was measured to be faster.
-
-        Args:
-            start: 0 for the input.
-            stop: P for the output.
-            in_parts: whether a large batch may be run in parts.
-        """
+        """What runs between two positions, made once; ``in_parts`` where that was measured to be faster."""
         span = self._provider.span(start, stop)
         if not in_parts or self._seconds is None:
             return span

@@ -30,12 +30,7 @@ _LINEAR, _ADDMM = _ATEN.linear.default, _ATEN.addmm.default
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a parameter is copied.
-
-    Args:
-        dtype: of the copy where the parameter is floating point; None: its own.
-        channels_last: whether the copy is laid out channels last.
-    """
+    """How a parameter is copied: to another type where it is floating point, laid out channels last."""
 
     dtype: torch.dtype | None = None
     channels_last: bool = False
@@ -75,15 +70,10 @@ class Parameters:
 
 @dataclass
 class EditableGraph:
-    """A span while it is rewritten.
+    """A span while it is rewritten: a module whose placeholders and operations know examples.
 
-    Args:
-        module: the operations; nobody else's.
-        activations: placeholders of what the span takes; each knows an example value, as operations do.
-        slots: placeholder of a parameter -> where it is.
-        features: the values that are features.
-        takes_feature: whether the first of ``activations`` is one; else these are the model's inputs.
-        conversions: of the parameters; those left out stay as they are.
+    ``activations`` are the placeholders of what the span takes, the first of them a feature or else
+    (``takes_feature`` is False) the model's inputs; ``slots`` are those of parameters, and where each is.
     """
 
     module: GraphModule

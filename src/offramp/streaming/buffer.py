@@ -57,12 +57,9 @@ class RowBuffer:
 
 
 class StageQueue:
-    """Samples that wait behind one position.
+    """Samples that wait behind one position, where a full batch has ``limit`` of them.
 
-    Args:
-        position: index into ``net.positions``.
-        per_sample: for each activation here and for the mask, whether it has one row per sample.
-        limit: samples in a full batch.
+    ``per_sample`` says for each activation here and for the mask whether it has one row per sample.
     """
 
     def __init__(self, position: int, per_sample: Sequence[bool], limit: int) -> None:
@@ -84,13 +81,7 @@ class StageQueue:
         return self.requests[0].since
 
     def push(self, requests: Sequence[Request], activations: Activations, index: Tensor | None) -> None:
-        """Let samples wait here.
-
-        Args:
-            requests: the samples.
-            activations: of the batch that they were in, with the mask last where there is one.
-            index: which rows are theirs; None: all of them.
-        """
+        """Let samples wait here, with rows ``index`` (None: all) of a batch's activations and mask."""
         if not self._kept:
             pairs = zip(activations, self.per_sample, strict=True)
             self._kept = [RowBuffer(value, self._room) if each else value for value, each in pairs]

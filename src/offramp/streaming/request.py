@@ -48,13 +48,9 @@ class StreamFuture(Future[StreamAnswer]):
 
 
 class Request:
-    """One sample on its way.
+    """One sample on its way: its flat inputs, dropped when its first batch starts, and its route.
 
-    Args:
-        values: flat inputs, a batch of one; dropped when its first batch starts.
-        route: where its configuration lets it leave.
-        now: when it was submitted, in seconds.
-        deadline: when it expires, on the same clock; None: never.
+    It was submitted ``now`` and expires at ``deadline`` (None: never), in seconds on the same clock.
     """
 
     __slots__ = (
@@ -70,11 +66,7 @@ class Request:
 
 
 def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
-    """The flat inputs of one sample as a batch of one.
-
-    Args:
-        spec: of the model's inputs.
-        inputs: as in ``example_inputs``, of one sample: tensors with a batch dimension of 1 or without.
+    """The flat inputs of one sample, with or without a batch dimension of 1, as a batch of one.
 
     Raises:
         InputError: a shape, dtype, device or structure differs from the example's, or it is several samples.

@@ -21,13 +21,7 @@ from offramp.runtime import EnabledExit, Planner, SpanFn, check_config
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """A configuration made ready.
-
-    Args:
-        config: what it is made of.
-        exits: by exit point, rising; the last is the model's output, at position P.
-        following: exit point -> the one after it.
-    """
+    """A configuration made ready: its exits by exit point, the model's output last, and what follows each."""
 
     config: ExitConfig
     exits: Mapping[int, EnabledExit]

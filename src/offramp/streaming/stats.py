@@ -15,6 +15,11 @@ from offramp.core import RunStats
 from offramp.errors import Expired
 from offramp.streaming.request import Request, StreamAnswer
 
+LATE = (
+    "the deadline passed before the answer was there; allow more time, choose a cheaper configuration or submit "
+    "fewer samples at a time"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamStats(RunStats[tuple[int, ...]]):
@@ -97,7 +102,7 @@ class Completion:
         """Answer R samples that leave at a position, with outputs (R, K) or (R, L, K) and R confidences."""
         for request, output, confidence in zip(requests, outputs.unbind(0), confidences, strict=True):
             if request.deadline is not None and request.deadline < now:
-                self.expire(request)
+                self.fail(request, Expired(LATE))
             elif self._begin(request):
                 self.exits[position] += 1
                 answer = StreamAnswer(
@@ -109,30 +114,18 @@ class Completion:
                 )
                 request.future.set_result(answer)
 
-    def expire(self, request: Request) -> None:
-        """Fail a sample whose deadline has passed."""
-        if self._begin(request):
-            self.expired += 1
-            message = (
-                "the deadline passed before the answer was there; allow more time, choose a cheaper "
-                "configuration or submit fewer samples at a time"
-            )
-            self._fail(request, Expired(message))
-
     def fail(self, request: Request, error: BaseException) -> None:
-        """Fail a sample with an error."""
+        """Fail a sample with an error; ``Expired`` where its deadline has passed."""
         if self._begin(request):
-            self.failed += 1
-            self._fail(request, error)
+            request.future.abandoned = True
+            self.expired += isinstance(error, Expired)
+            self.failed += not isinstance(error, Expired)
+            request.future.set_exception(error)
 
     def drop(self, request: Request) -> None:
         """Cancel a sample, or note that it was."""
         request.future.cancel()
         self._begin(request)
-
-    def _fail(self, request: Request, error: BaseException) -> None:
-        request.future.abandoned = True
-        request.future.set_exception(error)
 
     def _begin(self, request: Request) -> bool:
         """Whether the sample is for the caller to complete; counts it where it turns out to be cancelled."""

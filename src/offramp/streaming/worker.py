@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.errors import InputError
+from offramp.errors import Expired, InputError
 from offramp.network import ExitNetwork
 from offramp.runtime import Activations, EnabledExit, Planner, RowIndices, as_index, keep, leaving
 from offramp.streaming.buffer import StageQueue
@@ -24,7 +24,7 @@ from offramp.streaming.queue import AdmissionQueue
 from offramp.streaming.request import Request
 from offramp.streaming.routes import Routes
 from offramp.streaming.scheduler import Pace, choose, has_room
-from offramp.streaming.stats import Completion, StreamStats
+from offramp.streaming.stats import LATE, Completion, StreamStats
 
 ExitGroup = tuple[EnabledExit, RowIndices | None, float | npt.NDArray[np.float32]]
 """An exit, the rows of the batch that run it (None: all), and their threshold or thresholds."""
@@ -36,12 +36,8 @@ AnsweredRows = tuple[RowIndices, Tensor, list[float]]
 class Worker:
     """Runs samples through a network, batch by batch.
 
-    Args:
-        net: the network.
-        routes: of its configurations.
-        planner: of the network, for its costs.
-        limits: samples in a full batch, and samples that may wait for admission.
-        patience: seconds, or None to go by how long runs take.
+    ``limits`` are the samples in a full batch and those that may wait for admission; ``patience`` is in
+    seconds, or None to go by how long runs take.
     """
 
     def __init__(
@@ -66,11 +62,7 @@ class Worker:
         atexit.register(self.close)  # the interpreter does not end before what was submitted is completed
 
     def close(self, cancel: bool = False) -> None:
-        """Let nobody in any more, complete what there is, and end.
-
-        Raises:
-            InputError: called by a future's callback, which would wait for itself.
-        """
+        """Let nobody in any more, complete what there is, and end; refused to a future's callback."""
         self._refuse_own_thread("close")
         self._dropping = self._dropping or cancel
         self.admission.close()
@@ -78,11 +70,7 @@ class Worker:
         atexit.unregister(self.close)
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait until everything is completed; False where that took too long.
-
-        Raises:
-            InputError: called by a future's callback, which would wait for itself.
-        """
+        """Wait until everything is completed; False where that took too long. Refused to a future's callback."""
         self._refuse_own_thread("drain")
         return self.admission.drained(lambda: self._completion.completed, timeout)
 
@@ -120,7 +108,7 @@ class Worker:
             self._complete_all(self._completion.drop)
         now = self.clock()
         for request in self.admission.expired(now):
-            self._completion.expire(request)
+            self._completion.fail(request, Expired(LATE))
         if self._exit_points is not self._routes.exit_points:
             self._extend()
         place = choose(self._places, now, self._limit, self._current_patience())
@@ -167,7 +155,7 @@ class Worker:
             if isinstance(place, AdmissionQueue):
                 activations = self._batch(requests)
             elif rows is not None:
-                activations = keep(activations, as_index(rows, activations[0].device), place.per_sample[1:])
+                activations = keep(activations, as_index(rows, activations[0].device), place.per_sample)
             self._serve(requests, activations, place.position, point, begun)
         except BaseException as error:
             for request in requests:
