@@ -281,9 +281,9 @@ def _place_heads(
 def _check_applied(net: ExitNetwork, kinds: Mapping[ExitIndex, str], input_exits: InputExits) -> None:
     there = {(p, c) for p, c, _ in net.exits()}
     if not there:
-        asked = ", ".join(dict.fromkeys(kinds.values()))
+        wanted = ", ".join(dict.fromkeys(kinds.values()))
         layouts = ", ".join(sorted({cut.layout for cut in net.partition.cuts}))
-        raise InputError(f"heads: none of {asked} applies to features laid out {layouts}; try 'linear'")
+        raise InputError(f"heads: none of {wanted} applies to features laid out {layouts}; try 'linear'")
     for name, each in input_exits.items():
         if isinstance(each, str) and (0, net.head_names.index(name)) not in there:
             raise InputError(f"input_exits[{name!r}]: a head {each!r} does not apply to {net.specs[0]}")

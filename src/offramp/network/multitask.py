@@ -2,7 +2,7 @@
 
     labels_of(loader, "what")  ─▶ train_exits, record_outputs, search: each task by itself, its own frontier
     attach_tasks(model, ...)   ─▶ {"what": network, "where": network}   (traced once, segments shared)
-                                        └─▶ MultiEngine: one call answers what is asked for
+                                        └─▶ MultiEngine: one call answers the tasks wanted
 
 A task that the model has no output for gets one from ``with_answers``.
 """

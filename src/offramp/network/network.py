@@ -282,7 +282,7 @@ class ExitNetwork(nn.Module):
     def iter_activations(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Run the chain on flat inputs: yields (position, activations there), and last (P, flat outputs).
 
-        A feature is valid until the next one is asked for: the backbone may change it in place.
+        A feature is valid until the next one is computed: the backbone may change it in place.
         """
         activations = tuple(values)
         yield 0, activations

@@ -38,10 +38,10 @@ def as_index(rows: RowIndices, device: torch.device) -> Tensor:
 
 
 def take_leaving(
-    gone: npt.NDArray[np.bool_], outputs: Tensor, confidence: Tensor
+    leavers: npt.NDArray[np.bool_], outputs: Tensor, confidence: Tensor
 ) -> tuple[RowIndices, Tensor, Tensor]:
     """Which rows leave, their outputs and their confidences."""
-    rows = np.flatnonzero(gone)
+    rows = np.flatnonzero(leavers)
     index = as_index(rows, outputs.device)
     return rows, outputs.index_select(0, index), confidence.index_select(0, index)
 
@@ -53,16 +53,16 @@ def keep(values: Sequence[Any], stay: Tensor, per_sample: Sequence[bool]) -> Act
 
 
 def close_gaps(
-    activations: Activations, gone: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
+    activations: Activations, leavers: npt.NDArray[np.bool_], owned: bool, per_sample: Sequence[bool]
 ) -> tuple[Activations, RowIndices]:
-    """Take out who leaves, ``gone`` (B,): at least one, not all. Returns activations and where rows were before.
+    """Take out ``leavers`` (B,): at least one, not all; returns activations, and which row each row was.
 
     A feature that is ``owned`` is changed in place where it is dense: only the last rows move, into the gaps.
     """
-    feature, count = activations[0], len(gone) - int(np.count_nonzero(gone))
+    feature, count = activations[0], len(leavers) - int(np.count_nonzero(leavers))
     order = np.arange(count)
-    gaps = np.flatnonzero(gone[:count])
-    moved = count + np.flatnonzero(~gone[count:])
+    gaps = np.flatnonzero(leavers[:count])
+    moved = count + np.flatnonzero(~leavers[count:])
     order[gaps] = moved
     device = feature.device
     stay = as_index(order, device)

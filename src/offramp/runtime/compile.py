@@ -68,8 +68,8 @@ def compile_span(
 ) -> CompiledSpan:
     """Compile an editable graph, which is used up, with "inductor" or "aot"; one at a time in this process.
 
-    ``example`` is what the span may be called with, a batch of two or more; ``per_sample`` says which of it has
-    one row per sample; ``channels_last`` is for features that are images.
+    ``example`` is what the span may be called with, a batch of two or more; ``per_sample`` says which of it
+    has one row per sample; ``channels_last`` is for features that are images.
 
     Raises:
         InputError: there is no compiler, or it does not take the span.
@@ -104,7 +104,7 @@ def _without_passed_on(found: EditableGraph) -> list[int]:
 
 
 def _copy_written(found: EditableGraph, parameters: Parameters, example: Values) -> None:
-    """Copy what the span changes in place: a compiler would write the changes back, which nobody wants."""
+    """Copy what the span changes in place: a compiler would write the changes back, which is not wanted."""
     module, values = found.finish(parameters)
     with torch.inference_mode(False), torch.no_grad():
         tried = [value.clone() for value in example]
@@ -119,7 +119,9 @@ def _lay_out_results(found: EditableGraph, channels_last: bool) -> None:
     """Make results dense in memory."""
     graph, results = found.module.graph, list[Node]()
     for i, node in enumerate(found.results()):
-        order = {"memory_format": _FORMATS[channels_last and i == 0 and node.meta["val"].ndim == 4]}
+        order: dict[str, Any] = {
+            "memory_format": _FORMATS[channels_last and i == 0 and node.meta["val"].ndim == 4]
+        }
         with graph.inserting_before(found.output):
             results.append(graph.call_function(_ATEN.contiguous.default, (node,), order))
         results[-1].meta = dict(node.meta)

@@ -207,16 +207,16 @@ class Engine:
                 activations = step.span(*activations)
             outputs = step.exit_fn(activations, mask)
             confidence = step.confidence_fn(outputs, mask)
-            gone = None if step.last else leaving(confidence, step.threshold)
-            going = here if gone is None else int(np.count_nonzero(gone))
-            if gone is None or going == here:
+            leavers = None if step.last else leaving(confidence, step.threshold)
+            going = here if leavers is None else int(np.count_nonzero(leavers))
+            if leavers is None or going == here:
                 left.append((step.position, rows, outputs, confidence))
                 break
             if going == 0:
                 continue
-            out, outputs, confidence = take_leaving(gone, outputs, confidence)
+            out, outputs, confidence = take_leaving(leavers, outputs, confidence)
             left.append((step.position, out if rows is None else rows[out], outputs, confidence))
-            activations, order = close_gaps(activations, gone, step.owned, step.per_sample)
+            activations, order = close_gaps(activations, leavers, step.owned, step.per_sample)
             rows = order if rows is None else rows[order]
             here -= going
             mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))

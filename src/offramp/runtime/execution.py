@@ -1,11 +1,11 @@
-"""How spans are computed: as the model does, or another way that is faster and nearly the same.
+"""Execution backends: spans computed as the model does, or faster and nearly the same.
 
     compile        None: eager | "inductor": torch.compile | "aot": an AOTInductor package
     dtype          None: the model's own | "bfloat16"
     channels_last  convolutions on images laid out (B, H, W, C) in memory
     int8           linear layers with int8 weights, activations quantised as they come
 
-``Execution()`` is the model bit for bit. Every other way is compared with it when it is prepared.
+``Execution()`` is the model bit for bit. Every other backend is compared with it when it is prepared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REORDERED, _BFLOAT16, _INT8 = 1e-4, 0.05, 0.15
 
 @dataclass(frozen=True)
 class Execution:
-    """A way of computing spans.
+    """How spans are computed: an execution backend.
 
     Args:
         compile: "inductor" or "aot" for compiled code, None for eager.
@@ -30,7 +30,7 @@ class Execution:
         int8: whether linear layers are quantised dynamically.
 
     Raises:
-        InputError: an unknown value, or ways that do not go together.
+        InputError: an unknown value, or options that do not go together.
     """
 
     compile: str | None = None
@@ -55,12 +55,12 @@ class Execution:
 
     @property
     def plain(self) -> bool:
-        """Whether it is what the model itself does, bit for bit."""
+        """Whether it is eager PyTorch, which equals the model bit for bit."""
         return self == Execution()
 
     @property
     def tolerance(self) -> float:
-        """Largest difference from the plain way that is accepted, relative to the largest value."""
+        """Largest difference from the eager backend that is accepted, relative to the largest value."""
         if self.plain:
             return 0.0
         if self.int8:

@@ -110,9 +110,9 @@ class _Call:
         confidence = exit_.confidence_fn(outputs, mask)
         self.macs += len(rows) * exit_.macs
         if not exit_.last:
-            gone = leaving(confidence, exit_.threshold)
-            if not gone.all():
-                out, outputs, confidence = take_leaving(gone, outputs, confidence)
+            leavers = leaving(confidence, exit_.threshold)
+            if not leavers.all():
+                out, outputs, confidence = take_leaving(leavers, outputs, confidence)
                 rows = rows[out]
         if len(rows):
             self.left[task].append((exit_.position, self._rows[rows], outputs, confidence))

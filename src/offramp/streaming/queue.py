@@ -42,7 +42,7 @@ class AdmissionQueue:
         return self._requests[0].since
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
-        """Let a sample in, after at most ``timeout`` seconds; None: as long as it takes.
+        """Take a sample in, after at most ``timeout`` seconds; None: as long as it takes.
 
         Raises:
             QueueFull: no place became free in time.
@@ -116,7 +116,7 @@ class AdmissionQueue:
             return self._empty.wait_for(lambda: completed() == self.submitted, timeout)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Take no more samples."""
         with self._lock:
             self.closed = True
             self._arrived.notify_all()

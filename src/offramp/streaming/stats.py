@@ -16,8 +16,8 @@ from offramp.errors import Expired
 from offramp.streaming.request import Request, StreamAnswer
 
 LATE = (
-    "the deadline passed before the answer was there; allow more time, choose a cheaper configuration or submit "
-    "fewer samples at a time"
+    "the deadline passed before the answer was there; allow more time, choose a cheaper configuration or "
+    "submit fewer samples at a time"
 )
 
 

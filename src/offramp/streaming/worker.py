@@ -62,7 +62,7 @@ class Worker:
         atexit.register(self.close)  # the interpreter does not end before what was submitted is completed
 
     def close(self, cancel: bool = False) -> None:
-        """Let nobody in any more, complete what there is, and end; refused to a future's callback."""
+        """Take no more samples, complete those there are, and end; refused to a future's callback."""
         self._refuse_own_thread("close")
         self._dropping = self._dropping or cancel
         self.admission.close()
@@ -70,7 +70,7 @@ class Worker:
         atexit.unregister(self.close)
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait until everything is completed; False where that took too long. Refused to a future's callback."""
+        """Wait until all is completed; False where that took too long. Refused to a future's callback."""
         self._refuse_own_thread("drain")
         return self.admission.drained(lambda: self._completion.completed, timeout)
 
@@ -96,7 +96,7 @@ class Worker:
         try:
             while self._turn():
                 pass
-        except BaseException as error:  # nobody must be left waiting
+        except BaseException as error:  # no future must stay open
             self.admission.close()
             failed = error
             self._complete_all(lambda request: self._completion.fail(request, failed))
@@ -197,8 +197,8 @@ class Worker:
         if stay is None or len(stay):
             self._push(requests, (*values, mask) if self._masked else values, stay, point, now)
         for rows, outputs, confidences in left:
-            leavers = [requests[i] for i in rows]
-            self._completion.answer(leavers, self._net.task.answer(outputs), confidences, point, now)
+            answered = [requests[i] for i in rows]
+            self._completion.answer(answered, self._net.task.answer(outputs), confidences, point, now)
 
     def _run_exits(
         self, requests: Sequence[Request], values: Activations, mask: Tensor | None, point: int
@@ -215,12 +215,12 @@ class Worker:
             outputs = exit_.exit_fn(part, part_mask)
             confidence = exit_.confidence_fn(outputs, part_mask).cpu()
             self._completion.macs += len(confidence) * exit_.macs
-            gone = np.flatnonzero(leaving(confidence, thresholds) | exit_.last)
-            if len(gone):
-                outputs = outputs.index_select(0, as_index(gone, outputs.device))
-                gone_rows = gone if rows is None else rows[gone]
-                left.append((gone_rows, outputs, confidence.numpy()[gone].tolist()))
-                stays[gone_rows] = False
+            leavers = np.flatnonzero(leaving(confidence, thresholds) | exit_.last)
+            if len(leavers):
+                outputs = outputs.index_select(0, as_index(leavers, outputs.device))
+                left_rows = leavers if rows is None else rows[leavers]
+                left.append((left_rows, outputs, confidence.numpy()[leavers].tolist()))
+                stays[left_rows] = False
         return left, np.flatnonzero(stays) if left else None
 
     def _push(
