@@ -122,7 +122,7 @@ def test_features_and_answers_have_the_types_they_should() -> None:
         for activations in chain(SpanProvider(net), flat(net, draw, 4))[:-1]
         for value in activations[1:]
     ]
-    assert masks == plain
+    assert masks == eager
     assert torch.bfloat16 not in masks
     assert answer.dtype == torch.float32
 

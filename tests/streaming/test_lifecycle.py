@@ -15,6 +15,7 @@ from offramp import ExitChoice, ExitConfig
 from offramp.errors import InputError
 from offramp.streaming.engine import StreamEngine
 from offramp.streaming.request import StreamFuture
+from offramp.streaming.scheduler import choose
 from streams import CLOSE, LONG, held, never, watched
 
 
@@ -115,6 +116,25 @@ def test_nobody_is_left_waiting_when_the_thread_dies(net, x, monkeypatch) -> Non
     with pytest.raises(InputError, match="the engine is closed"):
         engine.submit(x[0])
     assert engine.stats().failed == 40
+
+
+def test_a_configuration_may_be_new_when_its_sample_is_taken(net, x, monkeypatch) -> None:
+    """The sample comes after the engine's thread has chosen what to run, and before it takes the samples."""
+    late: list[StreamFuture] = []
+
+    def choose_late(*places: object) -> int | None:
+        chosen = choose(*places)
+        if chosen is not None and not late:
+            late.append(engine.submit(x[1], config=never(net)))
+        return chosen
+
+    engine = StreamEngine(net)
+    with engine:
+        with held(engine, x[0]):
+            monkeypatch.setattr("offramp.streaming.worker.choose", choose_late)
+            first = engine.submit(x[0])
+        assert first.result(LONG).position == len(net.positions)
+        assert late[0].result(LONG).position == len(net.positions)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

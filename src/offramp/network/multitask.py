@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -173,38 +174,40 @@ def labels_of(loader: Iterable[Any], task: str | int, *, inputs: int = 1) -> Ite
     return _Labels(loader, task, inputs)
 
 
+@dataclass(frozen=True)
 class _Labels(Iterable[Any]):
-    def __init__(self, loader: Iterable[Any], task: str | int, inputs: int) -> None:
-        self._loader, self._task, self._inputs = loader, task, inputs
+    loader: Iterable[Any]
+    task: str | int
+    inputs: int
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where the loader has no length
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where the loader has no length
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._relabel, self._loader)
+        return map(self._relabel, self.loader)
 
     def _relabel(self, batch: Any) -> Any:
         if isinstance(batch, Mapping):
             key = next((key for key in LABEL_KEYS if isinstance(batch.get(key), Mapping)), None)
             labels = self._pick(batch if key is None else batch[key])
-            taken = self._task if key is None else key
+            taken = self.task if key is None else key
             rest = {name: value for name, value in batch.items() if name != taken}
             return {**rest, "labels": labels}
-        if not isinstance(batch, (tuple, list)) or len(batch) <= self._inputs:
+        if not isinstance(batch, (tuple, list)) or len(batch) <= self.inputs:
             kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
             raise InputError(
-                f"labels_of: expected batches of {self._inputs} inputs and then labels, got {kind}"
+                f"labels_of: expected batches of {self.inputs} inputs and then labels, got {kind}"
             )
-        given: Any = batch[self._inputs :]
+        given: Any = batch[self.inputs :]
         if len(given) == 1 and isinstance(given[0], (Mapping, tuple, list)):
             given = given[0]
-        return (*batch[: self._inputs], self._pick(given))
+        return (*batch[: self.inputs], self._pick(given))
 
     def _pick(self, labels: Any) -> Any:
         try:
-            return labels[self._task]
+            return labels[self.task]
         except (KeyError, IndexError, TypeError):
             known = list(labels) if isinstance(labels, Mapping) else list(range(len(labels)))
             raise InputError(
-                f"labels_of: the batch has no labels {self._task!r}; it has {names_of(map(str, known))}"
+                f"labels_of: the batch has no labels {self.task!r}; it has {names_of(map(str, known))}"
             ) from None

@@ -243,14 +243,7 @@ class ExitNetwork(nn.Module):
     def forward_exit(
         self, position: int, column: int, activations: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """An exit's outputs.
-
-        Args:
-            position: of the exit.
-            column: index of its head.
-            activations: results of the segment before, the feature first; at position 0 all inputs.
-            mask: as from ``mask``.
-        """
+        """An exit's outputs from the activations at its position (all inputs at position 0) and the mask."""
         return self.exit_fn(position, column)(activations, mask)
 
     def meta_inputs(self, position: int, column: int) -> list[Tensor]:

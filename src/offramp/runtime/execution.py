@@ -39,13 +39,13 @@ class Execution:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        _check_one_of("compile", self.compile, COMPILERS)
-        _check_one_of("dtype", self.dtype, DTYPES)
-        for name in ("channels_last", "int8"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise InputError(f"Execution: {name}: expected True or False, got {value!r}")
-
+        for name, value, known in (("compile", self.compile, COMPILERS), ("dtype", self.dtype, DTYPES)):
+            if value is not None and value not in known:
+                expected = " or ".join([*map(repr, known), "None"])
+                raise InputError(f"Execution: {name}: expected {expected}, got {value!r}")
+        for name, flag in (("channels_last", self.channels_last), ("int8", self.int8)):
+            if not isinstance(flag, bool):
+                raise InputError(f"Execution: {name}: expected True or False, got {flag!r}")
         for name, other in (("dtype", self.dtype), ("compile", self.compile)):
             if self.int8 and other is not None:
                 raise InputError(
@@ -74,22 +74,11 @@ class Execution:
         >>> Execution(compile="aot", channels_last=True).name
         'channels-last aot'
         """
-        parts = (
-            "channels-last" if self.channels_last else "",
-            self.dtype or "",
-            "int8" if self.int8 else "",
-            self.compile or "",
-        )
+        layout = "channels-last" if self.channels_last else None
+        parts = (layout, self.dtype, "int8" if self.int8 else None, self.compile)
         return " ".join(filter(None, parts)) or "plain"
 
     def __str__(self) -> str:
-        changed = (
-            (f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default
-        )
-        return f"Execution({', '.join(f'{name}={value!r}' for name, value in changed)})"
-
-
-def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        expected = " or ".join([*map(repr, known), "None"])
-        raise InputError(f"Execution: {name}: expected {expected}, got {value!r}")
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        changed = (f"{field.name}={value!r}" for field, value in values if value != field.default)
+        return f"Execution({', '.join(changed)})"

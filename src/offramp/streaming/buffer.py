@@ -10,7 +10,6 @@ touched; when the tail reaches the end, the few that wait move to the front.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from offramp.runtime import Activations
-from offramp.streaming.request import Request
+from offramp.streaming.request import Request, Waiting
 
 _BATCHES = 3  # of memory: at most 1 waits when another is pushed, so that moving to the front never overlaps
 
@@ -56,29 +55,19 @@ class RowBuffer:
         self._rows[:rows].copy_(self._rows[at : at + rows])
 
 
-class StageQueue:
+class StageQueue(Waiting):
     """Samples that wait behind one position, where a full batch has ``limit`` of them.
 
     ``per_sample`` says for each activation here and for the mask whether it has one row per sample.
     """
 
     def __init__(self, position: int, per_sample: Sequence[bool], limit: int) -> None:
+        super().__init__()
         self.position = position
-        self.requests: deque[Request] = deque()
         self.per_sample = tuple(per_sample)
         self._room = _BATCHES * limit
         self._kept: list[Any] = []  # a row buffer for what has rows, else the value itself
         self._head = self._tail = 0
-
-    @property
-    def count(self) -> int:
-        """How many wait."""
-        return len(self.requests)
-
-    @property
-    def since(self) -> float:
-        """When the first that waits came."""
-        return self.requests[0].since
 
     def push(self, requests: Sequence[Request], activations: Activations, index: Tensor | None) -> None:
         """Let samples wait here, with rows ``index`` (None: all) of a batch's activations and mask."""

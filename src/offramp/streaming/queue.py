@@ -5,41 +5,30 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from offramp.errors import InputError, QueueFull
-from offramp.streaming.request import Request
+from offramp.streaming.request import Request, Waiting
 
 _SPARE = 256  # completed requests that may stay among the deadlines before they are cleared out
 
 
-class AdmissionQueue:
+class AdmissionQueue(Waiting):
     """Where at most ``limit`` samples wait for their first batch."""
 
     position = -1
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self.submitted = 0
         self.closed = False
         self._limit = limit
-        self._requests: deque[Request] = deque()
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; the number breaks ties
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._arrived, self._freed, self._empty = (threading.Condition(self._lock) for _ in range(3))
         self._asleep = False
         self._blocked = 0  # threads that wait for a place
-
-    @property
-    def count(self) -> int:
-        """How many wait."""
-        return len(self._requests)
-
-    @property
-    def since(self) -> float:
-        """When the first that waits came."""
-        return self._requests[0].since
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
         """Take a sample in, after at most ``timeout`` seconds; None: as long as it takes.
@@ -49,11 +38,11 @@ class AdmissionQueue:
             InputError: closed.
         """
         with self._lock:
-            if len(self._requests) >= self._limit and not self.closed:
+            if len(self.requests) >= self._limit and not self.closed:
                 self._wait_for_place(timeout)
             if self.closed:
                 raise InputError("submit: the engine is closed; make a new one")
-            self._requests.append(request)
+            self.requests.append(request)
             self.submitted += 1
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, (request.deadline, next(self._numbers), request))
@@ -65,7 +54,7 @@ class AdmissionQueue:
         self._blocked += 1
         try:
             found = timeout != 0 and self._freed.wait_for(
-                lambda: len(self._requests) < self._limit or self.closed, timeout
+                lambda: len(self.requests) < self._limit or self.closed, timeout
             )
         finally:
             self._blocked -= 1
@@ -78,7 +67,7 @@ class AdmissionQueue:
     def take(self, most: int) -> tuple[list[Request], tuple[()]]:
         """The first samples, at most ``most``; they have no activations yet."""
         with self._lock:
-            taken = [self._requests.popleft() for _ in range(min(most, len(self._requests)))]
+            taken = [self.requests.popleft() for _ in range(min(most, len(self.requests)))]
             if self._blocked:
                 self._freed.notify(len(taken))
         return taken, ()
@@ -102,13 +91,13 @@ class AdmissionQueue:
     def wait(self) -> bool:
         """Sleep until a sample comes; nothing is left to answer meanwhile. False when closed."""
         with self._lock:
-            if not self._requests:
+            if not self.requests:
                 self._empty.notify_all()
-            while not self._requests and not self.closed:
+            while not self.requests and not self.closed:
                 self._asleep = True
                 self._arrived.wait()
             self._asleep = False
-            return bool(self._requests)
+            return bool(self.requests)
 
     def drained(self, completed: Callable[[], int], timeout: float | None) -> bool:
         """Wait until as many are completed as were submitted; False where that took too long."""

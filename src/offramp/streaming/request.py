@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -45,6 +46,23 @@ class StreamFuture(Future[StreamAnswer]):
         """Give the sample up. False where it is answered already, or has failed."""
         self.abandoned = super().cancel() or self.abandoned
         return self.cancelled()
+
+
+class Waiting:
+    """Samples that wait, first come first served."""
+
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self.requests)
+
+    @property
+    def since(self) -> float:
+        """When the first that waits came."""
+        return self.requests[0].since
 
 
 class Request:

@@ -109,8 +109,7 @@ class Worker:
         now = self.clock()
         for request in self.admission.expired(now):
             self._completion.fail(request, Expired(LATE))
-        if self._exit_points is not self._routes.exit_points:
-            self._extend()
+        self._extend()
         place = choose(self._places, now, self._limit, self._current_patience())
         if place is None:
             return self.admission.wait()
@@ -123,6 +122,8 @@ class Worker:
 
     def _extend(self) -> None:
         """Stage queues for exit points of configurations that are new."""
+        if self._exit_points is self._routes.exit_points:
+            return
         self._exit_points = self._routes.exit_points
         for position in self._exit_points:
             if position not in self._stages:
@@ -140,6 +141,7 @@ class Worker:
     def _run(self, place: AdmissionQueue | StageQueue) -> None:
         """Move the first samples of a place onward."""
         taken, activations = place.take(self._limit)
+        self._extend()  # samples of a new configuration may have come since the place was chosen
         rows = self._present(taken)
         requests = taken if rows is None else [taken[i] for i in rows]
         if not requests:
