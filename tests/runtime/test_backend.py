@@ -1,4 +1,4 @@
-"""Spans on backends other than the eager one: close to the model, made beforehand, refused where they are not."""
+"""Spans on other backends than the eager one: close to the model, made beforehand, refused where not."""
 
 from __future__ import annotations
 

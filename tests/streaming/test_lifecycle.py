@@ -13,6 +13,7 @@ import offramp
 import small
 from offramp import ExitChoice, ExitConfig
 from offramp.errors import InputError
+from offramp.runtime.plan import Planner
 from offramp.streaming.engine import StreamEngine
 from offramp.streaming.request import StreamFuture
 from offramp.streaming.scheduler import choose
@@ -135,6 +136,24 @@ def test_a_configuration_may_be_new_when_its_sample_is_taken(net, x, monkeypatch
             first = engine.submit(x[0])
         assert first.result(LONG).position == len(net.positions)
         assert late[0].result(LONG).position == len(net.positions)
+
+
+def test_two_configurations_are_prepared_at_once(net, x, monkeypatch) -> None:
+    """The second is ready while spans of the first are made; both have their exit points afterwards."""
+    first, second = (ExitConfig([ExitChoice(name, "linear", 0.0)]) for name in net.positions[1:3])
+    made = Planner.span
+
+    def span(self: Planner, *places: int) -> object:
+        monkeypatch.setattr(Planner, "span", made)
+        engine.prepare(second)
+        return made(self, *places)
+
+    with StreamEngine(net) as engine:
+        monkeypatch.setattr(Planner, "span", span)
+        engine.prepare(first)
+        assert engine._worker._routes.exit_points == (0, 1, 2)
+        futures = [engine.submit(x[0], config=config) for config in (first, second)]
+        assert [future.result(LONG).position for future in futures] == [1, 2]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

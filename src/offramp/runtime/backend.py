@@ -19,7 +19,7 @@ from torch import Tensor
 from offramp.core import PlanCache
 from offramp.errors import InputError
 from offramp.graph import operation_name
-from offramp.network import ExitFn, ExitNetwork, InputExit
+from offramp.network import ExitFn, ExitNetwork
 from offramp.runtime.compile import compile_span
 from offramp.runtime.execution import Execution
 from offramp.runtime.rewrite import (
@@ -76,8 +76,6 @@ class SpanProvider:
         if position in (0, len(net.positions)) or self._dtype is None:
             return net.exit_fn(position, column)
         head: Any = net.head(position, net.head_names[column])
-        if isinstance(head, InputExit):
-            return net.exit_fn(position, column)
         dtype = net.partition.cuts[position - 1].dtype
         if hasattr(head, "reduce") and hasattr(head, "predict"):
             reduce, predict = head.reduce, head.predict
