@@ -1,7 +1,8 @@
 """Predicted against measured time, and what exits cost that no sample takes.
 
 The share of the unmodified model's time is predicted by ``evaluate`` for the very samples that are timed. At
-batch 1 every sample counts by the median of its rounds; what a mean over samples predicts is the ratio of the sums.
+batch 1 every sample counts by the median of its rounds; what a mean over samples predicts is the ratio of
+the sums.
 """
 
 from __future__ import annotations

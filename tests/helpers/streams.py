@@ -27,10 +27,12 @@ def confidences(net: offramp.ExitNetwork, x: Any) -> dict[tuple[int, int], np.nd
     return {exit_: net.confidence_of(*exit_)(out, mask).numpy() for exit_, out in found.items()}
 
 
-def config_at(net: offramp.ExitNetwork, sure: dict, exits: list[tuple[int, int]], share: float) -> ExitConfig:
-    """A share of all samples leaves at each exit, were they asked there."""
+def config_at(
+    net: offramp.ExitNetwork, confidence: dict, exits: list[tuple[int, int]], share: float
+) -> ExitConfig:
+    """A share of all samples would leave at each exit."""
     return ExitConfig([
-        ExitChoice(net.positions[p], net.head_names[c], float(np.quantile(sure[p, c], share)))
+        ExitChoice(net.positions[p], net.head_names[c], float(np.quantile(confidence[p, c], share)))
         for p, c in exits
     ])  # fmt: skip
 
@@ -53,7 +55,7 @@ def held(engine: StreamEngine, sample: Tensor) -> Iterator[None]:
 
 
 class Watched(nn.Module):
-    """A head that says when it is asked."""
+    """A head that says when it runs."""
 
     def __init__(self, head: nn.Module, told: Any) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class Watched(nn.Module):
 
 @contextmanager
 def watched(net: offramp.ExitNetwork, position: int, told: Any) -> Iterator[None]:
-    """``told`` is called whenever the exit at a position is asked."""
+    """``told`` is called whenever the exit at a position runs."""
     heads = net.heads[position]
     before = heads["linear"]
     heads["linear"] = Watched(before, told)
@@ -77,7 +79,7 @@ def watched(net: offramp.ExitNetwork, position: int, told: Any) -> Iterator[None
 
 
 def never(net: offramp.ExitNetwork) -> ExitConfig:
-    """All exits are asked and nobody leaves."""
+    """All exits run and nobody leaves."""
     return ExitConfig([ExitChoice(name, "linear", float("inf")) for name in net.positions[1:]])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -316,5 +318,55 @@ def test_a_quantised_exit_is_run_with_costs_given_and_cannot_be_stored(tmp_path)
     out = Engine(net, ExitConfig([ExitChoice("input", "int8", -1.0)]), costs=costs)(inputs)
     assert out.position.tolist() == [0] * len(inputs)
     records = offramp.record_outputs(net, [(inputs, torch.zeros(len(inputs), dtype=torch.int64))])
-    with pytest.raises(InputError, match=r"cannot store a head or an exit at the input: .* is not an ordinary tensor"):
+    with pytest.raises(
+        InputError, match=r"cannot store a head or an exit at the input: .* is not an ordinary tensor"
+    ):
         offramp.save(tmp_path / "a", net, offramp.search(records, costs), costs)
+
+
+class Waiting(Little):
+    """Calls wait inside for each other, once ``meeting`` is set; they note the modes they see."""
+
+    meeting: tuple[threading.Barrier, threading.Event] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note()
+        if self.meeting is not None:
+            both_inside, first_is_out = self.meeting
+            both_inside.wait(30)
+            if threading.current_thread().name.endswith("_1"):
+                assert first_is_out.wait(30)
+        self.note()
+        return super().forward(x)
+
+    def note(self) -> None:
+        self.seen.append((any(part.training for part in self.modules()), fused()))
+
+
+def fused() -> bool:
+    return torch.backends.mha.get_fastpath_enabled()
+
+
+def test_calls_of_two_threads_are_in_eval_mode_to_their_end(monkeypatch):
+    """The second call begins while the first is inside, and goes on when the first has left."""
+    given, inputs = Waiting().train(), small.inputs(small.Picture)
+    net = attach(small.Picture, heads=("linear",), input_exits={"odd": given})
+    engine = Engine(net, ExitConfig([ExitChoice("input", "odd", -1.0)]))
+    given.seen.clear()
+    monkeypatch.setattr(
+        torch.backends.mha, "set_fastpath_enabled", lambda _: pytest.fail("a switch of the whole process")
+    )
+    before, first_is_out = fused(), threading.Event()
+    given.meeting = threading.Barrier(2), first_is_out
+    with ThreadPoolExecutor(2, thread_name_prefix="call") as threads:
+        calls = [threads.submit(engine, inputs) for _ in range(2)]
+        wait(calls, 30, return_when="FIRST_COMPLETED")
+        first_is_out.set()
+        first, second = (call.result(30).outputs for call in calls)
+    assert torch.equal(first, second)
+    assert given.seen == [(False, before)] * 4
+    assert all(part.training for part in given.modules())

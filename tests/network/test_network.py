@@ -217,3 +217,17 @@ def test_macs_of_fused_attention_and_modes_restored() -> None:
     assert module.training
     assert module.drop.training
     assert module.scale.device.type == "cpu"
+
+
+def test_forward_runs_the_segments_alone(net: ExitNetwork) -> None:
+    called: list[nn.Module] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda head, _: called.append(head)) for _, _, head in net.exits()
+    ]
+    inputs = randn(3, 8, 8)(4)
+    try:
+        assert torch.equal(net(inputs), answer(net.backbone, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert not called

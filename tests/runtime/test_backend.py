@@ -1,4 +1,4 @@
-"""Spans computed otherwise than plainly: close to the model, made beforehand, refused where they are not."""
+"""Spans on other backends than the eager one: close to the model, made beforehand, refused where not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import toys
 import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
+from offramp.graph import Span
 from offramp.network.network import ExitNetwork
 from offramp.runtime.backend import SpanProvider, difference
 from offramp.runtime.execution import Execution
@@ -45,10 +46,10 @@ EAGER = (
 IMAGES = ("residual", "in-place", "wrapped", "float64", "bfloat16")
 OTHERS = ("shared", "dict", "masked", "two inputs", "constants", "filled", "encoder")
 PAIRS = [
-    (name, way)
+    (name, how)
     for name in (*IMAGES, *OTHERS)
-    for way in EAGER
-    if (name in IMAGES or not way.channels_last) and (name not in ("float64", "bfloat16") or not way.int8)
+    for how in EAGER
+    if (name in IMAGES or not how.channels_last) and (name not in ("float64", "bfloat16") or not how.int8)
 ]
 
 
@@ -59,17 +60,17 @@ def attached(name: str) -> tuple[ExitNetwork, Callable[..., Any]]:
     return attach_exits(model, draw(2), heads=("linear",)), draw
 
 
-def chain(runner: SpanProvider, values: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """What every segment hands on, and last the answer."""
-    spans = [runner.span(i, i + 1) for i in range(len(runner.net.positions))]
-    activations, found = runner.enter([value.clone() for value in values]), []
+def chain(provider: SpanProvider, values: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The results of every segment, and last the answer."""
+    spans = [provider.span(i, i + 1) for i in range(len(provider.net.positions))]
+    activations, found = tuple(value.clone() for value in values), []
     with torch.inference_mode():
         for span in spans:
             activations = span(*activations)
             found.append(
                 tuple(value.clone() if isinstance(value, Tensor) else value for value in activations)
             )
-        return [*found[:-1], (runner.answer(activations),)]
+        return [*found[:-1], (provider.exit_fn(len(provider.net.positions))(activations, None),)]
 
 
 def flat(net: ExitNetwork, draw: Callable[..., Any], batch: int) -> list[Tensor]:
@@ -81,23 +82,26 @@ def far(net: ExitNetwork, execution: Execution, values: list[Tensor]) -> float:
     return max(difference(a, b) for found, wanted in pairs for a, b in zip(found, wanted, strict=True))
 
 
-def test_the_plain_way_is_the_partition_itself() -> None:
+def test_the_eager_backend_is_the_partition_itself() -> None:
     net = small.network()
-    runner = SpanProvider(net)
-    assert runner.execution == Execution()
-    assert (runner.span, runner.exit_fn, runner.answer) == (net.partition.span, net.exit_fn, net.answer)
+    provider, last = SpanProvider(net), len(net.positions)
+    assert provider.execution == Execution()
+    assert all(type(provider.span(i, i + 1)) is Span for i in range(last))
     values = [small.inputs(count=5)]
-    assert torch.equal(chain(runner, values)[-1][0], net(values[0]))
+    with torch.inference_mode():
+        results = provider.span(0, last)(*values)
+        assert torch.equal(net.exit_fn(last)(results, None), net(values[0]))
+    assert torch.equal(chain(provider, values)[-1][0], net(values[0]))
 
 
-@pytest.mark.parametrize(("name", "execution"), PAIRS, ids=[f"{name}-{way.name}" for name, way in PAIRS])
+@pytest.mark.parametrize(("name", "execution"), PAIRS, ids=[f"{name}-{how.name}" for name, how in PAIRS])
 def test_chains_are_close_to_the_model(name: str, execution: Execution) -> None:
     net, draw = attached(name)
     for batch in (7, 1):
         assert far(net, execution, flat(net, draw, batch)) <= execution.tolerance
 
 
-@pytest.mark.parametrize("execution", EAGER, ids=lambda way: way.name)
+@pytest.mark.parametrize("execution", EAGER, ids=lambda how: how.name)
 def test_the_model_is_left_as_it_was(execution: Execution) -> None:
     model, draw = toys.TOYS["residual"]()
     net = attach_exits(model, draw(2), heads=("linear",))
@@ -113,17 +117,17 @@ def test_features_and_answers_have_the_types_they_should() -> None:
     *features, (answer,) = chain(SpanProvider(net, BFLOAT16), flat(net, draw, 4))
     assert [activations[0].dtype for activations in features] == [torch.bfloat16] * len(features)
     masks = [value.dtype for activations in features for value in activations[1:]]
-    plain = [
+    eager = [
         value.dtype
         for activations in chain(SpanProvider(net), flat(net, draw, 4))[:-1]
         for value in activations[1:]
     ]
-    assert masks == plain
+    assert masks == eager
     assert torch.bfloat16 not in masks
     assert answer.dtype == torch.float32
 
 
-def test_images_are_handed_on_channels_last() -> None:
+def test_images_leave_a_span_channels_last() -> None:
     net, draw = attached("residual")
     for (feature, *_), cut in zip(
         chain(SpanProvider(net, CHANNELS_LAST), flat(net, draw, 4)), net.partition.cuts, strict=False
@@ -135,21 +139,21 @@ def test_images_are_handed_on_channels_last() -> None:
 
 def test_a_feature_that_lost_its_layout_is_taken_too() -> None:
     net, draw = attached("residual")
-    span, plain = SpanProvider(net, CHANNELS_LAST).span(1, 2), net.partition.span(1, 2)
+    span, eager = SpanProvider(net, CHANNELS_LAST).span(1, 2), net.partition.span(1, 2)
     with torch.inference_mode():
         feature = net.partition.span(0, 1)(*flat(net, draw, 4))[0]
         assert feature.is_contiguous()
-        assert difference(span(feature.clone())[0], plain(feature.clone())[0]) < 1e-5
+        assert difference(span(feature.clone())[0], eager(feature.clone())[0]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "conv", "small-plain", "small-own"])
-def test_exits_are_asked_in_their_own_type(kind: str) -> None:
+def test_exits_run_in_their_own_type(kind: str) -> None:
     net = small.network(heads=(kind,)).eval()
-    runner, (p, c, _) = SpanProvider(net, BFLOAT16), next(e for e in net.exits() if e[0] > 0)
+    provider, (p, c, _) = SpanProvider(net, BFLOAT16), next(e for e in net.exits() if e[0] > 0)
     values = [small.inputs(count=6)]
-    narrow_handed, activations = chain(runner, values)[p - 1], chain(SpanProvider(net), values)[p - 1]
+    converted, activations = chain(provider, values)[p - 1], chain(SpanProvider(net), values)[p - 1]
     with torch.inference_mode():
-        found, wanted = runner.exit_fn(p, c)(narrow_handed, None), net.exit_fn(p, c)(activations, None)
+        found, wanted = provider.exit_fn(p, c)(converted, None), net.exit_fn(p, c)(activations, None)
     assert (found.dtype, found.shape) == (torch.float32, wanted.shape)
     assert difference(found, wanted) < 0.05
 
@@ -160,18 +164,18 @@ def test_exits_that_want_the_mask_get_it() -> None:
     values = flat(net, draw, 5)
     mask = net.mask(values)
     p, c, _ = next(net.exits())
-    runner = SpanProvider(net, BFLOAT16)
+    provider = SpanProvider(net, BFLOAT16)
     with torch.inference_mode():
-        found = runner.exit_fn(p, c)(chain(runner, values)[p - 1], mask)
+        found = provider.exit_fn(p, c)(chain(provider, values)[p - 1], mask)
         wanted = net.exit_fn(p, c)(chain(SpanProvider(net), values)[p - 1], mask)
     assert difference(found, wanted) < 0.05
 
 
 def test_spans_and_copies_are_made_once() -> None:
     net, _ = attached("residual")
-    runner = SpanProvider(net, CHANNELS_LAST)
+    provider = SpanProvider(net, CHANNELS_LAST)
     made: list[object] = []
-    threads = [threading.Thread(target=lambda: made.append(runner.span(0, 2))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: made.append(provider.span(0, 2))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -183,14 +187,14 @@ def test_spans_and_copies_are_made_once() -> None:
     assert parameters.copy(slot, Conversion()) is not parameters.copy(slot, Conversion(torch.bfloat16))
 
 
-def test_later_weights_are_seen_by_the_plain_way_alone() -> None:
+def test_later_weights_are_seen_by_the_eager_backend_alone() -> None:
     net = small.network(small.Vector)
     values = [small.inputs(small.Vector, 4)]
-    plain, int8 = SpanProvider(net), SpanProvider(net, INT8)
-    before = [chain(runner, values)[-1][0] for runner in (plain, int8)]
+    eager, int8 = SpanProvider(net), SpanProvider(net, INT8)
+    before = [chain(provider, values)[-1][0] for provider in (eager, int8)]
     with torch.no_grad():
         net.backbone.a.weight.mul_(2)
-    after = [chain(runner, values)[-1][0] for runner in (plain, int8)]
+    after = [chain(provider, values)[-1][0] for provider in (eager, int8)]
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
 
@@ -213,21 +217,22 @@ def hard(between: Callable[[Tensor], Tensor]) -> ExitNetwork:
     return attach_exits(toys.seeded(lambda: Model(between)), toys.randn(8)(2), heads=("linear",))
 
 
-def test_a_way_that_is_too_coarse_is_refused() -> None:
+def test_a_backend_that_is_too_coarse_is_refused() -> None:
     net = hard(lambda x: (x + 1000) - 1000)
     with pytest.raises(InputError) as error:
         SpanProvider(net, BFLOAT16).span(0, len(net.positions))
     said = str(error.value)
     assert said.startswith(
-        "Execution(dtype='bfloat16'): from 'input' to 'output' expected outputs within 0.05 of the plain ones"
+        "cannot run the span from 'input' to 'output' in bfloat16: expected outputs within 0.05 of the eager "
+        "ones, relative to the largest; got"
     )
     assert said.endswith("this model needs more than bfloat16; try dtype=None")
 
 
-def test_a_way_that_cannot_be_computed_is_refused() -> None:
+def test_a_backend_that_cannot_be_computed_is_refused() -> None:
     net = hard(lambda x: x * torch.linalg.inv(x[:, :, None] * x[:, None] + torch.eye(8)).sum(1))
     with pytest.raises(
-        InputError, match=r"expected operations that can be computed so; got .*try dtype=None"
+        InputError, match=r"in bfloat16: expected operations that support it, got .*try dtype=None"
     ):
         SpanProvider(net, BFLOAT16).span(0, len(net.positions))
 
@@ -275,7 +280,7 @@ def test_int8_needs_linear_layers() -> None:
         SpanProvider(net, INT8)
 
 
-@pytest.mark.parametrize("execution", [BFLOAT16, Execution(compile="aot")], ids=lambda way: way.name)
+@pytest.mark.parametrize("execution", [BFLOAT16, Execution(compile="aot")], ids=lambda how: how.name)
 def test_models_that_are_quantised_already_are_refused(execution: Execution) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -285,7 +290,7 @@ def test_models_that_are_quantised_already_are_refused(execution: Execution) -> 
         SpanProvider(net, execution)
 
 
-def drafted(model: nn.Module, example: Tensor) -> EditableGraph:
+def editable(model: nn.Module, example: Tensor) -> EditableGraph:
     parts = partition(model, example)
     return editable_graph(parts.span(0, len(parts.cuts) + 1), parts.flow, parts.border(0))
 
@@ -338,7 +343,7 @@ def test_int8_finds_layers_written_as_products() -> None:
             return torch.addmm(self.bias, x, self.weight)
 
     model = toys.seeded(Product)
-    found = drafted(model, toys.randn(8)(2))
+    found = editable(model, toys.randn(8)(2))
     quantise(found, Parameters())
     module, values = found.finish(Parameters())
     assert [type(part).__name__ for part in module.children()] == ["Int8Linear"]
@@ -376,16 +381,16 @@ BUILT = ("inductor", pytest.param("aot", marks=pytest.mark.long))  # a package t
 
 @cache
 def compiled(compiler: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A span that changes what it is handed beside the feature and hands it on: (compiled, plain)."""
+    """A span that changes an activation beside the feature and returns it: (compiled, eager)."""
     net, _ = attached("two inputs")
     return SpanProvider(net, Execution(compile=compiler)).span(1, 2), net.partition.span(1, 2)
 
 
 def apart(compiler: str, batch: int) -> float:
-    found, plain = compiled(compiler)
+    found, eager = compiled(compiler)
     given = [toys.randn(8)(batch), toys.randn(1)(batch, seed=1)]
     with torch.inference_mode():
-        pairs = zip(found(*toys.clone(given)), plain(*toys.clone(given)), strict=True)
+        pairs = zip(found(*toys.clone(given)), eager(*toys.clone(given)), strict=True)
         return max(difference(a, b) for a, b in pairs)
 
 
@@ -410,11 +415,11 @@ def test_nothing_is_compiled_later(compiler: str) -> None:
 
 @pytest.mark.parametrize("compiler", BUILT)
 def test_compiled_spans_take_any_layout_in_memory(compiler: str) -> None:
-    found, plain = compiled(compiler)
+    found, eager = compiled(compiler)
     x, scale = toys.randn(5)(8).T, toys.randn(2)(5)[:, :1]
     assert not x.is_contiguous()
     with torch.inference_mode():
-        pairs = zip(found(x, scale), plain(x.clone(), scale.clone()), strict=True)
+        pairs = zip(found(x, scale), eager(x.clone(), scale.clone()), strict=True)
         assert max(difference(a, b) for a, b in pairs) < 1e-5
 
 

@@ -309,6 +309,9 @@ def test_what_is_no_configuration_or_network_is_refused(setting):
     for wrong in (None, "fast", [configs[1]], offramp.Frontier([offramp.ExitConfig((), expected=ONE)])):
         with pytest.raises(InputError, match="expected an ExitConfig, such as"):
             engine.use(wrong)
+    for wrong in ("inductor", "", configs[1]):
+        with pytest.raises(InputError, match="expected an Execution, such as"):
+            engine.use(execution=wrong)
     with pytest.raises(InputError, match="expected a network from attach_exits, got a Images"):
         Engine(net.backbone)
     assert engine.config == configs[1]

@@ -25,8 +25,8 @@ def test_names(name: str) -> None:
 
 
 def test_only_the_default_is_plain_and_exact() -> None:
-    assert [way.plain for way in WAYS.values()] == [True] + [False] * 5
-    assert [way.tolerance == 0 for way in WAYS.values()] == [True] + [False] * 5
+    assert [how.plain for how in WAYS.values()] == [True] + [False] * 5
+    assert [how.tolerance == 0 for how in WAYS.values()] == [True] + [False] * 5
 
 
 def test_coarser_numbers_are_given_more_room() -> None:
@@ -37,10 +37,10 @@ def test_coarser_numbers_are_given_more_room() -> None:
 
 
 def test_it_is_written_as_it_is_typed() -> None:
-    way = Execution(compile="aot", dtype="bfloat16")
-    assert str(way) == "Execution(compile='aot', dtype='bfloat16')"
+    how = Execution(compile="aot", dtype="bfloat16")
+    assert str(how) == "Execution(compile='aot', dtype='bfloat16')"
     assert str(Execution()) == "Execution()"
-    assert repr(way) == "Execution(compile='aot', dtype='bfloat16', channels_last=False, int8=False)"
+    assert repr(how) == "Execution(compile='aot', dtype='bfloat16', channels_last=False, int8=False)"
 
 
 def test_it_is_data() -> None:

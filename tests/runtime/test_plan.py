@@ -125,7 +125,7 @@ def test_with_all_exits_off_it_never_splits() -> None:
 
 
 class InPlace(nn.Module):
-    """Every block writes to what it is handed; the input is handed on as it is."""
+    """Every block writes to its feature; the input goes on as it is."""
 
     def __init__(self) -> None:
         super().__init__()

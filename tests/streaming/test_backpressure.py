@@ -92,5 +92,5 @@ def test_workers_wait_for_patience_that_is_measured(net, x, half) -> None:
     with engine:
         for future in [engine.submit(each) for each in x]:
             future.result(LONG)
-        assert 0 < worker._waits() < LONG
-        assert worker._waits() == pytest.approx(6 * len(worker._places) * worker._pace.seconds)
+        assert 0 < worker._current_patience() < LONG
+        assert worker._current_patience() == pytest.approx(6 * len(worker._places) * worker._pace.seconds)

@@ -9,7 +9,7 @@ from offramp.streaming.buffer import RowBuffer, StageQueue
 
 
 @pytest.mark.parametrize("order", ["rows", "channels-last", "transposed", "flat", "scalars"])
-def test_a_slab_keeps_rows_and_their_order_in_memory(order: str) -> None:
+def test_a_row_buffer_keeps_rows_and_their_order_in_memory(order: str) -> None:
     value = {
         "rows": torch.randn(6, 3, 4, 5),
         "channels-last": torch.randn(6, 3, 4, 5).to(memory_format=torch.channels_last),
@@ -17,38 +17,38 @@ def test_a_slab_keeps_rows_and_their_order_in_memory(order: str) -> None:
         "flat": torch.randn(6, 7),
         "scalars": torch.randn(6),
     }[order]
-    slab = RowBuffer(value, 9)
-    slab.write(2, value, torch.tensor([4, 1, 5]))
-    slab.write(5, value[:2], None)
+    buffer = RowBuffer(value, 9)
+    buffer.write(2, value, torch.tensor([4, 1, 5]))
+    buffer.write(5, value[:2], None)
     wanted = value[[4, 1, 5, 0, 1]]
-    got = slab.read(2, 5)
+    got = buffer.read(2, 5)
     assert torch.equal(got, wanted)
     assert got.stride() == value.stride()
-    slab.to_front(4, 3)
-    assert torch.equal(slab.read(0, 3), wanted[2:])
+    buffer.to_front(4, 3)
+    assert torch.equal(buffer.read(0, 3), wanted[2:])
 
 
-def test_a_slab_takes_rows_in_another_order_in_memory() -> None:
+def test_a_row_buffer_takes_rows_in_another_order_in_memory() -> None:
     value = torch.randn(4, 3, 2, 2)
-    slab = RowBuffer(value, 8)
-    slab.write(0, value.to(memory_format=torch.channels_last), torch.tensor([3, 0]))
-    slab.write(2, value[:1].expand(3, 3, 2, 2), None)
-    assert torch.equal(slab.read(0, 5), value[[3, 0, 0, 0, 0]])
+    buffer = RowBuffer(value, 8)
+    buffer.write(0, value.to(memory_format=torch.channels_last), torch.tensor([3, 0]))
+    buffer.write(2, value[:1].expand(3, 3, 2, 2), None)
+    assert torch.equal(buffer.read(0, 5), value[[3, 0, 0, 0, 0]])
 
 
-def test_a_station_moves_to_the_front_of_its_memory() -> None:
+def test_a_stage_queue_moves_to_the_front_of_its_memory() -> None:
     class Anybody:
         since = 0.0
 
-    station, landed, taken = StageQueue(1, (True, False), 4), list[float](), list[float]()
+    stage, pushed, taken = StageQueue(1, (True, False), 4), list[float](), list[float]()
     for turn in range(20):
         value = torch.arange(4.0)[:, None] + 10 * turn
         rows = torch.tensor([0, 2, 3][: 1 + turn % 3])
-        station.push([Anybody()] * len(rows), (value, torch.tensor([turn])), rows)
-        landed += value[rows, 0].tolist()
-        while station.count >= 4 or (turn == 19 and station.count):
-            people, (got, shared) = station.take(4)
+        stage.push([Anybody()] * len(rows), (value, torch.tensor([turn])), rows)
+        pushed += value[rows, 0].tolist()
+        while stage.count >= 4 or (turn == 19 and stage.count):
+            people, (got, shared) = stage.take(4)
             assert len(people) == len(got)
             assert shared.item() == turn
             taken += got[:, 0].tolist()
-    assert taken == landed
+    assert taken == pushed

@@ -1,4 +1,4 @@
-"""Cancelled at any moment, each sample is settled exactly once, and memory stays flat."""
+"""Cancelled at any moment, each sample is completed exactly once, and memory stays flat."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def soak(net: offramp.ExitNetwork, x: Tensor, configs: list[ExitConfig], count: 
                     each.cancel()
                 recent.clear()
         assert engine.drain(LONG)
-        capacity = sum(slab._rows.numel() for s in engine._worker._stations.values() for slab in s._kept)
+        capacity = sum(buffer._rows.numel() for s in engine._worker._stages.values() for buffer in s._kept)
     return engine.stats(), ends, capacity
 
 
-def check_settled(stats: Any, ends: dict[str, int], count: int) -> None:
+def check_completed(stats: Any, ends: dict[str, int], count: int) -> None:
     """Each exactly once: what the futures say is what the engine counted."""
     assert stats.submitted == count
     assert ends == {
@@ -112,14 +112,14 @@ def check_settled(stats: Any, ends: dict[str, int], count: int) -> None:
     assert min(stats.answered, stats.expired, stats.cancelled) > count // 100
 
 
-def test_each_of_3000_samples_is_settled_once(net, x, half) -> None:
+def test_each_of_3000_samples_is_completed_once(net, x, half) -> None:
     configs = [half, ExitConfig(), never(net), ExitConfig(half.choices[1:])]
     stats, ends, _ = soak(net, x, configs, 3000)
-    check_settled(stats, ends, 3000)
+    check_completed(stats, ends, 3000)
 
 
 @pytest.mark.long
-def test_each_of_100000_samples_is_settled_once_and_memory_is_flat(net, x, half) -> None:
+def test_each_of_100000_samples_is_completed_once_and_memory_is_flat(net, x, half) -> None:
     configs = [half, ExitConfig(), never(net), ExitConfig(half.choices[1:])]
     _, _, before = soak(net, x, configs, 5000)  # caches of torch and of this test's own
     gc.collect()
@@ -130,7 +130,7 @@ def test_each_of_100000_samples_is_settled_once_and_memory_is_flat(net, x, half)
     gc.collect()
     end, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    check_settled(stats, ends, 100_000)
+    check_completed(stats, ends, 100_000)
     assert after == before
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < 65_536

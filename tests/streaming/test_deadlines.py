@@ -73,4 +73,4 @@ def test_far_deadlines_are_forgotten_with_their_samples(net, x) -> None:
         for _ in range(8):
             for future in [engine.submit(each, deadline=1e6) for each in x]:
                 future.result(LONG)
-        assert len(engine._worker.entrance._deadlines) < 256 + 3 * len(x)
+        assert len(engine._worker.admission._deadlines) < 256 + 3 * len(x)

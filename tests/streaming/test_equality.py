@@ -124,7 +124,7 @@ def test_exits_at_the_input() -> None:
     check_equal(glancing(), small.inputs(), 96, batch_limit=8)
 
 
-def test_a_way_of_computing_spans() -> None:
+def test_another_execution_backend() -> None:
     check_equal(small.network(), small.inputs(), 48, execution=Execution(channels_last=True))
 
 
@@ -145,16 +145,16 @@ def test_answers_on_the_demo_network(digits: tuple[offramp.ExitNetwork, Tensor])
 
 
 def test_counts_as_the_engine_does(net, x, half) -> None:
-    plain = offramp.Engine(net, half)
-    plain(x)
+    engine_alone = offramp.Engine(net, half)
+    engine_alone(x)
     with StreamEngine(net, half) as engine:
         answers = [engine.submit(each) for each in x]
         assert engine.drain(LONG)
         stats = engine.stats()
-    if [a.result().position for a in answers] == plain(x).position.tolist():
-        plain.reset_stats()
-        plain(x)
-        assert stats.macs == plain.stats().macs
+    if [a.result().position for a in answers] == engine_alone(x).position.tolist():
+        engine_alone.reset_stats()
+        engine_alone(x)
+        assert stats.macs == engine_alone.stats().macs
     assert stats.full_macs == 96 * int(offramp.measure_cost(net).full)
     assert (stats.waiting, stats.under_way) == (0, 0)
 

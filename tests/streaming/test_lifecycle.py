@@ -13,8 +13,10 @@ import offramp
 import small
 from offramp import ExitChoice, ExitConfig
 from offramp.errors import InputError
+from offramp.runtime.plan import Planner
 from offramp.streaming.engine import StreamEngine
 from offramp.streaming.request import StreamFuture
+from offramp.streaming.scheduler import choose
 from streams import CLOSE, LONG, held, never, watched
 
 
@@ -106,7 +108,7 @@ def test_nobody_is_left_waiting_when_the_thread_dies(net, x, monkeypatch) -> Non
     engine = StreamEngine(net, never(net))
     with held(engine, x[0]):
         futures = [engine.submit(each) for each in x[:40]]
-        monkeypatch.setattr("offramp.stream_worker.choose", broken)
+        monkeypatch.setattr("offramp.streaming.worker.choose", broken)
     for future in futures:
         with pytest.raises(RuntimeError, match="broken"):
             future.result(LONG)
@@ -115,6 +117,43 @@ def test_nobody_is_left_waiting_when_the_thread_dies(net, x, monkeypatch) -> Non
     with pytest.raises(InputError, match="the engine is closed"):
         engine.submit(x[0])
     assert engine.stats().failed == 40
+
+
+def test_a_configuration_may_be_new_when_its_sample_is_taken(net, x, monkeypatch) -> None:
+    """The sample comes after the engine's thread has chosen what to run, and before it takes the samples."""
+    late: list[StreamFuture] = []
+
+    def choose_late(*places: object) -> int | None:
+        chosen = choose(*places)
+        if chosen is not None and not late:
+            late.append(engine.submit(x[1], config=never(net)))
+        return chosen
+
+    engine = StreamEngine(net)
+    with engine:
+        with held(engine, x[0]):
+            monkeypatch.setattr("offramp.streaming.worker.choose", choose_late)
+            first = engine.submit(x[0])
+        assert first.result(LONG).position == len(net.positions)
+        assert late[0].result(LONG).position == len(net.positions)
+
+
+def test_two_configurations_are_prepared_at_once(net, x, monkeypatch) -> None:
+    """The second is ready while spans of the first are made; both have their exit points afterwards."""
+    first, second = (ExitConfig([ExitChoice(name, "linear", 0.0)]) for name in net.positions[1:3])
+    made = Planner.span
+
+    def span(self: Planner, *places: int) -> object:
+        monkeypatch.setattr(Planner, "span", made)
+        engine.prepare(second)
+        return made(self, *places)
+
+    with StreamEngine(net) as engine:
+        monkeypatch.setattr(Planner, "span", span)
+        engine.prepare(first)
+        assert engine._worker._routes.exit_points == (0, 1, 2)
+        futures = [engine.submit(x[0], config=config) for config in (first, second)]
+        assert [future.result(LONG).position for future in futures] == [1, 2]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -152,7 +191,7 @@ def test_closing_may_give_up_what_waits(net, x) -> None:
         futures = [engine.submit(each) for each in x[:5]]
         closing = threading.Thread(target=lambda: engine.close(cancel=True))
         closing.start()
-        while not engine._worker.entrance.closed:
+        while not engine._worker.admission.closed:
             time.sleep(0.001)
     closing.join(LONG)
     assert all(future.cancelled() for future in futures)
@@ -188,7 +227,7 @@ def test_those_who_wait_for_a_place_hear_that_it_closes(net, x) -> None:
         engine.submit(x[0])
         shut_out = threading.Thread(target=submit)
         shut_out.start()
-        while not engine._worker.entrance._shut_out:
+        while not engine._worker.admission._blocked:
             time.sleep(0.001)
         closing = threading.Thread(target=engine.close)
         closing.start()

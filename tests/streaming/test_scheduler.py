@@ -22,14 +22,14 @@ class Waiting:
     ("counts", "since", "chosen"),
     [
         pytest.param([0, 0, 0], [0, 0, 0], None, id="nobody-waits"),
-        pytest.param([1, 0, 0], [9, 0, 0], 0, id="one-at-the-entrance"),
+        pytest.param([1, 0, 0], [9, 0, 0], 0, id="one-at-the-admission-queue"),
         pytest.param([3, 1, 2], [9, 9, 9], 2, id="the-latest-where-none-is-full"),
         pytest.param([4, 3, 3], [9, 9, 9], 0, id="full-before-the-latest"),
         pytest.param([9, 4, 0], [9, 9, 0], 1, id="the-latest-of-full-ones"),
         pytest.param([9, 1, 4], [9, 4, 9], 1, id="overdue-before-full"),
         pytest.param([9, 1, 1], [9, 4, 3], 2, id="the-longest-overdue-first"),
         pytest.param([9, 1, 0], [9, 5, 0], 0, id="patience-to-the-last-moment"),
-        pytest.param([1, 0, 4], [0, 0, 9], 2, id="the-entrance-is-never-overdue"),
+        pytest.param([1, 0, 4], [0, 0, 9], 2, id="the-admission-queue-is-never-overdue"),
     ],
 )
 def test_choice(counts: list[int], since: list[float], chosen: int | None) -> None:
@@ -151,15 +151,15 @@ def test_each_is_answered_once_and_memory_is_bounded(load: dict) -> None:
 
 @settings(deadline=None)
 @given(load=loads)
-def test_nobody_waits_at_a_station_much_longer_than_patience(load: dict) -> None:
-    """Who is overdue goes before all who came to a station later.
+def test_nobody_waits_in_a_stage_queue_much_longer_than_patience(load: dict) -> None:
+    """Who is overdue goes before all who came to a stage queue later.
 
-    At most 2 L - 1 samples at each of K stations came before, which two runs each take onward; to each run at
-    most K - 1 others make way, and one such turn may have begun before.
+    At most 2 L - 1 samples in each of K stage queues came before, which two runs each take onward; to each
+    run at most K - 1 others make way, and one such turn may have begun before.
     """
     _, samples = played(load)
-    stations = load["places"] - 1
-    bound = load["patience"] + (2 * stations * stations + stations) * max(load["lengths"])
+    stages = load["places"] - 1
+    bound = load["patience"] + (2 * stages * stages + stages) * max(load["lengths"])
     assert max((wait for sample in samples for wait in sample.waits[1:]), default=0) <= bound + 1e-9
 
 
@@ -172,7 +172,7 @@ def test_first_come_first_served_among_those_that_go_as_far(load: dict) -> None:
         assert numbers == sorted(numbers)
 
 
-def test_a_rare_sample_is_served_while_the_entrance_is_always_full() -> None:
+def test_a_rare_sample_is_served_while_the_admission_queue_is_always_full() -> None:
     server = Server(places=3, limit=4, patience=10, lengths=[1.0])
     rare = Sample(0, leaves=2)
     server.arrive(rare, 0)
@@ -180,7 +180,7 @@ def test_a_rare_sample_is_served_while_the_entrance_is_always_full() -> None:
         server.arrive(Sample(number, leaves=0), 0)
     while 0 not in server.answered:
         server.turn()
-    assert server.now <= 2 * 10 + 2 * 10  # two stations, each patience and at most ten runs
+    assert server.now <= 2 * 10 + 2 * 10  # two stages, each patience and at most ten runs
     assert server.places[0].count > 1800
 
 

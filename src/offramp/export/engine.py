@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import ExitConfig, PlanCache, exits
+from offramp.core import ExitConfig, PlanCache, leaves
 from offramp.errors import InputError
 from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export
 
@@ -278,14 +278,14 @@ class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
             outputs, confidence = step.answer([*activations[: step.arity], *(mask if step.masked else ())])
             going = here
             if step.threshold is not None:
-                leaves = exits(confidence, step.threshold)
-                going = int(np.count_nonzero(leaves))
+                leavers = leaves(confidence, step.threshold)
+                going = int(np.count_nonzero(leavers))
             if going == 0:
                 continue
             if going == here:
                 left.append((step.position, rows, outputs, confidence))
                 break
-            out, stay = leaves.nonzero()[0], (~leaves).nonzero()[0]
+            out, stay = leavers.nonzero()[0], (~leavers).nonzero()[0]
             left.append((step.position, out if rows is None else rows[out], outputs[out], confidence[out]))
             rows = stay if rows is None else rows[stay]
             here -= going

@@ -60,26 +60,16 @@ class AnswerModule(nn.Module):
         super().__init__()
         for name, part in parts.items():
             self.add_module(name, part)
-        self.calibrator = dict(net.calibrators).get(f"{position}|{column}")
+        self.calibrator = net.calibrator(position, column)
         self._outputs_fn, self._confidence_fn = outputs_fn, net.confidence_of(position, column)
         self._task = net.task
-        self.masked = wants_mask(net, position, column)
+        self.masked = net.uses_mask(position, column)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """Activations, and the mask (B, L) where it is wanted, to (outputs (B, K), confidence (B,))."""
         activations, mask = (values[:-1], values[-1] != 0) if self.masked else (values, None)
         outputs = self._outputs_fn(activations, mask)
         return self._task.answer(outputs), self._confidence_fn(outputs, mask)
-
-
-def wants_mask(net: ExitNetwork, position: int, column: int) -> bool:
-    """Whether an exit, or the model's output at position P, needs to know which tokens are real."""
-    if net.mask_input is None:
-        return False
-    if net.task.per_token or position == len(net.positions):
-        return net.task.per_token
-    spec, head = net.specs[position], net.head(position, net.head_names[column])
-    return spec is not None and spec.mask and bool(getattr(head, "uses_mask", False))
 
 
 def used_exits(net: ExitNetwork, frontier: Frontier) -> list[tuple[int, int]]:
@@ -106,7 +96,7 @@ def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Sign
         inputs=inputs,
         keyword=spec.keyword,
         mask=net.mask_input,
-        answer=Port("outputs", (BATCH, *net.answer_shape), _dtype(net._answer.dtype)),
+        answer=Port("outputs", (BATCH, *net.answer_shape), _dtype(net.output_field.dtype)),
         classes=None if classes is None else tuple(classes),
     )
 
@@ -149,7 +139,7 @@ def pieces(
         if stop == last:
             yield _answering(span, _last_span(net, start), ports, activations, mask)
         else:
-            per_sample = (True, *net.partition.cuts[stop - 1].carried_per_sample)
+            per_sample = (True, *net.partition.carried_per_sample(stop))
             names = [(f"h{stop}_{i}", each) for i, each in enumerate(per_sample)]
             piece = _piece(span, SpanModule(net.partition.span(start, stop)), ports, activations, names)
             ports, activations = piece.graph.outputs, piece.results

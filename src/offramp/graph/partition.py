@@ -94,6 +94,12 @@ class Partition:
             return Border(-1, self.flow.trace.inputs)
         return self.cuts[index - 1].border if index <= len(self.cuts) else output_border(self.flow)
 
+    def carried_per_sample(self, position: int) -> tuple[bool, ...]:
+        """For each value that crosses a border beside the feature: whether it has one row per sample."""
+        if position == 0:
+            return (True,) * (len(self.spec.names) - 1)
+        return self.cuts[position - 1].carried_per_sample if position <= len(self.cuts) else ()
+
     def pack(self, flat: Sequence[object]) -> object:
         """The last segment's flat outputs in the structure the model returns."""
         return _pytree.tree_unflatten(list(flat), self._structure)

@@ -145,14 +145,14 @@ class _Walk:
         device: torch.device,
         repeat_for: float,
     ) -> None:
-        self._net, self._runner, self._read, self._repeat_for = net, runner, read, repeat_for
+        self._net, self._read, self._repeat_for = net, read, repeat_for
         self._wait = _waiter(device)
         count = len(net.positions)
         self._spans = [runner.span(i, i + 1) for i in range(count)]
         self._whole = runner.span(0, count)
         self.exits = [(p, c) for p, c, _ in net.exits()]
         self._exit_fns = {exit_: (runner.exit_fn(*exit_), net.confidence_of(*exit_)) for exit_ in self.exits}
-        self._sure = net.confidence_of(count)
+        self._output, self._sure = runner.exit_fn(count), net.confidence_of(count)
 
     def run(self, values: Sequence[Tensor]) -> _Pass:
         """One pass on flat inputs: the whole, then the segments, then the heads; none disturbs another."""
@@ -161,12 +161,12 @@ class _Walk:
         args, kwargs = self._net.partition.spec.call(own)
         plain = self._timed(lambda: self._net.backbone(*args, **kwargs))
         segments, heads = list[float](), list[float]()
-        activations = self._runner.enter([value.clone() for value in values])
+        activations = tuple(value.clone() for value in values)
         for span in self._spans:
             cost, activations = self._step(span, activations)
             segments.append(cost)
         mask = self._net.mask(values)
-        activations = self._runner.enter([value.clone() for value in values])
+        activations = tuple(value.clone() for value in values)
         for position, span in enumerate(self._spans):
             for exit_ in (e for e in self.exits if e[0] == position):
                 heads.append(self._timed(self._question(exit_, activations, mask)))
@@ -195,7 +195,7 @@ class _Walk:
         """What an engine without exits does with a batch."""
         net = self._net
         flat = net.partition.spec.flatten(_as_given(net, values))
-        outputs = self._runner.answer(self._whole(*self._runner.enter(flat)))
+        outputs = self._output(self._whole(*flat), None)
         self._sure(outputs, net.mask(flat) if net.task.per_token else None)
         torch.full((len(outputs),), 0, device=outputs.device)
         net.task.answer(outputs)

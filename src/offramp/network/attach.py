@@ -12,7 +12,7 @@ from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
 from offramp.graph import INPUT, Partition, eval_mode, find_layout, partition
 from offramp.heads import FeatureSpec, default_heads, head_factory
-from offramp.network.network import Answer, ExitIndex, ExitNetwork, InputExit
+from offramp.network.network import ExitIndex, ExitNetwork, InputExit, OutputField
 from offramp.tasks import Task, as_task, check_confidence, select_output
 
 
@@ -62,7 +62,7 @@ def attach_exits(
             every position ("linear", "mlp", "conv", or registered ones); or a dict position -> kinds.
         cuts: "auto" (every block), "all" (every legal cut), or names such as "layer2.3".
         task: what an answer is: a registered name, or a task with parameters of its own.
-        confidence: how sure an exit is; None takes the task's default.
+        confidence: how confident an exit is: a registered name; None takes the task's default.
         output: key or index of the answer where the model returns a dict or a tuple.
         layouts: cut name -> layout, for features whose layout the graph does not tell; "input" for the input.
         input_exits: exits at position "input", by name: a trained module that is called as the model is, for
@@ -76,14 +76,9 @@ def attach_exits(
             is not what the task wants, or an input exit that fails, or has other outputs than the model.
         PartitionError: the model cannot be exported or cut.
     """
-    check_exits(heads, input_exits)  # before the model is traced, which takes long
-    chosen = as_task(task)
-    check_confidence(confidence or chosen.confidence)
-    parts = partition(model, example_inputs, cuts=cuts, layouts=_without_input(layouts))
-    if not parts.cuts:
-        raise PartitionError(_no_cut(parts))
+    chosen = check_options(heads, input_exits, task, confidence)  # before the model is traced
     return network_on(
-        parts,
+        cut_model(model, example_inputs, cuts, layouts),
         heads=heads,
         task=chosen,
         confidence=confidence,
@@ -93,6 +88,21 @@ def attach_exits(
         mask=mask,
         seed=seed,
     )
+
+
+def cut_model(
+    model: nn.Module, example_inputs: object, cuts: str | Sequence[str], layouts: Mapping[str, str] | None
+) -> Partition:
+    """``partition`` with at least one cut, or a PartitionError; a layout of the input is left out."""
+    inner = {name: layout for name, layout in (layouts or {}).items() if name != INPUT}
+    parts = partition(model, example_inputs, cuts=cuts, layouts=inner)
+    if not parts.cuts:
+        reasons = "".join(f"\n  {cut.name}: {cut.reason}" for cut in parts.refused[:8])
+        raise PartitionError(
+            f"{type(model).__name__}: found no place for an exit{reasons or ': it calls no sub-modules'}\n"
+            "  try: cuts='all', or build the model from blocks that pass one tensor on"
+        )
+    return parts
 
 
 def network_on(
@@ -108,8 +118,8 @@ def network_on(
     seed: int = 0,
 ) -> ExitNetwork:
     """``attach_exits`` on a model that is cut already; several networks may share one partition."""
-    check_exits(heads, input_exits)
-    check_confidence(confidence or task.confidence)
+    check_options(heads, input_exits, task, confidence)
+    at_input = input_exits or {}
     answer = _find_answer(parts, task, output)
     mask_input = _mask_input(parts.spec, mask)
     if task.per_token and mask_input is not None and parts.spec.shapes[mask_input][0] != answer.shape[0]:
@@ -117,33 +127,55 @@ def network_on(
             f"mask: expected one entry for each of the answer's {answer.shape[0]} tokens, input "
             f"{parts.spec.names[mask_input]!r} has {parts.spec.shapes[mask_input][0]}; name another input"
         )
-    specs = _describe(parts, task, mask_input, input_layout, input_exits or {})
-    names, kinds = _columns(parts, specs, heads, task.head_outputs(answer.shape[-1]))
-    given: dict[int, nn.Module] = {}
-    for c, (name, each) in enumerate((input_exits or {}).items(), start=len(names)):
-        if name in names:
-            raise InputError(f"input_exits: {name!r} is a head's name already; choose another name")
-        if isinstance(each, str):
-            kinds[0, c] = each
-        else:
-            given[c] = each
-    names = (*names, *(input_exits or {}))
+    specs = _describe(parts, task, mask_input, input_layout, at_input)
+    names, kinds = _place_heads(parts, specs, heads, task.head_outputs(answer.shape[-1]))
+    taken = next((name for name in at_input if name in names), None)
+    if taken is not None:
+        raise InputError(f"input_exits: {taken!r} is a head's name already; choose another name")
+    added = list(enumerate(at_input.values(), start=len(names)))
+    kinds.update({(0, c): each for c, each in added if isinstance(each, str)})
     net = ExitNetwork(
-        parts, specs, kinds, given, names, task, confidence or task.confidence, answer, mask_input, seed
+        parts=parts,
+        specs=specs,
+        kinds=kinds,
+        given={c: each for c, each in added if isinstance(each, nn.Module)},
+        head_names=(*names, *at_input),
+        task=task,
+        confidence=confidence or task.confidence,
+        answer=answer,
+        mask_input=mask_input,
+        seed=seed,
     )
-    _check_applied(net, kinds, input_exits or {})
-    _check_given(net, parts, answer)
+    _check_applied(net, kinds, at_input)
+    _check_given(net)
     return net
 
 
-def check_exits(heads: Heads, input_exits: InputExits | None) -> None:
-    """Refuse heads and exits at the input that cannot be meant, before anything is known of the model.
-
-    Raises:
-        InputError: a kind is unknown, a name twice or no name, or an exit at the input is no module.
-    """
+def check_options(
+    heads: Heads, input_exits: InputExits | None, task: str | Task, confidence: str | None
+) -> Task:
+    """The task; refuses, with an InputError, what cannot be meant whatever the model is."""
     _check_heads(heads)
-    _check_input_exits(input_exits or {})
+    for name, module in (input_exits or {}).items():
+        if not is_name(name):
+            raise InputError(f"input_exits: expected names of letters, digits, '_' and '-'; got {name!r}")
+        if hasattr(nn.ModuleDict(), name):
+            raise InputError(f"input_exits: {name!r} cannot be a name; try {name + '1'!r}")
+        if isinstance(module, str):
+            head_factory(module)
+        elif not isinstance(module, nn.Module):
+            what = type(module).__name__
+            raise InputError(
+                f"input_exits[{name!r}]: expected a trained torch.nn.Module or a kind of head, got a {what}"
+            )
+    chosen = as_task(task)
+    check_confidence(confidence or chosen.confidence)
+    return chosen
+
+
+def is_name(name: object) -> bool:
+    """Whether it can be a key, a module's name and a folder: letters, digits, "_" and "-"."""
+    return isinstance(name, str) and name.replace("-", "_").isidentifier()
 
 
 def _check_heads(heads: Heads) -> None:
@@ -162,32 +194,13 @@ def _check_heads(heads: Heads) -> None:
             head_factory(name)
 
 
-def _check_input_exits(input_exits: InputExits) -> None:
-    for name, module in input_exits.items():
-        if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-            raise InputError(f"input_exits: expected names of letters, digits, '_' and '-'; got {name!r}")
-        if hasattr(_EMPTY, name):
-            raise InputError(f"input_exits: {name!r} cannot be a name; try {name + '1'!r}")
-        if isinstance(module, str):
-            head_factory(module)
-        elif not isinstance(module, nn.Module):
-            what = type(module).__name__
-            raise InputError(
-                f"input_exits[{name!r}]: expected a trained torch.nn.Module or a kind of head, got a {what}"
-            )
-
-
-def _without_input(layouts: Mapping[str, str] | None) -> dict[str, str]:
-    return {name: layout for name, layout in (layouts or {}).items() if name != INPUT}
-
-
-def _find_answer(parts: Partition, task: Task, output: str | int | None) -> Answer:
+def _find_answer(parts: Partition, task: Task, output: str | int | None) -> OutputField:
     with torch.no_grad():
         values = [value.clone() for value in parts.flow.trace.example]
         flat = parts.span(0, len(parts.cuts) + 1)(*values)
         answer = select_output(parts.pack(flat), output, per_token=task.per_token)
     index = next(i for i, value in enumerate(flat) if value is answer)
-    return Answer(output, index, tuple(answer.shape[1:]), answer.dtype)
+    return OutputField(output, index, tuple(answer.shape[1:]), answer.dtype)
 
 
 def _mask_input(spec: InputSpec, mask: str | None) -> int | None:
@@ -210,15 +223,15 @@ def _describe(
     parts: Partition, task: Task, mask_input: int | None, input_layout: str | None, input_exits: InputExits
 ) -> list[FeatureSpec | None]:
     """What heads are given at each position."""
-    per_token = task.per_token
     length = None if mask_input is None else parts.spec.shapes[mask_input][0]
-    specs: list[FeatureSpec | None] = [None]
-    if any(isinstance(each, str) for each in input_exits.values()):
-        specs[0] = _describe_input(parts, input_layout, per_token)
-    for cut in parts.cuts:
-        masked = cut.layout == "NLC" and cut.shape[0] == length
-        specs.append(FeatureSpec(cut.shape, cut.layout, masked, per_token))
-    return specs
+    trained = any(isinstance(each, str) for each in input_exits.values())
+    return [
+        _describe_input(parts, input_layout, task.per_token) if trained else None,
+        *(
+            FeatureSpec(cut.shape, cut.layout, cut.layout == "NLC" and cut.shape[0] == length, task.per_token)
+            for cut in parts.cuts
+        ),
+    ]
 
 
 def _describe_input(parts: Partition, layout: str | None, per_token: bool) -> FeatureSpec:
@@ -238,7 +251,7 @@ def _describe_input(parts: Partition, layout: str | None, per_token: bool) -> Fe
     return FeatureSpec(shape, layout, False, per_token, inputs=True)
 
 
-def _columns(
+def _place_heads(
     parts: Partition, specs: Sequence[FeatureSpec | None], heads: Heads, outputs: int
 ) -> tuple[tuple[str, ...], dict[ExitIndex, str]]:
     """Head names, and which kind goes where."""
@@ -249,74 +262,58 @@ def _columns(
                 raise InputError(f"heads: there is no position {p} with a head number {c}")
         return heads.names, dict(heads.kinds)
     if isinstance(heads, Mapping):
-        strange = [name for name in heads if name not in positions]
-        if strange:
-            raise InputError(f"heads: no position {strange[0]!r}; there are {', '.join(positions)}")
+        unknown = next((name for name in heads if name not in positions), None)
+        if unknown is not None:
+            raise InputError(f"heads: no position {unknown!r}; there are {', '.join(positions)}")
         wanted = [tuple(heads.get(name, ())) for name in positions]
     elif heads == "auto":
-        remaining = _remaining(parts)
+        remaining = [sum(parts.macs[i:]) for i in range(1, len(parts.macs))]  # MACs behind each cut
         pairs = zip(specs[1:], remaining, strict=True)
         wanted = [default_heads(spec, outputs, macs) for spec, macs in pairs if spec is not None]
     else:
         wanted = [tuple(heads)] * len(positions)
     names = tuple(dict.fromkeys(name for here in wanted for name in here))
-    kinds = {
-        (p, names.index(name)): name
-        for p, here in enumerate(wanted, start=1)
-        for name in sorted(here, key=names.index)
+    return names, {
+        (p, c): name for p, here in enumerate(wanted, start=1) for c, name in enumerate(names) if name in here
     }
-    return names, kinds
-
-
-def _remaining(parts: Partition) -> list[int]:
-    """MACs of the backbone behind each cut."""
-    return [sum(parts.macs[i:]) for i in range(1, len(parts.macs))]
 
 
 def _check_applied(net: ExitNetwork, kinds: Mapping[ExitIndex, str], input_exits: InputExits) -> None:
     there = {(p, c) for p, c, _ in net.exits()}
     if not there:
-        asked = ", ".join(dict.fromkeys(kinds.values()))
+        wanted = ", ".join(dict.fromkeys(kinds.values()))
         layouts = ", ".join(sorted({cut.layout for cut in net.partition.cuts}))
-        raise InputError(f"heads: none of {asked} applies to features laid out {layouts}; try 'linear'")
+        raise InputError(f"heads: none of {wanted} applies to features laid out {layouts}; try 'linear'")
     for name, each in input_exits.items():
         if isinstance(each, str) and (0, net.head_names.index(name)) not in there:
             raise InputError(f"input_exits[{name!r}]: a head {each!r} does not apply to {net.specs[0]}")
 
 
-def _check_given(net: ExitNetwork, parts: Partition, answer: Answer) -> None:
+def _check_given(net: ExitNetwork) -> None:
     """Run every module that was given once, on the example."""
-    values: list[Tensor] = [value.clone() for value in parts.flow.trace.example]
+    values: list[Tensor] = [value.clone() for value in net.partition.flow.trace.example]
     for _, c, head in net.exits():
         if not isinstance(head, InputExit):
             continue
-        name = net.head_names[c]
+        where = f"input_exits[{net.head_names[c]!r}]"
         before = [value.clone() for value in values]
         try:
             with torch.no_grad(), eval_mode(net):
                 out = head(*values)
         except InputError as error:
-            raise InputError(f"input_exits[{name!r}]: {error}") from error
+            raise InputError(f"{where}: {error}") from error
         except Exception as error:
             raise InputError(
-                f"input_exits[{name!r}]: calling it as the model is called fails: "
-                f"{type(error).__name__}: {error}; wrap it so that it takes the same inputs"
+                f"{where}: calling it as the model is called fails: {type(error).__name__}: {error}; "
+                "wrap it so that it takes the same inputs"
             ) from error
         if not all(map(torch.equal, before, values)):
             raise InputError(
-                f"input_exits[{name!r}]: it changes its input in place, which the model still needs; "
+                f"{where}: it changes its input in place, which the model still needs; "
                 "wrap it so that it works on a copy"
             )
-        if tuple(out.shape[1:]) != answer.shape:
+        if tuple(out.shape[1:]) != net.answer_shape:
             raise InputError(
-                f"input_exits[{name!r}]: expected outputs of shape {('B', *answer.shape)} like the model's, "
+                f"{where}: expected outputs of shape {('B', *net.answer_shape)} like the model's, "
                 f"got {('B', *out.shape[1:])}; the two must know the same classes"
             )
-
-
-def _no_cut(parts: Partition) -> str:
-    reasons = "".join(f"\n  {cut.name}: {cut.reason}" for cut in parts.refused[:8])
-    return (
-        f"{type(parts.model).__name__}: found no place for an exit{reasons or ': it calls no sub-modules'}\n"
-        "  try: cuts='all', or build the model from blocks that pass one tensor on"
-    )

@@ -19,7 +19,7 @@ def model_digest(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and values of a model's state, in order of name.
 
     It does not depend on the device or the memory format. State that is not made of tensors counts where it
-    is plain (numbers, names, types) and is left out where it is not.
+    is numbers, names or types and is left out where it is not.
 
     Raises:
         InputError: a tensor is on the meta device, so there are no values.
@@ -39,7 +39,7 @@ def graph_digest(net: ExitNetwork) -> str:
 def _digest_state(digest: Any, name: str, value: object) -> None:
     if isinstance(value, Tensor):
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(tensor_bytes(_plain(digest, name, value)).data)
+        digest.update(tensor_bytes(_values(digest, name, value)).data)
     elif isinstance(value, (tuple, list)):  # quantised layers pack weight and bias
         for i, item in enumerate(value):
             _digest_state(digest, f"{name}.{i}", item)
@@ -50,7 +50,7 @@ def _digest_state(digest: Any, name: str, value: object) -> None:
         digest.update(f"{name}|{value!r}|".encode())
 
 
-def _plain(digest: Any, name: str, tensor: Tensor) -> Tensor:
+def _values(digest: Any, name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise InputError(
             f"the model's {name!r} is on the meta device and has no values; load its weights first"

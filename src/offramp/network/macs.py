@@ -12,7 +12,6 @@ from offramp.graph import count_macs, count_module
 from offramp.network.network import ExitNetwork
 
 _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
-"""MACs of each network, counted once."""
 
 
 def count_macs_of(net: ExitNetwork) -> CostTable:
@@ -37,11 +36,7 @@ def count_macs_of(net: ExitNetwork) -> CostTable:
 
 
 def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:
-    """What an engine counts by: MACs, unless it was given a table of something else than time or energy.
-
-    Raises:
-        InputError: the costs are of another network.
-    """
+    """What an engine counts by: MACs, unless it was given a table of something else than time or energy."""
     shape = (len(net.positions), len(net.head_names))
     if costs is not None and costs.heads.shape != shape:
         raise InputError(

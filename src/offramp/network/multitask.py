@@ -1,8 +1,8 @@
 """Several tasks over one backbone: one partition, one network of exits per task.
 
-    labels_of(loader, "what")  ─▶ train_exits, record_outputs, search: each task as ever, its own frontier
+    labels_of(loader, "what")  ─▶ train_exits, record_outputs, search: each task by itself, its own frontier
     attach_tasks(model, ...)   ─▶ {"what": network, "where": network}   (traced once, segments shared)
-                                        └─▶ MultiEngine: one call answers what is asked for
+                                        └─▶ MultiEngine: one call answers the tasks wanted
 
 A task that the model has no output for gets one from ``with_answers``.
 """
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from offramp.core import names_of
 from offramp.data import LABEL_KEYS
-from offramp.errors import InputError, PartitionError
-from offramp.graph import INPUT, partition
-from offramp.network.attach import check_exits, network_on
+from offramp.errors import InputError
+from offramp.graph import INPUT
+from offramp.network.attach import check_options, cut_model, is_name, network_on
 from offramp.network.network import ExitNetwork
-from offramp.tasks import as_task, check_confidence
+from offramp.tasks import Task
 
 OPTIONS = ("heads", "task", "confidence", "output", "input_exits", "mask", "seed")
 """What may differ between tasks: these options of ``attach_exits``."""
@@ -44,31 +45,24 @@ def attach_tasks(
             input_exits, mask, seed. Where the model returns a dict with the task's name in it, that is
             ``output`` unless given.
         cuts: as in ``attach_exits``, the same for all tasks.
-        layouts: likewise.
+        layouts: as in ``attach_exits``, the same for all tasks.
 
     Returns:
         Task -> network, each as from ``attach_exits``, all on one partition.
 
     Raises:
-        InputError: no tasks, a name that is no plain word, an unknown option, or what ``attach_exits``
+        InputError: no tasks, a name that is no word, an unknown option, or what ``attach_exits``
             refuses, with the task's name.
         PartitionError: the model cannot be exported or cut.
     """
     check_names(tasks)
-    for name, options in tasks.items():
-        _check_options(name, options)
-    inner = {cut: layout for cut, layout in (layouts or {}).items() if cut != INPUT}
-    parts = partition(model, example_inputs, cuts=cuts, layouts=inner)
-    if not parts.cuts:
-        raise PartitionError(
-            f"{type(model).__name__}: found no place for an exit; offramp.partition(...).refused says why"
-        )
+    chosen = {name: _check_task(name, options) for name, options in tasks.items()}
+    parts = cut_model(model, example_inputs, cuts, layouts)
     structure = parts.pack(parts.flow.trace.outputs)
     keys = structure if isinstance(structure, Mapping) else ()
     networks = {}
     for name, options in tasks.items():
-        own = {"heads": "auto", **({"output": name} if name in keys else {}), **options}
-        own["task"] = as_task(options.get("task", "classification"))
+        own = {"heads": "auto", **({"output": name} if name in keys else {}), **options, "task": chosen[name]}
         try:
             networks[name] = network_on(parts, input_layout=(layouts or {}).get(INPUT), **own)
         except InputError as error:
@@ -77,31 +71,26 @@ def attach_tasks(
 
 
 def check_names(tasks: Mapping[str, object]) -> None:
-    """Refuse names of tasks that cannot be keys and folders.
-
-    Raises:
-        InputError: no tasks, or a name that is no plain word.
-    """
+    """Refuse, with an InputError, no tasks and names of tasks that cannot be keys and folders."""
     if not isinstance(tasks, Mapping) or not tasks:
         raise InputError(f"tasks: expected a dict such as {{'what': {{}}, 'where': {{}}}}, got {tasks!r:.80}")
     for name in tasks:
-        if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        if not is_name(name):
             raise InputError(f"tasks: expected names of letters, digits, '_' and '-'; got {name!r}")
 
 
-def _check_options(name: str, options: object) -> None:
+def _check_task(name: str, options: object) -> Task:
     if not isinstance(options, Mapping):
         raise InputError(f"tasks[{name!r}]: expected a dict of options, got a {type(options).__name__}")
-    unknown = [option for option in options if option not in OPTIONS]
-    if unknown:
-        shared = " (cuts and layouts are the same for all tasks)" if unknown[0] in ("cuts", "layouts") else ""
-        raise InputError(
-            f"tasks[{name!r}]: unknown option {unknown[0]!r}; known: {', '.join(OPTIONS)}{shared}"
-        )
+    unknown = next((option for option in options if option not in OPTIONS), None)
+    if unknown is not None:
+        shared = " (cuts and layouts are the same for all tasks)" if unknown in ("cuts", "layouts") else ""
+        raise InputError(f"tasks[{name!r}]: unknown option {unknown!r}; known: {', '.join(OPTIONS)}{shared}")
+    task = options.get("task", "classification")
     try:  # before the model is traced, which may take a while
-        check_exits(options.get("heads", "auto"), options.get("input_exits"))
-        confidence = options.get("confidence") or as_task(options.get("task", "classification")).confidence
-        check_confidence(confidence)
+        return check_options(
+            options.get("heads", "auto"), options.get("input_exits"), task, options.get("confidence")
+        )
     except InputError as error:
         raise InputError(f"tasks[{name!r}]: {error}") from error
 
@@ -185,38 +174,40 @@ def labels_of(loader: Iterable[Any], task: str | int, *, inputs: int = 1) -> Ite
     return _Labels(loader, task, inputs)
 
 
+@dataclass(frozen=True)
 class _Labels(Iterable[Any]):
-    def __init__(self, loader: Iterable[Any], task: str | int, inputs: int) -> None:
-        self._loader, self._task, self._inputs = loader, task, inputs
+    loader: Iterable[Any]
+    task: str | int
+    inputs: int
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where the loader has no length
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where the loader has no length
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._relabel, self._loader)
+        return map(self._relabel, self.loader)
 
     def _relabel(self, batch: Any) -> Any:
         if isinstance(batch, Mapping):
             key = next((key for key in LABEL_KEYS if isinstance(batch.get(key), Mapping)), None)
             labels = self._pick(batch if key is None else batch[key])
-            taken = self._task if key is None else key
+            taken = self.task if key is None else key
             rest = {name: value for name, value in batch.items() if name != taken}
             return {**rest, "labels": labels}
-        if not isinstance(batch, (tuple, list)) or len(batch) <= self._inputs:
+        if not isinstance(batch, (tuple, list)) or len(batch) <= self.inputs:
             kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
             raise InputError(
-                f"labels_of: expected batches of {self._inputs} inputs and then labels, got {kind}"
+                f"labels_of: expected batches of {self.inputs} inputs and then labels, got {kind}"
             )
-        given: Any = batch[self._inputs :]
+        given: Any = batch[self.inputs :]
         if len(given) == 1 and isinstance(given[0], (Mapping, tuple, list)):
             given = given[0]
-        return (*batch[: self._inputs], self._pick(given))
+        return (*batch[: self.inputs], self._pick(given))
 
     def _pick(self, labels: Any) -> Any:
         try:
-            return labels[self._task]
+            return labels[self.task]
         except (KeyError, IndexError, TypeError):
             known = list(labels) if isinstance(labels, Mapping) else list(range(len(labels)))
             raise InputError(
-                f"labels_of: the batch has no labels {self._task!r}; it has {names_of(map(str, known))}"
+                f"labels_of: the batch has no labels {self.task!r}; it has {names_of(map(str, known))}"
             ) from None

@@ -1,7 +1,8 @@
 """A backbone cut into segments, with candidate heads at every cut and, if wished, at the input.
 
 The backbone stays the user's object: it is not registered as a sub-module, its parameters, buffers and modes
-are never touched. Positions are numbered from 0, the model's input; position i is the i-th cut.
+are never touched. Positions are numbered from 0, the model's input; position i is the i-th cut, and position
+P the model's own output.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from offramp.data import InputSpec
 from offramp.errors import InputError
-from offramp.graph import INPUT, Partition, eval_mode, evaluating
+from offramp.graph import INPUT, Partition, eval_mode
 from offramp.heads import FeatureSpec, head_factory
 from offramp.tasks import Task, get_confidence, get_fitted, is_fitted, select_output, token_mean
 
@@ -25,17 +27,16 @@ ExitIndex = tuple[int, int]
 """(position, head index)."""
 
 ExitFn = Callable[[Sequence[Tensor], Tensor | None], Tensor]
-"""(what is handed over at a position, mask or None) -> an exit's outputs."""
+"""(activations at a position, the feature first; mask or None) -> an exit's outputs."""
 
 ConfidenceFn = Callable[..., Tensor]
 """(outputs, mask=None) -> confidence (B,) float32."""
-
 
 _STORED_CALIBRATORS = "gauges"  # what stored networks call them
 
 
 @dataclass(frozen=True)
-class Answer:
+class OutputField:
     """Where the answer is in what the model returns.
 
     Args:
@@ -64,7 +65,7 @@ class InputExit(nn.Module):
     def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
         super().__init__()
         self.module, self._spec, self._key, self._per_token = module, spec, key, per_token
-        self._parts = tuple(module.modules())
+        self._in_eval_mode = eval_mode(module)
 
     def train(self, mode: bool = True) -> InputExit:
         """Sets its own flag only: the module is the user's, and so are its modes."""
@@ -74,10 +75,7 @@ class InputExit(nn.Module):
     def forward(self, *values: Tensor) -> Tensor:
         """The backbone's inputs, flat, to the answer (B, K) or (B, L, K), in eval mode."""
         args, kwargs = self._spec.call(values)
-        if any(part.training for part in self._parts):
-            with evaluating(self.module):
-                output = self.module(*args, **kwargs)
-        else:
+        with self._in_eval_mode:
             output = self.module(*args, **kwargs)
         key = None if isinstance(output, Tensor) else self._key
         return select_output(output, key, per_token=self._per_token)
@@ -87,28 +85,22 @@ class ExitNetwork(nn.Module):
     """Segments and heads. Made by ``attach_exits``; as a module it owns the heads only.
 
     Attributes:
-        partition: the backbone as a chain of segments.
         positions: P names, "input" first.
-        head_names: C names.
         heads: P module dicts, head name -> head.
-        specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
-        task: what an answer is.
-        confidence: name of the confidence.
         outputs: K.
         answer_shape: of one sample, (K,) or (L, K).
         output: key of the answer in what the model returns, or None.
-        mask_input: index of the input that tells real tokens from padding, or None.
 
     Args:
-        parts: the backbone cut.
-        specs: see above.
+        parts: the backbone as a chain of segments, kept as ``partition``.
+        specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
         kinds: (position, head index) -> kind of the heads that are trained.
         given: head index -> module, for the exits at the input that are not.
         head_names: C names.
-        task: see above.
-        confidence: see above.
-        answer: where the answer is in what the model returns.
-        mask_input: see above.
+        task: what an answer is.
+        confidence: name of the confidence.
+        answer: where the answer is in what the model returns, kept as ``output_field``.
+        mask_input: index of the input that tells real tokens from padding, or None.
         seed: of the heads' initial weights.
     """
 
@@ -121,7 +113,7 @@ class ExitNetwork(nn.Module):
         head_names: Sequence[str],
         task: Task,
         confidence: str,
-        answer: Answer,
+        answer: OutputField,
         mask_input: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -130,23 +122,22 @@ class ExitNetwork(nn.Module):
         self.positions: tuple[str, ...] = (INPUT, *(cut.name for cut in parts.cuts))
         self.head_names = tuple(head_names)
         self.task, self.confidence = task, confidence
-        self.outputs, self.answer_shape, self.output = answer.shape[-1], answer.shape, answer.key
-        self.mask_input = mask_input
-        self._answer = answer
-        self._wide = task.head_outputs(self.outputs)
-        made = dict(make_heads(self.positions, specs, kinds, self._wide, seed))
+        self.output_field, self.mask_input = answer, mask_input
+        self.outputs, self.answer_shape = answer.shape[-1], answer.shape
+        self.output = answer.key
+        self._head_outputs = task.head_outputs(self.outputs)
+        made = dict(make_heads(self.positions, specs, kinds, self._head_outputs, seed))
         self._kinds = {exit_: kind for exit_, kind in kinds.items() if exit_ in made}
         self.heads = nn.ModuleList(nn.ModuleDict() for _ in self.positions)
         for (p, c), head in made.items():
-            self._at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
+            self._heads_at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
         for c, module in given.items():
-            self._at(0)[self.head_names[c]] = InputExit(module, parts.spec, answer.key, task.per_token)
+            exit_ = InputExit(module, parts.spec, answer.key, task.per_token)
+            self._heads_at(0)[self.head_names[c]] = exit_
         self.add_module(_STORED_CALIBRATORS, nn.ModuleDict(self._fresh_calibrators()))
 
-    def _at(self, position: int) -> nn.ModuleDict:
-        here = self.heads[position]
-        assert isinstance(here, nn.ModuleDict)
-        return here
+    def _heads_at(self, position: int) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, self.heads[position])
 
     def _dtype(self, position: int) -> torch.dtype:
         return self.partition.cuts[position - 1].dtype if position else self.partition.spec.dtypes[0]
@@ -156,7 +147,7 @@ class ExitNetwork(nn.Module):
             return {}
         fit = get_fitted(self.confidence)
         exits = [*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)]
-        return {f"{p}|{c}": fit(self._wide).to(self.partition.spec.device) for p, c in exits}
+        return {f"{p}|{c}": fit(self._head_outputs).to(self.partition.spec.device) for p, c in exits}
 
     @property
     def calibrators(self) -> nn.ModuleDict:
@@ -164,9 +155,12 @@ class ExitNetwork(nn.Module):
 
         Empty unless the confidence is of a fitted kind.
         """
-        found = self.get_submodule(_STORED_CALIBRATORS)
-        assert isinstance(found, nn.ModuleDict)
-        return found
+        return cast(nn.ModuleDict, self.get_submodule(_STORED_CALIBRATORS))
+
+    def calibrator(self, position: int, column: int = 0) -> nn.Module | None:
+        """The fitted confidence of an exit, or of the model's output at position P; None without one."""
+        key = f"{position}|{0 if position == len(self.positions) else column}"
+        return dict(self.calibrators).get(key)
 
     @property
     def backbone(self) -> nn.Module:
@@ -176,10 +170,8 @@ class ExitNetwork(nn.Module):
     def exits(self) -> Iterator[tuple[int, int, nn.Module]]:
         """(position, head index, head) of every exit there is, in order."""
         for p in range(len(self.positions)):
-            here = self._at(p)
-            for c, name in enumerate(self.head_names):
-                if name in here:
-                    yield p, c, here[name]
+            here = self._heads_at(p)
+            yield from ((p, c, here[name]) for c, name in enumerate(self.head_names) if name in here)
 
     def trained_exits(self) -> Iterator[tuple[int, int, nn.Module]]:
         """The exits whose heads ``train_exits`` trains: all but the modules given for the input."""
@@ -195,7 +187,7 @@ class ExitNetwork(nn.Module):
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
-        return self._at(position)[name]
+        return self._heads_at(position)[name]
 
     def kind(self, position: int, column: int) -> str | None:
         """The registered kind of a head; None for a module that was given."""
@@ -204,61 +196,74 @@ class ExitNetwork(nn.Module):
     def fresh_heads(self, seed: int) -> dict[ExitIndex, nn.Module]:
         """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
-        made = make_heads(self.positions, self.specs, self._kinds, self._wide, seed)
+        made = make_heads(self.positions, self.specs, self._kinds, self._head_outputs, seed)
         return {exit_: head.to(device) for exit_, head in made}
 
     def answer(self, flat: Sequence[Tensor]) -> Tensor:
         """The model's outputs as the task takes them, (B, M) or (B, L, K), from the last segment's."""
-        return self.task.from_model(flat[self._answer.index])
+        return self.task.from_model(flat[self.output_field.index])
 
     def mask(self, values: Sequence[Tensor]) -> Tensor | None:
         """(B, L) bool, True at real tokens, from flat inputs; None for models without such an input."""
         return None if self.mask_input is None else values[self.mask_input] != 0
 
-    def exit_fn(self, position: int, column: int) -> ExitFn:
-        """How to ask an exit: a function of what is handed over at its position, and of the mask."""
-        head, task, spec = self.head(position, self.head_names[column]), self.task, self.specs[position]
-        if isinstance(head, InputExit):
-            dtype = self._answer.dtype  # the answer's type must not depend on where a sample leaves
+    def uses_mask(self, position: int, column: int = 0) -> bool:
+        """Whether outputs or confidence of an exit, or of the model at position P, depend on the mask."""
+        if self.mask_input is None or self.task.per_token:
+            return self.mask_input is not None
+        return position < len(self.positions) and self._head_uses_mask(position, column)
+
+    def _head_uses_mask(self, position: int, column: int) -> bool:
+        spec, head = self.specs[position], self.head(position, self.head_names[column])
+        return spec is not None and spec.mask and bool(getattr(head, "uses_mask", False))
+
+    def exit_fn(
+        self, position: int, column: int = 0, replacement: Callable[..., Tensor] | None = None
+    ) -> ExitFn:
+        """A function of the activations at a position and of the mask that returns an exit's outputs.
+
+        Args:
+            position: of the exit; P for the model's own output.
+            column: index of its head.
+            replacement: called instead of the head, with what the head is called with.
+        """
+        task = self.task
+        if position == len(self.positions):
+            index = self.output_field.index
+            return lambda activations, mask: task.from_model(activations[index])
+        module = self.head(position, self.head_names[column])
+        head = module if replacement is None else replacement
+        if isinstance(module, InputExit):
+            dtype = self.output_field.dtype  # the answer's type must not depend on where a sample leaves
             return lambda activations, mask: task.from_model(head(*activations).to(dtype))
-        if spec is not None and spec.mask and getattr(head, "uses_mask", False):
+        if self._head_uses_mask(position, column):
             return lambda activations, mask: task.from_head(head(activations[0], mask))
         return lambda activations, mask: task.from_head(head(activations[0]))
 
     def forward_exit(
         self, position: int, column: int, activations: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """An exit's outputs.
-
-        Args:
-            position: of the exit.
-            column: index of its head.
-            activations: what the segment before hands over, the feature first; at position 0 all inputs.
-            mask: as from ``mask``.
-        """
+        """An exit's outputs from the activations at its position (all inputs at position 0) and the mask."""
         return self.exit_fn(position, column)(activations, mask)
 
     def meta_inputs(self, position: int, column: int) -> list[Tensor]:
         """What a head is called with for one sample, on the meta device: for counting."""
         spec, here = self.partition.spec, self.specs[position]
-        inputs = [
-            torch.empty((1, *shape), dtype=dtype, device="meta")
-            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
-        ]
-        head = self.head(position, self.head_names[column])
-        if isinstance(head, InputExit):
-            return inputs
+
+        def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+            return torch.empty((1, *shape), dtype=dtype, device="meta")
+
         if position == 0 or here is None:
-            return inputs[:1]
-        feature = torch.empty((1, *here.shape), dtype=self._dtype(position), device="meta")
-        if here.mask and getattr(head, "uses_mask", False):
-            return [feature, torch.empty((1, here.shape[0]), dtype=torch.bool, device="meta")]
-        return [feature]
+            inputs = list(map(empty, spec.shapes, spec.dtypes))
+            given = isinstance(self.head(position, self.head_names[column]), InputExit)
+            return inputs if given else inputs[:1]
+        mask = [empty(here.shape[:1], torch.bool)] if self._head_uses_mask(position, column) else []
+        return [empty(here.shape, self._dtype(position)), *mask]
 
     def confidence_of(self, position: int, column: int = 0) -> ConfidenceFn:
-        """How sure an exit is: (outputs, mask=None) -> (B,) float32; position P is the model's output."""
-        key = f"{position}|{0 if position == len(self.positions) else column}"
-        base = self.calibrators[key] if key in self.calibrators else get_confidence(self.confidence)
+        """An exit's confidence: (outputs, mask=None) -> (B,) float32; position P is the model's output."""
+        fitted = self.calibrator(position, column)
+        base = get_confidence(self.confidence) if fitted is None else fitted
         if not self.task.per_token:
             return lambda outputs, mask=None: base(outputs)
 
@@ -268,9 +273,9 @@ class ExitNetwork(nn.Module):
         return over_tokens
 
     def iter_activations(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Run the chain on flat inputs: yields (position, what is handed over), and last (P, flat outputs).
+        """Run the chain on flat inputs: yields (position, activations there), and last (P, flat outputs).
 
-        A feature is valid until the next one is asked for: the backbone may change it in place.
+        A feature is valid until the next one is computed: the backbone may change it in place.
         """
         activations = tuple(values)
         yield 0, activations
@@ -279,7 +284,7 @@ class ExitNetwork(nn.Module):
             yield i, activations
 
     def features(self, values: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """``handed``, the feature alone; last comes (P, the model's outputs)."""
+        """Run the chain on flat inputs: yields (position, feature), and last (P, the model's outputs)."""
         for p, activations in self.iter_activations(values):
             yield p, activations[0] if p < len(self.positions) else self.answer(activations)
 
@@ -301,22 +306,25 @@ class ExitNetwork(nn.Module):
     @torch.inference_mode()
     def answers(self, values: Sequence[Tensor]) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
-        by_position: dict[int, list[int]] = {}
-        for p, c, _ in self.exits():
-            by_position.setdefault(p, []).append(c)
-        found: dict[ExitIndex, Tensor] = {}
-        final, mask = torch.empty(0), self.mask(values)
+        exits, found, mask = (
+            [(p, c) for p, c, _ in self.exits()],
+            dict[ExitIndex, Tensor](),
+            self.mask(values),
+        )
         with eval_mode(self):
-            for p, activations in self.iter_activations(values):
-                if p == len(self.positions):
-                    final = self.answer(activations)
-                for c in by_position.get(p, []):
-                    found[p, c] = self.forward_exit(p, c, activations, mask)
-        return found, final
+            for position, activations in self.iter_activations(values):
+                for p, c in exits:
+                    if p == position:
+                        found[p, c] = self.forward_exit(p, c, activations, mask)
+        return found, self.answer(activations)
 
+    @torch.inference_mode()
     def forward(self, inputs: object) -> Tensor:
-        """The full model's answer (B, K), through the segments."""
-        return self.forward_all(inputs)[1]
+        """The full model's answer (B, K), through the segments; heads are not run."""
+        activations: tuple[Tensor, ...] = tuple(self.partition.spec.flatten(inputs))
+        for segment in self.partition.segments:
+            activations = segment(*activations)
+        return self.task.answer(self.answer(activations))
 
 
 def make_heads(
@@ -326,7 +334,7 @@ def make_heads(
     outputs: int,
     seed: int,
 ) -> Iterator[tuple[ExitIndex, nn.Module]]:
-    """Fresh heads on the CPU in float32; kinds that do not apply where they are asked for are left out.
+    """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.
 
     Each has a seed of its own, so that it does not depend on which other heads and positions there are. The
     global random state is left alone.
@@ -341,7 +349,7 @@ def make_heads(
             yield (p, c), head
 
 
-def check_finite(net: ExitNetwork, answers: dict[tuple[int, int], Tensor], final: Tensor) -> None:
+def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:
     """Refuse NaN and infinities, naming where they come from."""
     if not bool(torch.isfinite(final).all()):
         raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")

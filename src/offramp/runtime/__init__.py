@@ -6,9 +6,9 @@ from offramp.runtime.engine import Engine, EngineOutput
 from offramp.runtime.execution import Execution
 from offramp.runtime.memory import keep_memory
 from offramp.runtime.multi_engine import MultiEngine
-from offramp.runtime.plan import Planner
+from offramp.runtime.plan import EnabledExit, Planner, check_config
 
 __all__ = [
-    "Activations", "Engine", "EngineOutput", "Execution", "MultiEngine", "Planner", "RowIndices", "SpanFn",
-    "SpanProvider", "as_index", "keep", "keep_memory", "leaving",
+    "Activations", "EnabledExit", "Engine", "EngineOutput", "Execution", "MultiEngine", "Planner",
+    "RowIndices", "SpanFn", "SpanProvider", "as_index", "check_config", "keep", "keep_memory", "leaving",
 ]  # fmt: skip

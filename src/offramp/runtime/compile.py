@@ -1,6 +1,6 @@
 """Spans as compiled code: one function for a single sample, one for every larger batch.
 
-    draft ──▶ a module that holds its parameters ──inductor | aot──▶ functions of what is handed in
+    editable graph ──▶ a module that holds its parameters ──inductor | aot──▶ functions of activations
 
 Compiled code expects values laid out in memory as those it was made with. So each value is checked by its
 strides and copied where they differ, and nothing is compiled later than here. Parameters become constants:
@@ -10,9 +10,10 @@ batch norms are folded into convolutions, weights are laid out as the processor 
 from __future__ import annotations
 
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +24,52 @@ from torch.fx import GraphModule, Node
 from offramp.errors import InputError
 from offramp.runtime.rewrite import EditableGraph, Parameters
 
-Given = tuple[Tensor, ...]
-Function = Callable[[list[Tensor]], Sequence[Tensor]]
+Values = tuple[Tensor, ...]
+CompiledFn = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _ATEN = torch.ops.aten
 _NO_COMPILER = ("No working C++ compiler", "InvalidCxxCompiler", "working triton")
 
 
-class CompiledSpan:
-    """A span as compiled code.
+_FORMATS = (torch.contiguous_format, torch.channels_last)
+_COMPILING = threading.Lock()  # of the whole process: compilers keep settings that threads share
 
-    Args:
-        one: for a single sample.
-        many: for batches of two and more.
-        strides: of each value handed in, the same for every batch size.
-        order: for each value handed on, its index among the results, or ~i for the i-th value handed in.
+
+@dataclass(frozen=True)
+class CompiledSpan:
+    """A span as compiled code: one function for a single sample, one for batches of two and more.
+
+    ``strides`` are those of each value it takes, at every batch size; ``order`` has, for each value returned,
+    its index among the results, or ~i for the i-th value it takes.
     """
 
-    def __init__(
-        self, one: Function, many: Function, strides: Sequence[tuple[int, ...]], order: Sequence[int]
-    ) -> None:
-        self._one, self._many = one, many
-        self._strides, self._order = tuple(strides), tuple(order)
+    one: CompiledFn
+    many: CompiledFn
+    strides: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
 
     def __call__(self, *activations: Tensor) -> tuple[Tensor, ...]:
         """Run it, on any batch of at least one sample."""
         given = [
-            value if value.stride() == strides else _restrided(value, strides)
-            for value, strides in zip(activations, self._strides, strict=True)
+            value if value.stride() == strides else _with_strides(value, strides)
+            for value, strides in zip(activations, self.strides, strict=True)
         ]
-        found = self._one(given) if len(activations[0]) == 1 else self._many(given)
-        return tuple(found[i] if i >= 0 else activations[~i] for i in self._order)
+        found = self.one(given) if len(activations[0]) == 1 else self.many(given)
+        return tuple(found[i] if i >= 0 else activations[~i] for i in self.order)
 
 
 def compile_span(
     found: EditableGraph,
     parameters: Parameters,
     compiler: str,
-    example: Given,
+    example: Values,
     per_sample: Sequence[bool],
     channels_last: bool,
 ) -> CompiledSpan:
-    """Compile a draft.
+    """Compile an editable graph, which is used up, with "inductor" or "aot"; one at a time in this process.
 
-    Args:
-        found: the span; used up.
-        parameters: where its parameters come from.
-        compiler: "inductor" or "aot".
-        example: what may be handed in, a batch of two or more.
-        per_sample: for each of these, whether it has one row per sample.
-        channels_last: whether features that are images are handed on channels last.
+    ``example`` is what the span may be called with, a batch of two or more; ``per_sample`` says which of it
+    has one row per sample; ``channels_last`` is for features that are images.
 
     Raises:
         InputError: there is no compiler, or it does not take the span.
@@ -82,31 +79,32 @@ def compile_span(
     _lay_out_results(found, channels_last)
     module, values = found.finish(parameters)
     bound = _bound(module, found, values)
-    many = tuple(_dense(value, channels_last and found.fed and i == 0) for i, value in enumerate(example))
+    image = channels_last and found.takes_feature
+    formats = [image and i == 0 and value.ndim == 4 for i, value in enumerate(example)]
+    many = tuple(
+        value.clone(memory_format=_FORMATS[last]) for value, last in zip(example, formats, strict=True)
+    )
     one = tuple(value[:1].clone() if each else value for value, each in zip(many, per_sample, strict=True))
     build = _inductor if compiler == "inductor" else _aot
-    with _errors_named(compiler), _quiet():
-        first, second = build(bound, one, None), build(bound, many, per_sample)
-    return CompiledSpan(first, second, [value.stride() for value in many], order)
+    try:
+        with _COMPILING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            functions = build(bound, one, None), build(bound, many, per_sample)
+    except Exception as error:
+        raise _refusal(compiler, error) from error
+    return CompiledSpan(*functions, tuple(value.stride() for value in many), tuple(order))
 
 
 def _without_passed_on(found: EditableGraph) -> list[int]:
-    """Take what is handed on as it came out of the results; returns ``CompiledSpan``'s ``order``."""
-    made: list[Node] = []
-    order = []
-    for node in found.results():
-        if node in found.activations:
-            order.append(~found.activations.index(node))
-            continue
-        if node not in made:
-            made.append(node)
-        order.append(made.index(node))
-    found.hand_on(made)
-    return order
+    """Drop results that are activations as they came; returns ``CompiledSpan.order``."""
+    taken, results = found.activations, found.results()
+    made = list(dict.fromkeys(node for node in results if node not in taken))
+    found.set_results(made)
+    return [~taken.index(node) if node in taken else made.index(node) for node in results]
 
 
-def _copy_written(found: EditableGraph, parameters: Parameters, example: Given) -> None:
-    """Copy what the span changes in place: a compiler would write the changes back, which nobody wants."""
+def _copy_written(found: EditableGraph, parameters: Parameters, example: Values) -> None:
+    """Copy what the span changes in place: a compiler would write the changes back, which is not wanted."""
     module, values = found.finish(parameters)
     with torch.inference_mode(False), torch.no_grad():
         tried = [value.clone() for value in example]
@@ -114,19 +112,20 @@ def _copy_written(found: EditableGraph, parameters: Parameters, example: Given) 
         module.forward(*tried, *[value.clone() if value.is_inference() else value for value in values])
     for node, value, version in zip(found.activations, tried, before, strict=True):
         if value._version > version:
-            found.after(node, _ATEN.clone.default)
+            found.insert_after(node, _ATEN.clone.default)
 
 
 def _lay_out_results(found: EditableGraph, channels_last: bool) -> None:
-    """Hand on values that are dense in memory."""
+    """Make results dense in memory."""
     graph, results = found.module.graph, list[Node]()
     for i, node in enumerate(found.results()):
-        image = channels_last and i == 0 and node.meta["val"].ndim == 4
-        order = torch.channels_last if image else torch.contiguous_format
-        with graph.inserting_before(next(iter(reversed(graph.nodes)))):
-            results.append(graph.call_function(_ATEN.contiguous.default, (node,), {"memory_format": order}))
+        order: dict[str, Any] = {
+            "memory_format": _FORMATS[channels_last and i == 0 and node.meta["val"].ndim == 4]
+        }
+        with graph.inserting_before(found.output):
+            results.append(graph.call_function(_ATEN.contiguous.default, (node,), order))
         results[-1].meta = dict(node.meta)
-    found.hand_on(results)
+    found.set_results(results)
 
 
 def _bound(module: GraphModule, found: EditableGraph, values: Sequence[Tensor]) -> GraphModule:
@@ -144,17 +143,11 @@ def _bound(module: GraphModule, found: EditableGraph, values: Sequence[Tensor]) 
     return module
 
 
-def _dense(value: Tensor, image: bool) -> Tensor:
-    """A copy without gaps, laid out channels last if it is a feature that is an image."""
-    last = image and value.ndim == 4
-    return value.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _restrided(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _with_strides(value: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def _inductor(bound: GraphModule, values: Given, per_sample: Sequence[bool] | None) -> Function:
+def _inductor(bound: GraphModule, values: Values, per_sample: Sequence[bool] | None) -> CompiledFn:
     from torch._inductor import config
 
     own = GraphModule(bound, bound.graph)  # what is compiled is kept by the code object
@@ -170,7 +163,7 @@ def _inductor(bound: GraphModule, values: Given, per_sample: Sequence[bool] | No
     return lambda given: function(*given)
 
 
-def _aot(bound: GraphModule, values: Given, per_sample: Sequence[bool] | None) -> Function:
+def _aot(bound: GraphModule, values: Values, per_sample: Sequence[bool] | None) -> CompiledFn:
     shapes = None
     if per_sample:
         batch = torch.export.Dim("batch", min=2)
@@ -186,25 +179,14 @@ def _aot(bound: GraphModule, values: Given, per_sample: Sequence[bool] | None) -
     return (lambda given: loaded(*given)) if run is None else run
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _errors_named(compiler: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".strip()
-        if any(mark in text for mark in _NO_COMPILER):
-            raise InputError(
-                f"Execution(compile={compiler!r}): expected a C++ compiler (on a GPU, Triton), found none; "
-                "install g++ or clang, or name one in the variable CXX, or use compile=None"
-            ) from error
-        raise InputError(
-            f"Execution(compile={compiler!r}): expected operations that the compiler takes; it says: "
-            f"{text.splitlines()[0][:300]}; use compile=None"
-        ) from error
+def _refusal(compiler: str, error: Exception) -> InputError:
+    text = f"{type(error).__name__}: {error}".strip()
+    if any(mark in text for mark in _NO_COMPILER):
+        return InputError(
+            f"Execution(compile={compiler!r}): expected a C++ compiler (on a GPU, Triton), found none; "
+            "install g++ or clang, or name one in the variable CXX, or use compile=None"
+        )
+    return InputError(
+        f"Execution(compile={compiler!r}): expected operations that the compiler takes; it says: "
+        f"{text.splitlines()[0][:300]}; use compile=None"
+    )

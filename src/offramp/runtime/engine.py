@@ -19,13 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.core import CostTable, ExitConfig, PlanCache
+from offramp.core import CostTable, ExitConfig, PlanCache, RunStats, exact_cost
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by
 from offramp.runtime.backend import SpanProvider
-from offramp.runtime.compaction import RowIndices, as_index, close_gaps, leaving
+from offramp.runtime.compaction import (
+    LeftGroup,
+    RowIndices,
+    as_index,
+    close_gaps,
+    leaves,
+    leaving,
+    take_leaving,
+)
 from offramp.runtime.execution import Execution
-from offramp.runtime.plan import Plan, Planner
+from offramp.runtime.plan import EnginePlan, Planner, check_config
+
+EngineStats = RunStats[tuple[int, ...]]
+"""What an engine has done; ``exits`` by position."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +52,6 @@ class EngineOutput:
     outputs: Tensor
     position: Tensor
     confidence: Tensor
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine has done since it was made or reset.
-
-    Args:
-        samples: answered.
-        exits: samples that left at each position; P + 1 counts, the last is the model's output.
-        macs: multiply-accumulates executed, heads included.
-        full_macs: what the full model would have spent on the same samples.
-    """
-
-    samples: int
-    exits: tuple[int, ...]
-    macs: int
-    full_macs: int
-
-
-Left = tuple[int, RowIndices | None, Tensor, Tensor]
-"""Who left at one exit: position, rows of the batch (None: all), outputs, confidences."""
 
 
 class Engine:
@@ -96,8 +86,8 @@ class Engine:
         self._spec = net.partition.spec
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
-        self._planners: dict[Execution, Planner] = {}
-        self._plans = PlanCache[tuple[ExitConfig, Execution], Plan]()
+        self._planners = PlanCache[Execution, Planner]()
+        self._plans = PlanCache[tuple[ExitConfig, Execution], EnginePlan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         net.eval()
@@ -124,7 +114,7 @@ class Engine:
             execution: to make it ready for; None: the present one.
 
         Raises:
-            InputError: as for ``Engine``.
+            InputError: it names a position or head that the network lacks, or the execution cannot be had.
         """
         self._prepared(config, self._plan.execution if execution is None else execution)
 
@@ -144,24 +134,30 @@ class Engine:
                 "use: expected an ExitConfig, such as frontier.at(max_cost=0.5), an Execution, or both; "
                 "got neither"
             )
-        if config is not None and execution is not None:
-            self._plan = self._prepared(config, execution)
-            return
-        with self._switching:  # two threads that switch different things must not undo each other
+        while True:
             now = self._plan
-            self._plan = self._prepared(now.config if config is None else config, execution or now.execution)
+            plan = self._prepared(
+                now.config if config is None else config, now.execution if execution is None else execution
+            )
+            with self._switching:
+                # another thread may have switched the half that is kept, while this one was prepared
+                if self._plan is now or (config is not None and execution is not None):
+                    self._plan = plan
+                    return
 
     def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
             exits, macs = tuple(self._exits), self._macs
-        return EngineStats(sum(exits), exits, macs, sum(exits) * int(self._costs.full))
+        samples = sum(exits)
+        full_macs = samples * exact_cost(self._costs.full)
+        return EngineStats(samples=samples, exits=exits, macs=macs, full_macs=full_macs)
 
     def reset_stats(self) -> None:
         """Start counting anew."""
         with self._counting:
             self._exits = [0] * (len(self.net.positions) + 1)
-            self._macs = 0
+            self._macs: float = 0
 
     @torch.inference_mode()
     def __call__(self, inputs: object) -> EngineOutput:
@@ -179,79 +175,63 @@ class Engine:
         if batch == 1:
             return self._one(plan, values)
         if batch == 0:
-            return self._nothing(values[0].device)
+            return no_answers(self.net, 0, values[0].device)
         return self._many(plan, values, batch)
 
-    def _one(self, plan: Plan, values: list[Tensor]) -> EngineOutput:
+    def _one(self, plan: EnginePlan, values: list[Tensor]) -> EngineOutput:
         """A batch of one sample: nothing to take out, nothing to put in order."""
-        activations = plan.enter(values)
+        activations = tuple(values)
         mask = self.net.mask(values) if plan.masked else None
-        macs = 0
+        macs: float = 0
         for step in plan.steps:
             macs += step.macs
             if step.span is not None:
                 activations = step.span(*activations)
-            outputs = plan.answer(activations) if step.exit_fn is None else step.exit_fn(activations, mask)
+            outputs = step.exit_fn(activations, mask)
             confidence = step.confidence_fn(outputs, mask)
-            if step.exit_fn is None or step.threshold < confidence.item() < math.inf:
+            if step.last or leaves(confidence.item(), step.threshold):
                 break
         self._count([(step.position, 1)], macs)
         return EngineOutput(self.net.task.answer(outputs), step.here.clone(), confidence)
 
-    def _many(self, plan: Plan, values: list[Tensor], batch: int) -> EngineOutput:
-        activations = plan.enter(values)
+    def _many(self, plan: EnginePlan, values: list[Tensor], batch: int) -> EngineOutput:
+        activations = tuple(values)
         mask = self.net.mask(values) if plan.masked else None
         rows: RowIndices | None = None  # which samples of the batch are still here; None: all, in order
-        left: list[Left] = []
-        here, macs = batch, 0
+        left: list[LeftGroup] = []
+        here = batch
+        macs: float = 0
         for step in plan.steps:
             macs += here * step.macs
             if step.span is not None:
                 activations = step.span(*activations)
-            outputs = plan.answer(activations) if step.exit_fn is None else step.exit_fn(activations, mask)
+            outputs = step.exit_fn(activations, mask)
             confidence = step.confidence_fn(outputs, mask)
-            if step.exit_fn is None:
+            leavers = None if step.last else leaving(confidence, step.threshold)
+            going = here if leavers is None else int(np.count_nonzero(leavers))
+            if leavers is None or going == here:
                 left.append((step.position, rows, outputs, confidence))
                 break
-            leaves = leaving(confidence, step.threshold)
-            going = int(np.count_nonzero(leaves))
             if going == 0:
                 continue
-            if going == here:
-                left.append((step.position, rows, outputs, confidence))
-                break
-            out = np.flatnonzero(leaves)
-            index = as_index(out, outputs.device)
-            gone = out if rows is None else rows[out]
-            left.append(
-                (step.position, gone, outputs.index_select(0, index), confidence.index_select(0, index))
-            )
-            activations, order = close_gaps(activations, leaves, step.owned, step.per_sample)
+            out, outputs, confidence = take_leaving(leavers, outputs, confidence)
+            left.append((step.position, out if rows is None else rows[out], outputs, confidence))
+            activations, order = close_gaps(activations, leavers, step.owned, step.per_sample)
             rows = order if rows is None else rows[order]
             here -= going
             mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))
-        self._count([(position, len(gone)) for position, _, gone, _ in left], macs)
+        self._count([(position, len(group)) for position, _, group, _ in left], macs)
         outputs, position, confidence = _assemble(left, batch)
         return EngineOutput(self.net.task.answer(outputs), position, confidence)
 
-    def _count(self, left: list[tuple[int, int]], macs: int) -> None:
+    def _count(self, left: list[tuple[int, int]], macs: float) -> None:
         with self._counting:
             self._macs += macs
             for position, samples in left:
                 self._exits[position] += samples
 
-    def _nothing(self, device: torch.device) -> EngineOutput:
-        dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
-        return EngineOutput(
-            torch.empty(0, *self.net.answer_shape, device=device, dtype=dtype),
-            torch.empty(0, dtype=torch.int64, device=device),
-            torch.empty(0, device=device),
-        )
-
-    def _prepared(self, config: ExitConfig, execution: Execution) -> Plan:
-        if not isinstance(config, ExitConfig):
-            what = type(config).__name__
-            raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
+    def _prepared(self, config: ExitConfig, execution: Execution) -> EnginePlan:
+        check_config(config)
         if not isinstance(execution, Execution):
             raise InputError(
                 f"expected an Execution, such as Execution(channels_last=True); got {execution!r:.80}"
@@ -259,13 +239,23 @@ class Engine:
         return self._plans.get((config, execution), lambda: self._planner(execution).plan(config))
 
     def _planner(self, execution: Execution) -> Planner:
-        if execution not in self._planners:
-            runner = SpanProvider(self.net, execution)
-            self._planners[execution] = Planner(self.net, self._costs, runner, self._seconds)
-        return self._planners[execution]
+        return self._planners.get(
+            execution,
+            lambda: Planner(self.net, self._costs, SpanProvider(self.net, execution), self._seconds),
+        )
 
 
-def _assemble(left: list[Left], batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def no_answers(net: ExitNetwork, batch: int, device: torch.device) -> EngineOutput:
+    """NaN at position -1 for each sample of a batch."""
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    return EngineOutput(
+        torch.full((batch, *net.answer_shape), math.nan, device=device, dtype=dtype),
+        torch.full((batch,), -1, device=device),
+        torch.full((batch,), math.nan, device=device),
+    )
+
+
+def _assemble(left: list[LeftGroup], batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, positions and confidences, back in the order of the inputs."""
     position, rows, outputs, confidence = left[0]
     if rows is None:  # all left together

@@ -1,11 +1,11 @@
-"""How spans are computed: as the model does, or another way that is faster and nearly the same.
+"""Execution backends: spans computed as the model does, or faster and nearly the same.
 
     compile        None: eager | "inductor": torch.compile | "aot": an AOTInductor package
     dtype          None: the model's own | "bfloat16"
     channels_last  convolutions on images laid out (B, H, W, C) in memory
     int8           linear layers with int8 weights, activations quantised as they come
 
-``Execution()`` is the model bit for bit. Every other way is compared with it when it is prepared.
+``Execution()`` is the model bit for bit. Every other backend is compared with it when it is prepared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REORDERED, _BFLOAT16, _INT8 = 1e-4, 0.05, 0.15
 
 @dataclass(frozen=True)
 class Execution:
-    """A way of computing spans.
+    """How spans are computed: an execution backend.
 
     Args:
         compile: "inductor" or "aot" for compiled code, None for eager.
@@ -30,7 +30,7 @@ class Execution:
         int8: whether linear layers are quantised dynamically.
 
     Raises:
-        InputError: an unknown value, or ways that do not go together.
+        InputError: an unknown value, or options that do not go together.
     """
 
     compile: str | None = None
@@ -39,13 +39,13 @@ class Execution:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        _check_one_of("compile", self.compile, COMPILERS)
-        _check_one_of("dtype", self.dtype, DTYPES)
-        for name in ("channels_last", "int8"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise InputError(f"Execution: {name}: expected True or False, got {value!r}")
-
+        for name, value, known in (("compile", self.compile, COMPILERS), ("dtype", self.dtype, DTYPES)):
+            if value is not None and value not in known:
+                expected = " or ".join([*map(repr, known), "None"])
+                raise InputError(f"Execution: {name}: expected {expected}, got {value!r}")
+        for name, flag in (("channels_last", self.channels_last), ("int8", self.int8)):
+            if not isinstance(flag, bool):
+                raise InputError(f"Execution: {name}: expected True or False, got {flag!r}")
         for name, other in (("dtype", self.dtype), ("compile", self.compile)):
             if self.int8 and other is not None:
                 raise InputError(
@@ -55,12 +55,12 @@ class Execution:
 
     @property
     def plain(self) -> bool:
-        """Whether it is what the model itself does, bit for bit."""
+        """Whether it is eager PyTorch, which equals the model bit for bit."""
         return self == Execution()
 
     @property
     def tolerance(self) -> float:
-        """Largest difference from the plain way that is accepted, relative to the largest value."""
+        """Largest difference from the eager backend that is accepted, relative to the largest value."""
         if self.plain:
             return 0.0
         if self.int8:
@@ -74,22 +74,11 @@ class Execution:
         >>> Execution(compile="aot", channels_last=True).name
         'channels-last aot'
         """
-        parts = (
-            "channels-last" if self.channels_last else "",
-            self.dtype or "",
-            "int8" if self.int8 else "",
-            self.compile or "",
-        )
+        layout = "channels-last" if self.channels_last else None
+        parts = (layout, self.dtype, "int8" if self.int8 else None, self.compile)
         return " ".join(filter(None, parts)) or "plain"
 
     def __str__(self) -> str:
-        changed = (
-            (f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default
-        )
-        return f"Execution({', '.join(f'{name}={value!r}' for name, value in changed)})"
-
-
-def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        expected = " or ".join([*map(repr, known), "None"])
-        raise InputError(f"Execution: {name}: expected {expected}, got {value!r}")
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        changed = (f"{field.name}={value!r}" for field, value in values if value != field.default)
+        return f"Execution({', '.join(changed)})"

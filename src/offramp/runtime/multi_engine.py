@@ -1,4 +1,4 @@
-"""One batch on its way through stops, with several tasks asking.
+"""The engine for several tasks over one backbone: every segment runs once, each task leaves by its own exits.
 
 A task's exits see the samples that still want that task, and no others. A sample is taken out of the batch
 when it has all the answers it wants.
@@ -12,146 +12,119 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, arange
+from torch import Tensor
 
-from offramp.core import ExitConfig, PlanCache, names_of, resolve
+from offramp.core import ExitConfig, PlanCache, RunStats, exact_cost, names_of
 from offramp.errors import InputError
-from offramp.graph import Span
-from offramp.network import ConfidenceFn, ExitFn, ExitNetwork, mac_table
-from offramp.runtime.compaction import keep
-from offramp.runtime.engine import EngineOutput
-
-Part = tuple[int, Tensor, Tensor, Tensor]
-"""Answers given at one exit: position, rows of the batch, outputs, confidences."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A task's exit at a stop; without ``ask``, its answer from the model's own output."""
-
-    task: int
-    macs: int
-    confidence_fn: ConfidenceFn
-    exit_fn: ExitFn | None = None
-    threshold: float = -math.inf
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Run ``span``; then put the questions to the samples that want them."""
-
-    position: int
-    span: Span | None
-    macs: int
-    per_sample: tuple[bool, ...]
-    questions: tuple[Question, ...]
-
-
-class Call:
-    """One batch on its way.
-
-    Attributes:
-        macs: executed so far.
-        given: by task, the answers given so far.
-    """
-
-    def __init__(self, nets: Sequence[ExitNetwork], values: list[Tensor], wants: Tensor) -> None:
-        self.macs = 0
-        self.given: list[list[Part]] = [[] for _ in nets]
-        self._nets, self._handed, self._wants = nets, tuple(values), wants.clone()  # (samples here, T)
-        self._masks = [net.mask(values) for net in nets]
-        self._rows = arange(len(wants), device=wants.device)  # of the batch: who is here
-        self._wanting: list[int] = wants.sum(0).tolist()  # by task, how many of those here want it
-
-    def run(self, stops: Sequence[Stop]) -> None:
-        """From the input to wherever the last sample has its last answer."""
-        self._let_go((True,) * (len(self._handed) - 1))
-        for stop in stops:
-            if not any(self._wanting):
-                return
-            self.macs += len(self._rows) * stop.macs
-            if stop.span is not None:
-                self._handed = stop.span(*self._handed)
-            before = sum(self._wanting)
-            for question in stop.questions:
-                if self._wanting[question.task]:
-                    self._put(question, stop)
-            if sum(self._wanting) < before:
-                self._let_go(stop.per_sample)
-
-    def _put(self, question: Question, stop: Stop) -> None:
-        """Ask who wants to know; note the answers that are sure enough."""
-        task, count = question.task, self._wanting[question.task]
-        who = None if count == len(self._rows) else self._wants[:, task].nonzero().flatten()  # None: all here
-        self.macs += count * question.macs
-        outputs, confidence = self._ask(question, stop, who)
-        if question.exit_fn is not None:
-            leaves = (confidence > question.threshold) & (confidence < math.inf)
-            count = int(leaves.sum())
-            if count == 0:
-                return
-            if count < len(leaves):
-                leaving = leaves.nonzero().flatten()
-                who = leaving if who is None else who[leaving]
-                outputs, confidence = outputs[leaving], confidence[leaving]
-        rows = self._rows if who is None else self._rows[who]
-        self.given[task].append((stop.position, rows, outputs, confidence))
-        self._wanting[task] -= count
-        self._wants[slice(None) if who is None else who, task] = False
-
-    def _ask(self, question: Question, stop: Stop, who: Tensor | None) -> tuple[Tensor, Tensor]:
-        net, mask = self._nets[question.task], self._masks[question.task]
-        if mask is not None:
-            mask = mask.index_select(0, self._rows if who is None else self._rows[who])
-        if question.exit_fn is None:
-            answers = net.answer(self._handed)
-            outputs = answers if who is None else answers.index_select(0, who)
-        else:
-            activations = self._handed if who is None else keep(self._handed, who, stop.per_sample)
-            outputs = question.exit_fn(activations, mask)
-        return outputs, question.confidence_fn(outputs, mask)
-
-    def _let_go(self, per_sample: tuple[bool, ...]) -> None:
-        """Take out those who want nothing more."""
-        here = len(self._rows)
-        if here in self._wanting or not any(self._wanting):  # all here want some task, or nobody wants any
-            return
-        stay = self._wants.any(1).nonzero().flatten()
-        if len(stay) < here:
-            self._rows, self._wants = self._rows[stay], self._wants[stay]
-            self._handed = keep(self._handed, stay, per_sample)
-
+from offramp.network import ExitNetwork, mac_table
+from offramp.runtime.backend import SpanFn, SpanProvider
+from offramp.runtime.compaction import RowIndices, as_index, keep, leaving, take_leaving
+from offramp.runtime.engine import EngineOutput, no_answers
+from offramp.runtime.plan import EnabledExit, Planner, check_config
 
 Wanted = Sequence[str] | Tensor
 """Names of tasks, for the whole batch; or (B, T) bool, a column per task in the order of ``engine.tasks``."""
 
+AnswerGroup = tuple[int, RowIndices, Tensor, Tensor]
+"""Answers given at one exit: position, rows of the batch, outputs, confidences."""
 
-@dataclass(frozen=True)
-class MultiStats:
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStats(RunStats[Mapping[str, tuple[int, ...]]]):
     """What an engine for several tasks has done since it was made or reset.
 
+    ``samples`` wanted any task; ``exits`` counts answers by task and position; shared segments are in
+    ``macs`` once; ``full_macs`` is what the full model, run once for all tasks, would have spent.
+
     Args:
-        samples: that asked for anything.
-        exits: by task, answers given at each position; P + 1 counts, the last is the model's output.
-        macs: multiply-accumulates executed, heads included, shared segments once.
-        separate_macs: what one engine per task would have spent on the same questions.
-        full_macs: what the full model would have spent on the same samples, run once for all tasks.
+        separate_macs: what one engine per task would have spent on the same samples.
     """
 
-    samples: int
-    exits: Mapping[str, tuple[int, ...]]
-    macs: int
-    separate_macs: int
-    full_macs: int
+    separate_macs: float
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _MultiStep:
+    """Run ``span`` of ``macs`` per sample, then the exits of some tasks (by index)."""
+
+    span: SpanFn | None
+    macs: float
+    per_sample: tuple[bool, ...]
+    exits: tuple[tuple[int, EnabledExit], ...]
+
+
+@dataclass(frozen=True)
+class _MultiPlan:
+    """Configurations by task made ready; ``separate_macs`` by task and position, were the task run alone."""
+
     configs: Mapping[str, ExitConfig]
-    stops: tuple[Stop, ...]
-    spent: tuple[tuple[int, ...], ...]
-    """By task and position: MACs of leaving there, were the task asked alone."""
+    steps: tuple[_MultiStep, ...]
+    separate_macs: tuple[Mapping[int, float], ...]
+
+
+class _Call:
+    """One batch on its way.
+
+    Attributes:
+        macs: executed so far.
+        left: by task, the answers given so far.
+    """
+
+    def __init__(
+        self, masks: Sequence[Tensor | None], values: Sequence[Tensor], wants: npt.NDArray[np.bool_]
+    ) -> None:
+        self.macs: float = 0
+        self.left: list[list[AnswerGroup]] = [[] for _ in masks]
+        self._masks, self._activations = masks, tuple(values)
+        self._wants, self._rows = wants.copy(), np.arange(len(wants))  # of the samples still here
+
+    def run(self, steps: Sequence[_MultiStep]) -> None:
+        """From the input to wherever the last sample has its last answer."""
+        self._drop_finished((True,) * len(self._activations))
+        for step in steps:
+            if not self._wants.any():
+                return
+            self.macs += len(self._rows) * step.macs
+            if step.span is not None:
+                self._activations = step.span(*self._activations)
+            for task, exit_ in step.exits:
+                rows = np.flatnonzero(self._wants[:, task])
+                if len(rows):
+                    self._run_exit(task, exit_, rows, step.per_sample)
+            self._drop_finished(step.per_sample)
+
+    def _run_exit(self, task: int, exit_: EnabledExit, rows: RowIndices, per_sample: Sequence[bool]) -> None:
+        """Run a task's exit on the rows that want the task; note the answers of those that leave."""
+        activations, mask = self._activations, self._masks[task]
+        some = None if len(rows) == len(self._rows) else as_index(rows, activations[0].device)
+        if mask is not None:
+            mask = mask.index_select(0, as_index(self._rows[rows], mask.device))
+        if some is not None and not exit_.last:
+            activations = keep(activations, some, per_sample)
+        outputs = exit_.exit_fn(activations, mask)
+        if some is not None and exit_.last:
+            outputs = outputs.index_select(0, some)
+        confidence = exit_.confidence_fn(outputs, mask)
+        self.macs += len(rows) * exit_.macs
+        if not exit_.last:
+            leavers = leaving(confidence, exit_.threshold)
+            if not leavers.all():
+                out, outputs, confidence = take_leaving(leavers, outputs, confidence)
+                rows = rows[out]
+        if len(rows):
+            self.left[task].append((exit_.position, self._rows[rows], outputs, confidence))
+            self._wants[rows, task] = False
+
+    def _drop_finished(self, per_sample: Sequence[bool]) -> None:
+        """Take out the rows that want nothing more."""
+        stay = self._wants.any(1)
+        if stay.any() and not stay.all():
+            index = as_index(np.flatnonzero(stay), self._activations[0].device)
+            self._activations = keep(self._activations, index, per_sample)
+            self._rows, self._wants = self._rows[stay], self._wants[stay]
 
 
 class MultiEngine:
@@ -160,7 +133,7 @@ class MultiEngine:
     Args:
         networks: by task, from ``attach_tasks`` or ``load_tasks``, with trained heads.
         configs: by task, to start with; a task without one has the full model's answer.
-        prepare: further settings to make ready: dicts as for ``use``.
+        prepare: further settings to make ready: dicts of configurations by task, as ``use`` takes them.
 
     Raises:
         InputError: no networks, networks that do not share a partition, or a configuration that names an
@@ -178,10 +151,9 @@ class MultiEngine:
         self.networks: Mapping[str, ExitNetwork] = MappingProxyType(dict(networks))
         self.tasks = tuple(networks)
         self._nets = tuple(networks.values())
-        self._parts = self._nets[0].partition
-        self._costs = [mac_table(net) for net in self._nets]
-        self._spans: dict[tuple[int, int], Span] = {}
-        self._plans = PlanCache[tuple[ExitConfig, ...], _Plan]()
+        self._partition = self._nets[0].partition
+        self._planners = [Planner(net, mac_table(net), SpanProvider(net)) for net in self._nets]
+        self._plans = PlanCache[tuple[ExitConfig, ...], _MultiPlan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
         self.reset_stats()
         for net in self._nets:
@@ -202,7 +174,8 @@ class MultiEngine:
         Args:
             configs: by task; a task left out keeps the configuration it has now.
         """
-        self._prepared(self._completed(configs))
+        self._check_configs(configs)
+        self._prepared({**self._plan.configs, **configs})
 
     def use(self, configs: Mapping[str, ExitConfig]) -> None:
         """Switch some tasks, or all, at once; calls under way finish under theirs. Safe from any thread.
@@ -213,21 +186,33 @@ class MultiEngine:
         Raises:
             InputError: an unknown task, or a configuration that does not fit its network. Nothing changes.
         """
-        with self._switching:  # two threads that switch different tasks must not undo each other
-            self._plan = self._prepared(self._completed(configs))
+        self._check_configs(configs)
+        while True:
+            now = self._plan
+            plan = self._prepared({**now.configs, **configs})
+            with self._switching:
+                if self._plan is now:  # else another thread has switched other tasks meanwhile
+                    self._plan = plan
+                    return
 
     def stats(self) -> MultiStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
-            exits = {name: tuple(counts) for name, counts in zip(self.tasks, self._exits, strict=True)}
-            samples, macs, separate = self._samples, self._macs, self._separate
-        return MultiStats(samples, exits, macs, separate, samples * int(self._costs[0].full))
+            return MultiStats(
+                samples=self._samples,
+                exits={name: tuple(counts) for name, counts in zip(self.tasks, self._exits, strict=True)},
+                macs=self._macs,
+                full_macs=self._samples * exact_cost(mac_table(self._nets[0]).full),
+                separate_macs=self._separate,
+            )
 
     def reset_stats(self) -> None:
         """Start counting anew."""
         with self._counting:
-            self._exits = [[0] * (len(self._parts.cuts) + 2) for _ in self.tasks]
-            self._samples = self._macs = self._separate = 0
+            self._exits = [[0] * (len(self._partition.cuts) + 2) for _ in self.tasks]
+            self._samples = 0
+            self._macs: float = 0
+            self._separate: float = 0
 
     @torch.inference_mode()
     def __call__(self, inputs: object, tasks: Wanted | None = None) -> dict[str, EngineOutput]:
@@ -244,69 +229,45 @@ class MultiEngine:
             InputError: inputs that do not fit the model, an unknown task, or a mask of another shape.
         """
         plan = self._plan
-        values = self._parts.spec.flatten(inputs)
-        names, wants = self._wanted(tasks, len(values[0]), values[0].device)
-        call = Call(self._nets, values, wants)
-        call.run(plan.stops)
+        values = self._partition.spec.flatten(inputs)
+        names, wants = self._wanted(tasks, len(values[0]))
+        call = _Call([net.mask(values) for net in self._nets], values, wants)
+        call.run(plan.steps)
         self._count(plan, call, int(wants.any(1).sum()))
-        return {name: self._answers(self.tasks.index(name), call, values[0]) for name in names}
+        indices = {name: self.tasks.index(name) for name in names}
+        return {name: _answers(self._nets[i], call.left[i], values[0]) for name, i in indices.items()}
 
-    def _wanted(
-        self, tasks: Wanted | None, batch: int, device: torch.device
-    ) -> tuple[tuple[str, ...], Tensor]:
-        """Tasks to answer, and (B, T) bool."""
+    def _wanted(self, tasks: Wanted | None, batch: int) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
+        """Tasks to answer, and (B, T) which sample wants which."""
         if isinstance(tasks, Tensor):
             if tasks.shape != (batch, len(self.tasks)) or tasks.dtype != torch.bool:
                 raise InputError(
                     f"tasks: expected names, or bool of shape ({batch}, {len(self.tasks)}), a column for "
                     f"each of {names_of(self.tasks)}; got {tasks.dtype} of shape {tuple(tasks.shape)}"
                 )
-            return self.tasks, tasks.to(device)
+            return self.tasks, tasks.cpu().numpy()
         names = self.tasks if tasks is None else tasks
         if isinstance(names, str) or not names:
             raise InputError(f"tasks: expected names such as {self.tasks}, got {names!r}")
         for name in names:
             self._check_known(name)
-        row = torch.tensor([name in names for name in self.tasks], device=device)
-        return tuple(dict.fromkeys(names)), row.expand(batch, -1)
+        row = np.array([name in names for name in self.tasks])
+        return tuple(dict.fromkeys(names)), np.tile(row, (batch, 1))
 
-    def _answers(self, task: int, call: Call, like: Tensor) -> EngineOutput:
-        """Answers to one task, in the order of the inputs."""
-        net, parts, batch = self._nets[task], call.given[task], len(like)
-        if len(parts) == 1 and len(parts[0][1]) == batch:  # one exit answered all, in order
-            position, _, outputs, confidence = parts[0]
-            where = torch.full((batch,), position, device=like.device)
-            return EngineOutput(net.task.answer(outputs), where, confidence)
-        where = torch.full((batch,), -1, device=like.device)
-        confidence = torch.full((batch,), math.nan, device=like.device)
-        if not parts:
-            dtype = next((p.dtype for p in net.parameters()), torch.float32)
-            nothing = torch.full((batch, *net.answer_shape), math.nan, device=like.device, dtype=dtype)
-            return EngineOutput(nothing, where, confidence)
-        rows = torch.cat([part[1] for part in parts])
-        answers = net.task.answer(torch.cat([part[2] for part in parts]))
-        outputs = answers.new_full((batch, *answers.shape[1:]), math.nan)
-        outputs[rows] = answers
-        confidence[rows] = torch.cat([part[3] for part in parts]).to(confidence.dtype)
-        for position, gone, _, _ in parts:
-            where[gone] = position
-        return EngineOutput(outputs, where, confidence)
-
-    def _count(self, plan: _Plan, call: Call, samples: int) -> None:
+    def _count(self, plan: _MultiPlan, call: _Call, samples: int) -> None:
         with self._counting:
             self._samples += samples
             self._macs += call.macs
-            for counts, spent, parts in zip(self._exits, plan.spent, call.given, strict=True):
-                for position, rows, _, _ in parts:
+            for counts, alone, groups in zip(self._exits, plan.separate_macs, call.left, strict=True):
+                for position, rows, _, _ in groups:
                     counts[position] += len(rows)
-                    self._separate += len(rows) * spent[position]
+                    self._separate += len(rows) * alone[position]
 
     def _check_known(self, name: object) -> None:
         if name not in self.tasks:
             raise InputError(f"unknown task {name!r}; there are {names_of(self.tasks)}")
 
-    def _completed(self, configs: Mapping[str, ExitConfig]) -> dict[str, ExitConfig]:
-        """With the present configurations of the tasks left out, in the order of the tasks."""
+    def _check_configs(self, configs: Mapping[str, ExitConfig]) -> None:
         if not isinstance(configs, Mapping):
             what = type(configs).__name__
             raise InputError(
@@ -314,51 +275,60 @@ class MultiEngine:
             )
         for name, config in configs.items():
             self._check_known(name)
-            if not isinstance(config, ExitConfig):
-                what = type(config).__name__
-                raise InputError(
-                    f"{name!r}: expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}"
-                )
-        return {**self._plan.configs, **configs}
-
-    def _prepared(self, configs: Mapping[str, ExitConfig]) -> _Plan:
-        return self._plans.get(tuple(configs.values()), lambda: self._build(configs))
-
-    def _build(self, configs: Mapping[str, ExitConfig]) -> _Plan:
-        last = len(self._parts.cuts) + 1
-        questions: dict[int, list[Question]] = {last: []}
-        spent = []
-        for task, (name, config) in enumerate(configs.items()):
-            net, costs = self._nets[task], self._costs[task]
-            alone = costs.backbone.copy()
             try:
-                chosen = resolve(net.positions, net.head_names, net.exists, config)
+                check_config(config)
             except InputError as error:
                 raise InputError(f"{name!r}: {error}") from error
-            for p, c, threshold in chosen:
-                macs, confidence_fn = int(costs.heads[p, c]), net.confidence_of(p, c)
-                alone[p:] += macs
-                asked = Question(task, macs, confidence_fn, net.exit_fn(p, c), float(threshold))
-                questions.setdefault(p, []).append(asked)
-            questions[last].append(Question(task, 0, net.confidence_of(last)))
-            spent.append(tuple(map(int, alone)))
-        stops, at = [], 0
-        for p in sorted(questions):
-            macs = int(self._costs[0].backbone[p] - self._costs[0].backbone[at])
-            span = self._span(at, p) if p > at else None
-            stops.append(Stop(p, span, macs, self._per_sample(p), tuple(questions[p])))
-            at = p
-        return _Plan(MappingProxyType(dict(configs)), tuple(stops), tuple(spent))
 
-    def _per_sample(self, position: int) -> tuple[bool, ...]:
-        if position == 0:
-            return (True,) * (len(self._parts.spec.names) - 1)
-        return () if position > len(self._parts.cuts) else self._parts.cuts[position - 1].carried_per_sample
+    def _prepared(self, configs: Mapping[str, ExitConfig]) -> _MultiPlan:
+        return self._plans.get(tuple(configs.values()), lambda: self._build(configs))
 
-    def _span(self, start: int, stop: int) -> Span:
-        if (start, stop) not in self._spans:
-            self._spans[start, stop] = self._parts.span(start, stop)
-        return self._spans[start, stop]
+    def _build(self, configs: Mapping[str, ExitConfig]) -> _MultiPlan:
+        planner, steps, at = self._planners[0], list[_MultiStep](), 0
+        by_position: dict[int, list[tuple[int, EnabledExit]]] = {}
+        separate_macs = []
+        for task, (name, config) in enumerate(configs.items()):
+            try:
+                exits = self._planners[task].exits(config)
+            except InputError as error:
+                raise InputError(f"{name!r}: {error}") from error
+            heads, alone = 0.0, dict[int, float]()
+            for exit_ in exits:
+                heads += exit_.macs
+                alone[exit_.position] = exact_cost(planner.backbone(0, exit_.position) + heads)
+                by_position.setdefault(exit_.position, []).append((task, exit_))
+            separate_macs.append(alone)
+        for position, exits_here in sorted(by_position.items()):
+            step = _MultiStep(
+                span=planner.span(at, position) if position > at else None,
+                macs=planner.backbone(at, position),
+                per_sample=(True, *self._partition.carried_per_sample(position)),
+                exits=tuple(exits_here),
+            )
+            steps.append(step)
+            at = position
+        return _MultiPlan(MappingProxyType(dict(configs)), tuple(steps), tuple(separate_macs))
+
+
+def _answers(net: ExitNetwork, groups: Sequence[AnswerGroup], like: Tensor) -> EngineOutput:
+    """Answers to one task, in the order of the inputs; NaN at position -1 for rows that did not want it."""
+    batch, device = len(like), like.device
+    if len(groups) == 1 and len(groups[0][1]) == batch:  # one exit answered all, in order
+        position, _, outputs, confidence = groups[0]
+        where = torch.full((batch,), position, device=device)
+        return EngineOutput(net.task.answer(outputs), where, confidence)
+    where = torch.full((batch,), -1, device=device)
+    confidence = torch.full((batch,), math.nan, device=device)
+    if not groups:
+        return no_answers(net, batch, device)
+    rows = as_index(np.concatenate([group[1] for group in groups]), device)
+    answers = net.task.answer(torch.cat([group[2] for group in groups]))
+    outputs = answers.new_full((batch, *answers.shape[1:]), math.nan)
+    outputs[rows] = answers
+    confidence[rows] = torch.cat([group[3] for group in groups]).to(confidence.dtype)
+    positions = [np.full(len(group[1]), group[0]) for group in groups]
+    where[rows] = as_index(np.concatenate(positions), device)
+    return EngineOutput(outputs, where, confidence)
 
 
 def _check_networks(networks: Mapping[str, ExitNetwork]) -> None:

@@ -7,163 +7,148 @@ in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from offramp.core import BatchCosts, CostTable, ExitConfig, best_parts, resolve
+from offramp.core import BatchCosts, CostTable, ExitConfig, PlanCache, best_parts, exact_cost, resolve
+from offramp.errors import InputError
 from offramp.network import ConfidenceFn, ExitFn, ExitNetwork
-from offramp.runtime.backend import Activations, SpanFn, SpanProvider
+from offramp.runtime.backend import SpanFn, SpanProvider
 from offramp.runtime.compaction import InParts
 from offramp.runtime.execution import Execution
 
 
-@dataclass(frozen=True)
-class Step:
-    """SpanFn ``span``; then, unless it is the last step, ask an exit who leaves.
+@dataclass(frozen=True, kw_only=True)
+class EnabledExit:
+    """An exit that a configuration enables, or the model's own output (``last``), where everybody leaves.
 
-    Args:
-        span: what was handed on at the step before, to what is handed on here; None: nothing to run.
-        macs: per sample, of the span and the head.
-        position: where leaving is noted; P for the model's output.
-        sure: outputs to confidence.
-        ask: the exit; None at the last step.
-        threshold: a float32, as a Python number.
-        per_sample: for each carried tensor handed on here, whether it has one row per sample.
-        owned: whether the feature handed on here belongs to nobody else.
-        here: (1,) int64, the position, on the network's device.
+    ``macs`` are per sample, of the head, and of the span before it in an ``EngineStep``; ``threshold`` is a
+    float32 as a Python number; ``column`` is the index of the head.
+    """
+
+    position: int
+    exit_fn: ExitFn
+    confidence_fn: ConfidenceFn
+    macs: float
+    threshold: float = math.inf
+    column: int = 0
+    last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStep(EnabledExit):
+    """Run ``span`` from the step before (None: nothing to run), then the exit.
+
+    ``per_sample`` says which carried tensors here have one row per sample, ``owned`` whether the feature here
+    belongs to nobody else; ``here`` is the position, (1,) int64 on the network's device.
     """
 
     span: SpanFn | None
-    macs: int
-    position: int
-    confidence_fn: ConfidenceFn
+    per_sample: tuple[bool, ...]
+    owned: bool
     here: Tensor
-    exit_fn: ExitFn | None = None
-    threshold: float = math.inf
-    per_sample: tuple[bool, ...] = ()
-    owned: bool = False
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A configuration made ready.
-
-    Args:
-        config: what it is made of.
-        execution: how its spans are computed.
-        steps: one per enabled exit and one for the model's output.
-        enter: flat inputs to what the first step is handed.
-        answer: what the last step hands on to outputs as the task takes them.
-        masked: whether any step wants to know which tokens are real.
-    """
+class EnginePlan:
+    """A configuration made ready on an execution backend; ``masked``: some step uses the mask."""
 
     config: ExitConfig
     execution: Execution
-    steps: tuple[Step, ...]
-    enter: Callable[[list[Tensor]], Activations]
-    answer: Callable[[Activations], Tensor]
+    steps: tuple[EngineStep, ...]
     masked: bool
 
 
-class Planner:
-    """Makes plans for one network and one way of computing its spans.
+def check_config(config: object) -> None:
+    """Refuse what is no configuration, before it becomes a key."""
+    if not isinstance(config, ExitConfig):
+        what = type(config).__name__
+        raise InputError(f"expected an ExitConfig, such as frontier.at(max_cost=0.5); got a {what}")
 
-    Args:
-        net: with trained heads.
-        macs: what is counted.
-        runner: of the network.
-        seconds: measured costs by batch size; spans run in parts where that is faster. None: never.
+
+class Planner:
+    """Makes plans for one network and one execution backend; safe from any thread.
+
+    It counts by ``costs``; spans run in parts where that is faster by ``seconds``, costs by batch size.
     """
 
     def __init__(
-        self, net: ExitNetwork, macs: CostTable, runner: SpanProvider, seconds: BatchCosts | None
+        self, net: ExitNetwork, costs: CostTable, provider: SpanProvider, seconds: BatchCosts | None = None
     ) -> None:
-        self._net, self._macs, self._runner, self._seconds = net, macs, runner, seconds
-        self._spans: dict[tuple[int, int], SpanFn] = {}
-        self._split: dict[tuple[int, int], SpanFn] = {}
-        flow, cuts = net.partition.flow, net.partition.cuts
-        self._owned = [
-            False,
-            *(flow.owned(cut.border.activations[0], cut.border.activations[1:]) for cut in cuts),
-        ]
+        self._net, self._costs, self._provider, self._seconds = net, costs, provider, seconds
+        self._split = PlanCache[tuple[int, int], SpanFn]()
 
-    def plan(self, config: ExitConfig) -> Plan:
-        """A configuration made ready.
+    def exits(self, config: ExitConfig) -> list[EnabledExit]:
+        """The exits that a configuration enables, in order, and the model's output.
 
         Raises:
             InputError: it names a position or head that the network lacks.
         """
-        net, backbone, steps, at = self._net, self._macs.backbone, list[Step](), 0
-        masked, parts = net_masks(net), bool(config.choices)
-        for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config):
-            macs = backbone[position] - backbone[at] + self._macs.heads[position, column]
-            span = self.span(at, position, parts) if position > at else None
-            masked = masked or wants_mask(net, position, column)
+        net, last = self._net, len(self._net.positions)
+        enabled = [
+            EnabledExit(
+                position=position,
+                exit_fn=self._provider.exit_fn(position, column),
+                confidence_fn=net.confidence_of(position, column),
+                macs=exact_cost(self._costs.heads[position, column]),
+                threshold=float(threshold),
+                column=column,
+            )
+            for position, column, threshold in resolve(net.positions, net.head_names, net.exists, config)
+        ]
+        output = EnabledExit(
+            position=last,
+            exit_fn=self._provider.exit_fn(last),
+            confidence_fn=net.confidence_of(last),
+            macs=0,
+            last=True,
+        )
+        return [*enabled, output]
+
+    def plan(self, config: ExitConfig) -> EnginePlan:
+        """A configuration made ready; raises as ``exits`` does."""
+        net, steps, at = self._net, list[EngineStep](), 0
+        exits = self.exits(config)
+        for exit_ in exits:
+            position = exit_.position
             steps.append(
-                Step(
-                    span,
-                    int(macs),
-                    position,
-                    net.confidence_of(position, column),
-                    self._here(position),
-                    self._runner.exit_fn(position, column),
-                    float(threshold),
-                    self.per_sample(position),
-                    self._owned[position],
+                EngineStep(
+                    **{**vars(exit_), "macs": exact_cost(self.backbone(at, position) + exit_.macs)},
+                    span=self.span(at, position, bool(config.choices)) if position > at else None,
+                    per_sample=net.partition.carried_per_sample(position),
+                    owned=self._owned[position],
+                    here=torch.full((1,), position, device=net.partition.spec.device),
                 )
             )
             at = position
-        last = len(net.positions)
-        span = self.span(at, last, parts)
-        steps.append(
-            Step(span, int(backbone[last] - backbone[at]), last, net.confidence_of(last), self._here(last))
-        )
-        runner = self._runner
-        return Plan(config, runner.execution, tuple(steps), runner.enter, runner.answer, masked)
+        masked = any(net.uses_mask(exit_.position, exit_.column) for exit_ in exits)
+        return EnginePlan(config, self._provider.execution, tuple(steps), masked)
 
-    def _here(self, position: int) -> Tensor:
-        return torch.full((1,), position, device=self._net.partition.spec.device)
+    def backbone(self, start: int, stop: int) -> float:
+        """Cost per sample of the backbone between two positions."""
+        return exact_cost(self._costs.backbone[stop] - self._costs.backbone[start])
 
     def span(self, start: int, stop: int, in_parts: bool = True) -> SpanFn:
-        """What runs between two positions; the same function each time it is asked for.
-
-        Args:
-            start: 0 for the input.
-            stop: P for the output.
-            in_parts: whether a large batch may be run in parts, where that was measured to be faster.
-        """
-        if (start, stop) not in self._spans:
-            self._spans[start, stop] = self._runner.span(start, stop)
+        """What runs between two positions, made once; ``in_parts`` where that was measured to be faster."""
+        span = self._provider.span(start, stop)
         if not in_parts or self._seconds is None:
-            return self._spans[start, stop]
-        if (start, stop) not in self._split:
-            self._split[start, stop] = self._in_parts(self._spans[start, stop], start, stop, self._seconds)
-        return self._split[start, stop]
+            return span
+        seconds = self._seconds
+        return self._split.get((start, stop), lambda: self._in_parts(span, start, stop, seconds))
 
     def _in_parts(self, span: SpanFn, start: int, stop: int, seconds: BatchCosts) -> SpanFn:
         parts, _ = best_parts(seconds.span(start, stop))
         if parts.max() == 1:
             return span
-        last = stop == len(self._net.positions)
-        after = None if last else (True, *self.per_sample(stop))
-        return InParts(span, parts, (True, *self.per_sample(start)), after)
+        per_sample = self._net.partition.carried_per_sample
+        after = None if stop == len(self._net.positions) else (True, *per_sample(stop))
+        return InParts(span, parts, (True, *per_sample(start)), after)
 
-    def per_sample(self, position: int) -> tuple[bool, ...]:
-        """For each carried tensor handed on at a position, whether it has one row per sample."""
-        if position == 0:
-            return (True,) * (len(self._net.partition.spec.names) - 1)
-        return self._net.partition.cuts[position - 1].carried_per_sample
-
-
-def net_masks(net: ExitNetwork) -> bool:
-    """Whether the answers themselves depend on which tokens are real."""
-    return net.mask_input is not None and net.task.per_token
-
-
-def wants_mask(net: ExitNetwork, position: int, column: int) -> bool:
-    """Whether an exit looks at which tokens are real."""
-    spec, head = net.specs[position], net.head(position, net.head_names[column])
-    return net.mask_input is not None and spec is not None and spec.mask and getattr(head, "uses_mask", False)
+    @cached_property
+    def _owned(self) -> list[bool]:
+        """By position, whether the feature belongs to nobody else."""
+        flow, borders = self._net.partition.flow, [cut.border.activations for cut in self._net.partition.cuts]
+        return [False, *(flow.owned(border[0], border[1:]) for border in borders), False]

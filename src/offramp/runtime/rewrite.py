@@ -1,6 +1,6 @@
-"""A span's graph, rewritten: narrower types, another layout in memory, quantised layers.
+"""A span's graph, rewritten: smaller types, another layout in memory, quantised layers.
 
-    span ──draft──▶ its operations and parameters ──narrow, lay_out, quantise──▶ others ──frozen──▶ function
+    span ─▶ editable graph ─ cast_features, to_channels_last, quantise ─▶ bind_parameters ─▶ function
 
 What is converted are the features. Values that depend on the inputs alone (masks) or on parameters alone keep
 their type, and are converted where a feature meets them.
@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,12 +30,7 @@ _LINEAR, _ADDMM = _ATEN.linear.default, _ATEN.addmm.default
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a parameter is copied.
-
-    Args:
-        dtype: of the copy where the parameter is floating point; None: its own.
-        channels_last: whether the copy is laid out channels last.
-    """
+    """How a parameter is copied: to another type where it is floating point, laid out channels last."""
 
     dtype: torch.dtype | None = None
     channels_last: bool = False
@@ -48,14 +44,14 @@ class Conversion:
 
 
 class Parameters:
-    """Converted copies of a model's parameters, each made once and shared by the spans of a runner."""
+    """Converted copies of a model's parameters, each made once and shared by the spans of a provider."""
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, str, Conversion], Tensor] = {}
         self._layers: dict[tuple[tuple[int, str], ...], nn.Module] = {}
 
     def copy(self, slot: Slot, conversion: Conversion) -> Tensor:
-        """A parameter, as it was when it was first asked for."""
+        """A parameter, as it was when it was first used."""
         owner, name = slot
         key = (id(owner), name, conversion)
         if key not in self._copies:
@@ -74,83 +70,73 @@ class Parameters:
 
 @dataclass
 class EditableGraph:
-    """A span while it is rewritten.
+    """A span while it is rewritten: a module whose placeholders and operations know examples.
 
-    Args:
-        module: the operations; nobody else's.
-        activations: placeholders of what is handed in; each knows an example of its value, as operations do.
-        slots: placeholder of a parameter -> where it is.
-        features: the values that are features.
-        fed: whether the first value handed in is one; else these are the model's inputs.
-        conversions: of the parameters; those left out stay as they are.
+    ``activations`` are the placeholders of what the span takes, the first of them a feature or else
+    (``takes_feature`` is False) the model's inputs; ``slots`` are those of parameters, and where each is.
     """
 
     module: GraphModule
     activations: tuple[Node, ...]
     slots: dict[Node, Slot]
     features: set[Node]
-    fed: bool
+    takes_feature: bool
     conversions: dict[Node, Conversion] = field(default_factory=dict)
 
     def operations(self) -> list[Node]:
         """Every operation, in order."""
         return [node for node in self.module.graph.nodes if node.op in ("call_function", "call_module")]
 
-    def results(self) -> tuple[Any, ...]:
-        """What the span hands on."""
-        return tuple(self._output.args[0])  # type: ignore[arg-type]
-
-    def hand_on(self, results: Sequence[Any]) -> None:
-        """Change what the span hands on."""
-        self._output.args = (tuple(results),)
-
     @property
-    def _output(self) -> Node:
+    def output(self) -> Node:
+        """The node that returns."""
         found: Node = next(iter(reversed(self.module.graph.nodes)))
         return found
 
-    def after(self, node: Node, function: Callable[..., Any], **kwargs: Any) -> Node:
+    def results(self) -> tuple[Any, ...]:
+        """What the span returns."""
+        return tuple(self.output.args[0])  # type: ignore[arg-type]
+
+    def set_results(self, results: Sequence[Any]) -> None:
+        """Change what the span returns."""
+        self.output.args = (tuple(results),)
+
+    def insert_after(self, node: Node, function: Callable[..., Any], **kwargs: Any) -> None:
         """A new operation on a placeholder, which takes its place wherever it was read."""
-        graph = self.module.graph
-        first = next(each for each in graph.nodes if each.op != "placeholder")
-        readers = list(node.users)
-        with graph.inserting_before(first):
+        graph, readers = self.module.graph, list(node.users)
+        with graph.inserting_before(next(each for each in graph.nodes if each.op != "placeholder")):
             new = graph.call_function(function, (node,), kwargs)
         for reader in readers:
             reader.replace_input_with(node, new)
         new.meta["val"] = node.meta.get("val")
         if node in self.features:
             self.features.add(new)
-        return new
 
     def convert(self, node: Node, **changes: Any) -> None:
         """Have a parameter converted."""
         self.conversions[node] = replace(self.conversions.get(node, Conversion()), **changes)
 
     def finish(self, parameters: Parameters) -> tuple[GraphModule, tuple[Tensor, ...]]:
-        """The operations as a module, and the parameters it takes after what is handed in."""
-        drop_unread(self.module)
-        for node in list(self.slots):
-            if not node.users:
-                self.module.graph.erase_node(node)
-                del self.slots[node]
-        self.module.graph.lint()
+        """The operations as a module, and the parameters it takes after the activations."""
+        graph = self.module.graph
+        for node in reversed(graph.nodes):  # operations that nobody reads and that change nothing
+            unread = not node.users and node.op in ("call_function", "call_module", "get_attr")
+            if unread and not _writes(node):
+                graph.erase_node(node)
+        for node in [node for node in self.slots if not node.users]:
+            graph.erase_node(node)
+            del self.slots[node]
+        graph.lint()
         self.module.recompile()
-        placed = [node for node in self.module.graph.nodes if node in self.slots]
-        plain = Conversion()
+        placed = [node for node in graph.nodes if node in self.slots]
+        as_it_is = Conversion()
         return self.module, tuple(
-            parameters.copy(self.slots[node], self.conversions.get(node, plain)) for node in placed
+            parameters.copy(self.slots[node], self.conversions.get(node, as_it_is)) for node in placed
         )
 
 
 def editable_graph(span: Span, flow: Flow, start: Border) -> EditableGraph:
-    """A span, ready to be rewritten.
-
-    Args:
-        span: made for this purpose; its graph is changed.
-        flow: of the traced model.
-        start: where the span begins.
-    """
+    """A span that begins at ``start``, ready to be rewritten; its graph is changed."""
     placeholders = [node for node in span.module.graph.nodes if node.op == "placeholder"]
     activations, parameters = placeholders[: len(start.activations)], placeholders[len(start.activations) :]
     slots = dict(zip(parameters, span.slots, strict=True))
@@ -160,34 +146,28 @@ def editable_graph(span: Span, flow: Flow, start: Border) -> EditableGraph:
         node.meta["val"] = source.meta["val"]
     for node, (owner, name) in slots.items():
         node.meta["val"] = owner[name]
-    for node in _copies(span.module, activations):
-        source = start.activations[activations.index(node.all_input_nodes[0])]
-        node.meta["val"] = source.meta["val"]
-        features |= {node} if flow.is_feature(source) else set()
-    fed = start.after >= 0
+    for node in span.module.graph.nodes:
+        # copies of inputs that the model changes
+        if node.target is _ATEN.clone.default and node.args[0] in activations and "val" not in node.meta:
+            source = start.activations[activations.index(node.args[0])]
+            node.meta["val"] = source.meta["val"]
+            features |= {node} if flow.is_feature(source) else set()
+    takes_feature = start.after >= 0
+    features.update(activations[:1] if takes_feature else ())
     return EditableGraph(
-        span.module, tuple(activations), slots, features | set(activations[:1] if fed else ()), fed
+        module=span.module,
+        activations=tuple(activations),
+        slots=slots,
+        features=features,
+        takes_feature=takes_feature,
     )
 
 
-def _copies(module: GraphModule, activations: Sequence[Node]) -> list[Node]:
-    """The operations that copy an input because the model changes it."""
-    clones = (node for node in module.graph.nodes if node.target is _ATEN.clone.default)
-    return [node for node in clones if node.args[0] in activations and "val" not in node.meta]
-
-
 def bind_parameters(found: EditableGraph, parameters: Parameters) -> Callable[..., tuple[Any, ...]]:
-    """A draft as a function of what is handed in, with the parameters as they are now."""
+    """An editable graph as a function of activations, with the parameters as they are now."""
     module, values = found.finish(parameters)
     function = module.forward
     return lambda *activations: function(*activations, *values)
-
-
-def drop_unread(module: GraphModule) -> None:
-    """Remove operations that nobody reads and that change nothing."""
-    for node in reversed(module.graph.nodes):
-        if not node.users and node.op in ("call_function", "call_module", "get_attr") and not _writes(node):
-            module.graph.erase_node(node)
 
 
 def cast_features(found: EditableGraph, dtype: torch.dtype) -> None:
@@ -197,12 +177,16 @@ def cast_features(found: EditableGraph, dtype: torch.dtype) -> None:
         InputError: the model switches types itself.
     """
     casts: dict[Node, Node] = {}
-    fixed = not any(_writes(node) and node not in found.features for node in found.operations())
+    reusable = not any(_writes(node) and node not in found.features for node in found.operations())
     for node in found.operations():
         if node not in found.features:
             continue
-        _refuse_subgraphs(node)
-        cast = _Cast(found, node, dtype, casts if fixed else {})
+        if not isinstance(node.target, torch._ops.OpOverload) and node.target is not operator.getitem:
+            raise InputError(
+                f"dtype: the model switches types or gradients itself ({node.name}); expected a model "
+                "without autocast inside, or use dtype=None"
+            )
+        cast = partial(_cast_argument, found, node, dtype, casts if reusable else {})
         node.args, node.kwargs = map_aggregate(node.args, cast), map_aggregate(node.kwargs, cast)
         if _makes_default_type(node):
             node.kwargs = {**node.kwargs, "dtype": dtype}
@@ -217,45 +201,31 @@ def _makes_default_type(node: Node) -> bool:
     return takes and not made_of_tensors and node.kwargs.get("dtype") is None
 
 
-class _Cast:
-    """What one operation is given, in the new type."""
-
-    def __init__(
-        self, found: EditableGraph, reader: Node, dtype: torch.dtype, casts: dict[Node, Node]
-    ) -> None:
-        self._draft, self._reader, self._dtype, self._casts = found, reader, dtype, casts
-        self._limit = torch.finfo(dtype).max
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, torch.dtype):
-            return self._dtype if value.is_floating_point else value
-        if isinstance(value, float) and math.isfinite(value):
-            return min(max(value, -self._limit), self._limit)
-        if not isinstance(value, Node) or value in self._draft.features or not _floating(value):
-            return value
-        if value in self._draft.slots and all(user in self._draft.features for user in value.users):
-            self._draft.convert(value, dtype=self._dtype)
-            return value
-        if value not in self._casts:
-            with self._draft.module.graph.inserting_before(self._reader):
-                cast = self._draft.module.graph.call_function(_narrowed, (value, self._dtype))
-            cast.meta["val"] = value.meta["val"]
-            self._casts[value] = cast
-        return self._casts[value]
+def _cast_argument(
+    found: EditableGraph, reader: Node, dtype: torch.dtype, casts: dict[Node, Node], value: Any
+) -> Any:
+    """An argument of an operation in the new type; ``casts`` are those there are already."""
+    if isinstance(value, torch.dtype):
+        return dtype if value.is_floating_point else value
+    if isinstance(value, float) and math.isfinite(value):
+        limit = torch.finfo(dtype).max
+        return min(max(value, -limit), limit)
+    if not isinstance(value, Node) or value in found.features or not _floating(value):
+        return value
+    if value in found.slots and all(user in found.features for user in value.users):
+        found.convert(value, dtype=dtype)
+        return value
+    if value not in casts:
+        with found.module.graph.inserting_before(reader):
+            casts[value] = found.module.graph.call_function(_cast, (value, dtype))
+        casts[value].meta["val"] = value.meta["val"]
+    return casts[value]
 
 
-def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     """In another type. Masks use the lowest number there is: it must not become an infinity there."""
     limit = torch.finfo(dtype).max
     return value.to(dtype).clamp(-limit, limit)
-
-
-def _refuse_subgraphs(node: Node) -> None:
-    if not isinstance(node.target, torch._ops.OpOverload) and node.target is not operator.getitem:
-        raise InputError(
-            f"dtype: the model switches types or gradients itself ({node.name}); expected a model without "
-            "autocast inside, or use dtype=None"
-        )
 
 
 def to_channels_last(found: EditableGraph) -> None:
@@ -263,9 +233,9 @@ def to_channels_last(found: EditableGraph) -> None:
     convolutions = [node for node in found.operations() if operation_name(node) == "conv2d"]
     if not convolutions:
         return
-    for node in found.activations[:1] if found.fed else found.activations:
+    for node in found.activations[:1] if found.takes_feature else found.activations:
         if node.meta["val"].ndim == 4 and _floating(node):
-            found.after(node, _ATEN.contiguous.default, memory_format=torch.channels_last)
+            found.insert_after(node, _ATEN.contiguous.default, memory_format=torch.channels_last)
     for node in convolutions:
         weight = node.args[1]
         if isinstance(weight, Node) and weight in found.slots:
@@ -293,14 +263,9 @@ def quantise(found: EditableGraph, parameters: Parameters) -> None:
 
 
 def linear_layer(node: Node, slots: Mapping[Node, Slot]) -> tuple[Node, Node, Node | None, bool] | None:
-    """A linear layer made of parameters.
+    """Input, weight, bias and whether the weight is (N, K) instead of (K, N), where a node is a linear layer.
 
-    Args:
-        node: any operation.
-        slots: the parameters of its graph.
-
-    Returns:
-        Input, weight, bias and whether the weight is (N, K) instead of (K, N); None for other operations.
+    None for other operations, and where weight or bias are no parameters among ``slots``.
     """
     arguments: tuple[Any, ...] = (*node.args, None)
     if node.target is _LINEAR:

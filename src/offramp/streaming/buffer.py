@@ -1,16 +1,15 @@
-"""Stations: where samples wait at a border, their features in memory that is allocated once.
+"""Stage queues: where samples wait at a border, their features in memory that is allocated once.
 
     memory   [ . . . | a b c d e | . . . . ]     one row per sample, in order of arrival
                      head        tail            a batch is a view of rows, no copy
 
-Samples that land are written straight to where they will be read from, in the layout the span handed over:
-one copy per border. A station that has run dry begins at the front again, so that only memory that is needed
-is ever touched; when the tail reaches the end, the few that wait move to the front.
+Samples are written straight to where they will be read from, in the layout of the span's results: one copy
+per border. A queue that has run dry begins at the front again, so that only memory that is needed is ever
+touched; when the tail reaches the end, the few that wait move to the front.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,18 +17,13 @@ import torch
 from torch import Tensor
 
 from offramp.runtime import Activations
-from offramp.streaming.request import Request
+from offramp.streaming.request import Request, Waiting
 
-_BATCHES = 3  # of memory: at most 1 waits when another lands, so that moving to the front never overlaps
+_BATCHES = 3  # of memory: at most 1 waits when another is pushed, so that moving to the front never overlaps
 
 
 class RowBuffer:
-    """Rows of one tensor.
-
-    Args:
-        like: (B, ...) what will be kept: its shape beyond the batch, its type, device and order in memory.
-        rows: how many there is room for.
-    """
+    """Room for some rows of a tensor like (B, ...): its shape beyond the batch, type, device and layout."""
 
     def __init__(self, like: Tensor, rows: int) -> None:
         self._shape, self._width = like.shape[1:], like[0].numel()
@@ -53,7 +47,7 @@ class RowBuffer:
         self.read(at, len(value)).copy_(value)
 
     def read(self, at: int, rows: int) -> Tensor:
-        """A view of ``rows`` rows from ``at`` on, in the shape and order in memory of what was written."""
+        """A view of ``rows`` rows from ``at`` on, in the shape and layout of what was written."""
         return self._rows.as_strided((rows, *self._shape), (self._width, *self._strides), at * self._width)
 
     def to_front(self, at: int, rows: int) -> None:
@@ -61,49 +55,30 @@ class RowBuffer:
         self._rows[:rows].copy_(self._rows[at : at + rows])
 
 
-class StageQueue:
-    """Samples that wait behind one position.
+class StageQueue(Waiting):
+    """Samples that wait behind one position, where a full batch has ``limit`` of them.
 
-    Args:
-        position: index into ``net.positions``.
-        per_sample: for each value handed over here and for the mask, whether it has one row per sample.
-        limit: samples in a full batch.
+    ``per_sample`` says for each activation here and for the mask whether it has one row per sample.
     """
 
     def __init__(self, position: int, per_sample: Sequence[bool], limit: int) -> None:
+        super().__init__()
         self.position = position
-        self.requests: deque[Request] = deque()
         self.per_sample = tuple(per_sample)
         self._room = _BATCHES * limit
-        self._kept: list[Any] = []  # a slab for what has rows, else the value itself
+        self._kept: list[Any] = []  # a row buffer for what has rows, else the value itself
         self._head = self._tail = 0
 
-    @property
-    def count(self) -> int:
-        """How many wait."""
-        return len(self.requests)
-
-    @property
-    def since(self) -> float:
-        """When the first that waits came."""
-        return self.requests[0].since
-
     def push(self, requests: Sequence[Request], activations: Activations, index: Tensor | None) -> None:
-        """Let samples wait here.
-
-        Args:
-            requests: the samples.
-            activations: what was handed over, with the mask last where there is one.
-            index: which rows of it are theirs; None: all of them.
-        """
+        """Let samples wait here, with rows ``index`` (None: all) of a batch's activations and mask."""
         if not self._kept:
             pairs = zip(activations, self.per_sample, strict=True)
             self._kept = [RowBuffer(value, self._room) if each else value for value, each in pairs]
         if self._tail + len(requests) > self._room:
             waiting = self._tail - self._head
-            for slab, each in zip(self._kept, self.per_sample, strict=True):
+            for buffer, each in zip(self._kept, self.per_sample, strict=True):
                 if each:
-                    slab.to_front(self._head, waiting)
+                    buffer.to_front(self._head, waiting)
             self._head, self._tail = 0, waiting
         for i, each in enumerate(self.per_sample):
             if each:
@@ -114,22 +89,14 @@ class StageQueue:
         self.requests.extend(requests)
 
     def take(self, limit: int) -> tuple[list[Request], Activations]:
-        """The first samples, at most ``limit``, and what is handed on; valid until more land here."""
+        """The first samples, at most ``limit``, and their activations, valid until the next push."""
         count = min(limit, len(self.requests))
         taken = [self.requests.popleft() for _ in range(count)]
-        at = self._head
         activations = tuple(
-            kept.read(at, count) if each else kept
+            kept.read(self._head, count) if each else kept
             for kept, each in zip(self._kept, self.per_sample, strict=True)
         )
         self._head += count
         if not self.requests:
             self._head = self._tail = 0
         return taken, activations
-
-    def clear(self) -> list[Request]:
-        """Everybody out."""
-        gone = list(self.requests)
-        self.requests.clear()
-        self._head = self._tail = 0
-        return gone

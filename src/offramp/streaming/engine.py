@@ -1,12 +1,12 @@
 """The stream engine: samples come one by one, wait at exits, and run in batches made of several arrivals.
 
-    submit ─▶ entrance ─ span ─▶ exit? ─ stay ─▶ station ─ span ─▶ exit? ─ stay ─▶ station ─ span ─▶ answer
-                                  └ leave                            └ leave
+    submit ─▶ admission queue ─ span ─▶ exit? ─ stay ─▶ stage queue ─ span ─▶ exit? ─ stay ─▶ ... ─▶ answer
+                                         └ leave                               └ leave
 
 A batch that has shrunk at an exit does not go on by itself: its rest waits for others that got as far. One
-thread runs; which samples come next is decided in ``offramp.scheduling``. Scheduling at every step instead of
-every request is what Orca does for language models (Yu et al., OSDI 2022), and DREX for exits in them (arXiv
-2512.15705).
+thread runs; which samples come next is decided in ``streaming.scheduler``. Scheduling at every step instead
+of every request is what Orca does for language models (Yu et al., OSDI 2022), and DREX for exits in them
+(arXiv 2512.15705).
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ class StreamEngine:
         net: with trained heads; its backbone is called on the device it is on, always in eval mode.
         config: of samples submitted without one; without choices it is the full model.
         prepare: further configurations to make ready, for instance a whole frontier.
-        costs: as for ``Engine``: a table of seconds tells which spans run faster in parts.
+        costs: what ``stats`` counts by, where it is no table of seconds; a table of seconds tells which spans
+            run faster in parts. None counts MACs and never splits a batch.
         batch_limit: samples in a full batch.
-        queue_limit: samples that may wait at the entrance. Behind it, a border holds less than two batches.
-        patience: seconds after which a sample waiting at a border is served even in a small batch; None: six
+        queue_limit: samples that may wait for admission. Each stage queue holds less than two batches.
+        patience: seconds after which a sample in a stage queue is served even in a small batch; None: six
             times what a run takes, times the number of places where samples wait.
         execution: how spans are computed; None is eager PyTorch.
 
     Raises:
-        InputError: as for ``Engine``, or a limit below 1, or a patience below 0.
+        InputError: a configuration names a position or head that the network lacks, the costs are of another
+            network, the execution cannot be had here, a limit is below 1, or the patience below 0.
     """
 
     def __init__(
@@ -63,19 +65,17 @@ class StreamEngine:
             raise InputError(
                 f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}"
             )
-        _check_limits(batch_limit, queue_limit, patience)
+        _check_limits(patience, batch_limit=batch_limit, queue_limit=queue_limit)
         self.net = net
-        macs = counted_by(net, costs)
-        runner = SpanProvider(net, execution)
-        planner = Planner(net, macs, runner, None if costs is None else costs.by_batch)
-        self._routes = Routes(net, macs, runner, planner)
+        seconds = None if costs is None else costs.by_batch
+        planner = Planner(net, counted_by(net, costs), SpanProvider(net, execution), seconds)
+        self._routes = Routes(net, planner)
         self._spec = net.partition.spec
         net.eval()
         self._route = self._routes.get(ExitConfig() if config is None else config)
         for each in prepare:
             self.prepare(each)
-        self._worker = Worker(net, self._routes, runner, macs, (batch_limit, queue_limit), patience)
-        self._worker.start()
+        self._worker = Worker(net, self._routes, planner, (batch_limit, queue_limit), patience)
 
     @property
     def config(self) -> ExitConfig:
@@ -106,7 +106,7 @@ class StreamEngine:
         deadline: float | None = None,
         timeout: float | None = None,
     ) -> StreamFuture:
-        """Hand in one sample. Safe from any thread.
+        """Submit one sample. Safe from any thread.
 
         Args:
             inputs: one sample, as in ``example_inputs``: tensors with a batch dimension of 1 or without it.
@@ -163,8 +163,8 @@ class StreamEngine:
         self.close(cancel=error is not None)
 
 
-def _check_limits(batch: int, queue: int, patience: float | None) -> None:
-    for name, value in (("batch_limit", batch), ("queue_limit", queue)):
+def _check_limits(patience: float | None, **limits: int) -> None:
+    for name, value in limits.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"StreamEngine: {name}: expected a whole number of at least 1, got {value!r}")
     if patience is not None and not (isinstance(patience, (int, float)) and 0 <= patience < math.inf):

@@ -1,84 +1,63 @@
-"""The entrance of a stream engine: a bounded queue, filled by any thread and emptied by one."""
+"""The admission queue of a stream engine: bounded, filled by any thread and emptied by one."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from offramp.errors import InputError, QueueFull
-from offramp.streaming.request import Request
+from offramp.streaming.request import Request, Waiting
 
-_SPARE = 256  # settled requests that may stay among the deadlines before they are cleared out
+_SPARE = 256  # completed requests that may stay among the deadlines before they are cleared out
 
 
-class AdmissionQueue:
-    """Where samples wait for their first batch.
-
-    Args:
-        limit: how many may wait.
-    """
+class AdmissionQueue(Waiting):
+    """Where at most ``limit`` samples wait for their first batch."""
 
     position = -1
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self.submitted = 0
         self.closed = False
         self._limit = limit
-        self._requests: deque[Request] = deque()
-        self._deadlines: list[tuple[float, int, Request]] = []  # a heap
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap; the number breaks ties
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._came = threading.Condition(self._lock)
-        self._went = threading.Condition(self._lock)
-        self._empty = threading.Condition(self._lock)
+        self._arrived, self._freed, self._empty = (threading.Condition(self._lock) for _ in range(3))
         self._asleep = False
-        self._shut_out = 0
-
-    @property
-    def count(self) -> int:
-        """How many wait."""
-        return len(self._requests)
-
-    @property
-    def since(self) -> float:
-        """When the first that waits came."""
-        return self._requests[0].since
+        self._blocked = 0  # threads that wait for a place
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
-        """Let a sample in.
-
-        Args:
-            request: the sample.
-            timeout: seconds to wait for a place; None: as long as it takes.
+        """Take a sample in, after at most ``timeout`` seconds; None: as long as it takes.
 
         Raises:
             QueueFull: no place became free in time.
             InputError: closed.
         """
         with self._lock:
-            if len(self._requests) >= self._limit and not self.closed:
+            if len(self.requests) >= self._limit and not self.closed:
                 self._wait_for_place(timeout)
             if self.closed:
                 raise InputError("submit: the engine is closed; make a new one")
-            self._requests.append(request)
+            self.requests.append(request)
             self.submitted += 1
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, (request.deadline, next(self._numbers), request))
             if self._asleep:
                 self._asleep = False
-                self._came.notify()
+                self._arrived.notify()
 
     def _wait_for_place(self, timeout: float | None) -> None:
-        self._shut_out += 1
+        self._blocked += 1
         try:
-            found = timeout != 0 and self._went.wait_for(
-                lambda: len(self._requests) < self._limit or self.closed, timeout
+            found = timeout != 0 and self._freed.wait_for(
+                lambda: len(self.requests) < self._limit or self.closed, timeout
             )
         finally:
-            self._shut_out -= 1
+            self._blocked -= 1
         if not found:
             raise QueueFull(
                 f"{self._limit} samples wait already; wait longer (timeout=), submit less, or give an engine "
@@ -86,55 +65,48 @@ class AdmissionQueue:
             )
 
     def take(self, most: int) -> tuple[list[Request], tuple[()]]:
-        """The first samples, at most ``most``; nothing has been handed on for them yet."""
+        """The first samples, at most ``most``; they have no activations yet."""
         with self._lock:
-            requests = self._requests
-            taken = [requests.popleft() for _ in range(min(most, len(requests)))]
-            if self._shut_out:
-                self._went.notify(len(taken))
+            taken = [self.requests.popleft() for _ in range(min(most, len(self.requests)))]
+            if self._blocked:
+                self._freed.notify(len(taken))
         return taken, ()
 
     def expired(self, now: float) -> list[Request]:
         """Samples anywhere in the engine whose deadline has passed, each once."""
-        heap = self._deadlines
-        if not heap or heap[0][0] > now:
-            return []
-        passed = []
-        with self._lock:
-            while heap and heap[0][0] <= now:
-                passed.append(heapq.heappop(heap)[2])
+        heap, passed = self._deadlines, list[Request]()
+        if heap and heap[0][0] <= now:
+            with self._lock:
+                while heap and heap[0][0] <= now:
+                    passed.append(heapq.heappop(heap)[2])
         return passed
 
-    def prune_deadlines(self, open_: int) -> None:
-        """Clear settled samples out of the deadlines, now and then: a deadline may be far away.
-
-        Args:
-            open_: samples not settled.
-        """
-        if len(self._deadlines) > 2 * open_ + _SPARE:
+    def prune_deadlines(self, incomplete: int) -> None:
+        """Clear completed samples out of the deadlines, now and then: a deadline may be far away."""
+        if len(self._deadlines) > 2 * incomplete + _SPARE:
             with self._lock:
-                self._deadlines = [each for each in self._deadlines if not each[2].settled]
+                self._deadlines = [each for each in self._deadlines if not each[2].completed]
                 heapq.heapify(self._deadlines)
 
     def wait(self) -> bool:
         """Sleep until a sample comes; nothing is left to answer meanwhile. False when closed."""
         with self._lock:
-            if not self._requests:
+            if not self.requests:
                 self._empty.notify_all()
-            while not self._requests and not self.closed:
+            while not self.requests and not self.closed:
                 self._asleep = True
-                self._came.wait()
+                self._arrived.wait()
             self._asleep = False
-            return bool(self._requests)
+            return bool(self.requests)
 
-    def drained(self, settled: Callable[[], int], timeout: float | None) -> bool:
-        """Wait until as many are settled as were submitted; False where that took too long."""
+    def drained(self, completed: Callable[[], int], timeout: float | None) -> bool:
+        """Wait until as many are completed as were submitted; False where that took too long."""
         with self._lock:
-            return self._empty.wait_for(lambda: settled() == self.submitted, timeout)
+            return self._empty.wait_for(lambda: completed() == self.submitted, timeout)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Take no more samples."""
         with self._lock:
             self.closed = True
-            self._came.notify_all()
-            self._went.notify_all()
+            self._arrived.notify_all()
+            self._freed.notify_all()

@@ -1,11 +1,11 @@
-"""What a stream engine is asked and what it answers: requests, futures, answers."""
+"""What a stream engine takes and what it answers: requests, futures, answers."""
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from offramp.data import InputSpec
@@ -21,7 +21,7 @@ class StreamAnswer:
         output: (K,), or (L, K) for a task with an answer per token.
         position: index into ``net.positions`` of where it left; P for the model's output.
         confidence: of the exit taken or of the model's output.
-        waited: seconds spent waiting, at the entrance and at borders.
+        waited: seconds spent waiting, for admission and between spans.
         served: seconds spent in batches.
     """
 
@@ -33,58 +33,63 @@ class StreamAnswer:
 
 
 class StreamFuture(Future[StreamAnswer]):
-    """The answer to come. ``cancel`` works until it is there: the sample leaves at the next border.
+    """The answer to come. ``cancel`` works until it is there: the sample leaves at the next exit point.
 
     Callbacks run in the engine's own thread, so they should be short.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.gone = False  # read by the engine without a lock
+        self.abandoned = False  # read by the engine without a lock
 
     def cancel(self) -> bool:
         """Give the sample up. False where it is answered already, or has failed."""
-        self.gone = super().cancel() or self.gone
+        self.abandoned = super().cancel() or self.abandoned
         return self.cancelled()
 
 
-class Request:
-    """One sample on its way.
+class Waiting:
+    """Samples that wait, first come first served."""
 
-    Args:
-        values: flat inputs, a batch of one; let go when it enters.
-        route: where its configuration lets it leave.
-        now: when it was submitted, in seconds.
-        deadline: when it expires, on the same clock; None: never.
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self.requests)
+
+    @property
+    def since(self) -> float:
+        """When the first that waits came."""
+        return self.requests[0].since
+
+
+class Request:
+    """One sample on its way: its flat inputs, dropped when its first batch starts, and its route.
+
+    It was submitted ``now`` and expires at ``deadline`` (None: never), in seconds on the same clock.
     """
 
-    __slots__ = ("deadline", "future", "route", "served", "settled", "since", "stop", "submitted", "values")
+    __slots__ = (
+        "completed", "deadline", "exit_point", "future", "route", "served", "since", "submitted", "values",
+    )  # fmt: skip
 
     def __init__(self, values: list[Tensor], route: Route, now: float, deadline: float | None) -> None:
         self.values, self.route, self.deadline = values, route, deadline
         self.future = StreamFuture()
-        self.stop = route.stops[0]
+        self.exit_point = next(iter(route.exits))
         self.submitted = self.since = now
-        self.served, self.settled = 0.0, False
-
-    def __lt__(self, other: Request) -> bool:
-        """By deadline: requests stand in a heap."""
-        return (self.deadline or 0.0) < (other.deadline or 0.0)
+        self.served, self.completed = 0.0, False
 
 
 def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
-    """The flat inputs of one sample as a batch of one.
-
-    Args:
-        spec: of the model's inputs.
-        inputs: as in ``example_inputs``, of one sample: tensors with a batch dimension of 1 or without.
+    """The flat inputs of one sample, with or without a batch dimension of 1, as a batch of one.
 
     Raises:
         InputError: a shape, dtype, device or structure differs from the example's, or it is several samples.
     """
-    if (
-        type(inputs) is Tensor and not spec.keyword and len(spec.shapes) == 1
-    ):  # what comes most, checked in haste
+    if type(inputs) is Tensor and not spec.keyword and len(spec.shapes) == 1:  # the common case, kept fast
         shape = spec.shapes[0]
         if inputs.dtype == spec.dtypes[0] and inputs.device == spec.device:
             if inputs.shape == shape:
@@ -108,4 +113,4 @@ def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
 
 
 def _batched(value: object, shape: tuple[int, ...] | None) -> object:
-    return value.unsqueeze(0) if isinstance(value, torch.Tensor) and value.shape == shape else value
+    return value.unsqueeze(0) if isinstance(value, Tensor) and value.shape == shape else value

@@ -1,14 +1,14 @@
 """Which samples run next: pure rules over places where samples wait, no tensors and no clock of their own.
 
-    entrance ─▶ station ─▶ station ─▶ ... ─▶ answer        each run moves up to ``limit`` samples onward
+    admission queue ─▶ stage queue ─▶ stage queue ─▶ ... ─▶ answer     each run moves up to ``limit`` samples
 
-1. A station whose first sample has waited longer than ``patience`` runs, the longest wait first.
+1. A stage queue whose first sample has waited longer than ``patience`` runs, the longest wait first.
 2. Else a place with a full batch runs, the latest of them: what is begun is finished and frees its memory.
 3. Else the latest place where anything waits: nothing ever waits while the device idles.
 
-A run that would land at a station which is full itself lets that station go first. So no station ever holds
-more than ``2 * limit - 1`` samples, and at a station none waits much longer than ``patience``. The entrance
-needs no patience: the places behind it get work from nowhere else and run dry.
+A run that would push to a stage queue which is full itself lets that queue go first. So no stage queue ever
+holds more than ``2 * limit - 1`` samples, and in one none waits much longer than ``patience``. The admission
+queue needs no patience: the places behind it get work from nowhere else and run dry.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 ROUNDS = 6
-"""Runs of every place that a default patience lasts."""
+"""Runs of every place that a default patience lasts: small batches then take little of the time."""
 
 
 class Place(Protocol):
@@ -33,16 +33,13 @@ class Place(Protocol):
 
 
 def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> int | None:
-    """The place whose first samples should run.
+    """The index of the place whose first samples should run; None where nobody waits.
 
     Args:
-        places: in the order samples go through them; the first is the entrance.
+        places: in the order samples go through them; the first is the admission queue.
         now: seconds, on the clock of ``since``.
         limit: samples in a full batch.
-        patience: seconds after which a sample at a station is served even in a small batch.
-
-    Returns:
-        Its index, or None where nobody waits.
+        patience: seconds after which a sample in a stage queue is served even in a small batch.
     """
     latest = full = expired = None
     longest = now - patience
@@ -61,7 +58,7 @@ def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> 
 
 
 def has_room(place: Place, limit: int) -> bool:
-    """Whether a batch may land there; if not, the place runs first, and then has."""
+    """Whether a batch may be pushed there; if not, the place runs first, and then has."""
     return place.count < limit
 
 
@@ -76,5 +73,5 @@ class Pace:
         self.seconds += (seconds - self.seconds) * (0.05 if self.seconds else 1.0)
 
     def patience(self, places: int) -> float:
-        """Six runs of every place: small batches for the impatient then take little of the time."""
+        """Seconds that ``ROUNDS`` runs of every place take."""
         return ROUNDS * places * self.seconds

@@ -1,113 +1,88 @@
-"""The thread of a stream engine: takes samples from place to place until each is settled.
+"""The thread of a stream engine: takes samples from place to place until each is completed.
 
-Whatever happens, a sample that was admitted is settled: an error of the model fails the samples of that
+Whatever happens, a sample that was admitted is completed: an error of the model fails the samples of that
 batch, an error in here all there are.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.core import CostTable
-from offramp.errors import InputError
+from offramp.errors import Expired, InputError
 from offramp.network import ExitNetwork
-from offramp.runtime import Activations, RowIndices, SpanProvider, as_index, keep
+from offramp.runtime import Activations, EnabledExit, Planner, RowIndices, as_index, keep, leaving
 from offramp.streaming.buffer import StageQueue
 from offramp.streaming.queue import AdmissionQueue
 from offramp.streaming.request import Request
-from offramp.streaming.routes import RouteExit, Routes
+from offramp.streaming.routes import Routes
 from offramp.streaming.scheduler import Pace, choose, has_room
-from offramp.streaming.stats import Completion, StreamStats
+from offramp.streaming.stats import LATE, Completion, StreamStats
 
-Thresholds = float | npt.NDArray[np.float32]
+ExitGroup = tuple[EnabledExit, RowIndices | None, float | npt.NDArray[np.float32]]
+"""An exit, the rows of the batch that run it (None: all), and their threshold or thresholds."""
 
-
-class Left(NamedTuple):
-    """Who leaves at an exit: rows of the batch (None: all), outputs, confidences."""
-
-    rows: RowIndices | None
-    outputs: Tensor
-    confidence: npt.NDArray[np.float32]
+AnsweredRows = tuple[RowIndices, Tensor, list[float]]
+"""Rows of the batch, their outputs and confidences."""
 
 
 class Worker:
     """Runs samples through a network, batch by batch.
 
-    Args:
-        net: the network.
-        routes: of its configurations.
-        runner: of the network.
-        macs: what is counted.
-        limits: samples in a full batch, and samples that may wait at the entrance.
-        patience: seconds, or None to go by how long runs take.
+    ``limits`` are the samples in a full batch and those that may wait for admission; ``patience`` is in
+    seconds, or None to go by how long runs take.
     """
 
     def __init__(
         self,
         net: ExitNetwork,
         routes: Routes,
-        runner: SpanProvider,
-        macs: CostTable,
+        planner: Planner,
         limits: tuple[int, int],
         patience: float | None,
     ) -> None:
-        self._net, self._routes, self._runner, self._macs = net, routes, runner, macs
+        self._net, self._routes, self._planner = net, routes, planner
         self._limit, self._patience, self._pace = limits[0], patience, Pace()
-        self.entrance, self._ledger = AdmissionQueue(limits[1]), Completion(len(net.positions))
-        self._last, self._sure = len(net.positions), net.confidence_of(len(net.positions))
-        self._nobody: RowIndices | None = np.empty(0, np.int64)
+        self.admission, self._completion = AdmissionQueue(limits[1]), Completion(len(net.positions))
         self._masked = net.mask_input is not None
-        self._stations: dict[int, StageQueue] = {}
-        self._stops: tuple[int, ...] = ()
-        self._places: list[AdmissionQueue | StageQueue] = [self.entrance]
+        self._stages: dict[int, StageQueue] = {}
+        self._exit_points: tuple[int, ...] = ()
+        self._places: list[AdmissionQueue | StageQueue] = [self.admission]
         self._dropping = False
         self.clock = time.perf_counter
         self._thread = threading.Thread(target=self._work, name="offramp-stream", daemon=True)
-
-    def start(self) -> None:
-        """Begin; the interpreter will not end before what was submitted is settled."""
         self._thread.start()
-        atexit.register(self.close)
+        atexit.register(self.close)  # the interpreter does not end before what was submitted is completed
 
     def close(self, cancel: bool = False) -> None:
-        """Let nobody in any more, settle what there is, and end.
-
-        Raises:
-            InputError: called by a future's callback, which would wait for itself.
-        """
+        """Take no more samples, complete those there are, and end; refused to a future's callback."""
         self._refuse_own_thread("close")
         self._dropping = self._dropping or cancel
-        self.entrance.close()
+        self.admission.close()
         self._thread.join()
         atexit.unregister(self.close)
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait until everything is settled; False where that took too long.
-
-        Raises:
-            InputError: called by a future's callback, which would wait for itself.
-        """
+        """Wait until all is completed; False where that took too long. Refused to a future's callback."""
         self._refuse_own_thread("drain")
-        return self.entrance.drained(lambda: self._ledger.settled, timeout)
+        return self.admission.drained(lambda: self._completion.completed, timeout)
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
         """Let a sample in; a callback, which runs in this thread, is never made to wait for itself."""
         own = threading.current_thread() is self._thread
-        self.entrance.enqueue(request, 0 if own else timeout)
+        self.admission.enqueue(request, 0 if own else timeout)
 
     def stats(self) -> StreamStats:
         """Counts since the start."""
-        return self._ledger.stats(self.entrance.submitted, self.entrance.count, int(self._macs.full))
+        full_macs = self._planner.backbone(0, len(self._net.positions))
+        return self._completion.stats(self.admission.submitted, self.admission.count, full_macs)
 
     def _refuse_own_thread(self, verb: str) -> None:
         if threading.current_thread() is self._thread:
@@ -121,173 +96,165 @@ class Worker:
         try:
             while self._turn():
                 pass
-        except BaseException as error:  # nobody must be left waiting
-            self.entrance.close()
+        except BaseException as error:  # no future must stay open
+            self.admission.close()
             failed = error
-            self._settle_all(lambda request: self._ledger.fail(request, failed))
+            self._complete_all(lambda request: self._completion.fail(request, failed))
             raise
 
     def _turn(self) -> bool:
         """One run, or sleep where there is nothing to run; False when there never will be."""
         if self._dropping:
-            self._settle_all(self._ledger.drop)
+            self._complete_all(self._completion.drop)
         now = self.clock()
-        for request in self.entrance.expired(now):
-            self._ledger.expire(request)
-        if self._stops is not self._routes.stops:
-            self._extend()
-        place = choose(self._places, now, self._limit, self._waits())
+        for request in self.admission.expired(now):
+            self._completion.fail(request, Expired(LATE))
+        self._extend()
+        place = choose(self._places, now, self._limit, self._current_patience())
         if place is None:
-            return self.entrance.wait()
+            return self.admission.wait()
         self._run(self._places[place])
-        self.entrance.prune_deadlines(self.entrance.submitted - self._ledger.settled)
+        self.admission.prune_deadlines(self.admission.submitted - self._completion.completed)
         return True
 
-    def _waits(self) -> float:
+    def _current_patience(self) -> float:
         return self._pace.patience(len(self._places)) if self._patience is None else self._patience
 
     def _extend(self) -> None:
-        """Stations for stops of configurations that are new."""
-        self._stops = self._routes.stops
-        for position in self._stops:
-            if position not in self._stations:
-                self._stations[position] = StageQueue(
-                    position, self._routes.per_sample(position), self._limit
-                )
-        self._places = [self.entrance, *(self._stations[position] for position in self._stops)]
+        """Stage queues for exit points of configurations that are new."""
+        if self._exit_points is self._routes.exit_points:
+            return
+        self._exit_points = self._routes.exit_points
+        for position in self._exit_points:
+            if position not in self._stages:
+                carried = self._net.partition.carried_per_sample(position)
+                per_sample = (True, *carried, *([True] if self._masked else []))
+                self._stages[position] = StageQueue(position, per_sample, self._limit)
+        self._places = [self.admission, *(self._stages[position] for position in self._exit_points)]
 
-    def _settle_all(self, complete: Callable[[Request], None]) -> None:
-        for request in self.entrance.take(self.entrance.count)[0]:
-            complete(request)
-        for station in self._stations.values():
-            for request in station.clear():
+    def _complete_all(self, complete: Callable[[Request], None]) -> None:
+        places: list[AdmissionQueue | StageQueue] = [self.admission, *self._stages.values()]
+        for place in places:
+            for request in place.take(place.count)[0] if place.count else ():
                 complete(request)
 
     def _run(self, place: AdmissionQueue | StageQueue) -> None:
         """Move the first samples of a place onward."""
         taken, activations = place.take(self._limit)
+        self._extend()  # samples of a new configuration may have come since the place was chosen
         rows = self._present(taken)
         requests = taken if rows is None else [taken[i] for i in rows]
         if not requests:
             return
-        stop = min([request.stop for request in requests])
-        station = self._stations[stop] if stop < self._last else None
+        point = min([request.exit_point for request in requests])
+        stage = self._stages.get(point)
         begun = self.clock()
         try:
-            if station is not None and not has_room(station, self._limit):
-                self._run(station)
+            if stage is not None and not has_room(stage, self._limit):
+                self._run(stage)
                 begun = self.clock()
-            self._ledger.count(place.position, len(requests))
+            self._completion.count(place.position, len(requests))
             if isinstance(place, AdmissionQueue):
-                activations = self._enter(requests)
+                activations = self._batch(requests)
             elif rows is not None:
-                activations = keep(activations, as_index(rows, activations[0].device), place.per_sample[1:])
-            self._serve(requests, activations, place.position, stop, begun)
+                activations = keep(activations, as_index(rows, activations[0].device), place.per_sample)
+            self._serve(requests, activations, place.position, point, begun)
         except BaseException as error:
             for request in requests:
-                self._ledger.fail(request, error)
+                self._completion.fail(request, error)
             if not isinstance(error, Exception):
                 raise
         self._pace.add(self.clock() - begun)
 
     def _present(self, requests: Sequence[Request]) -> RowIndices | None:
         """Which of the samples are still wanted; None: all of them."""
-        gone = [i for i, request in enumerate(requests) if request.future.gone]
-        if not gone:
+        abandoned = [i for i, request in enumerate(requests) if request.future.abandoned]
+        if not abandoned:
             return None
-        for i in gone:
-            self._ledger.drop(requests[i])
-        return np.delete(np.arange(len(requests)), gone)
+        for i in abandoned:
+            self._completion.drop(requests[i])
+        return np.delete(np.arange(len(requests)), abandoned)
 
-    def _enter(self, requests: Sequence[Request]) -> Activations:
+    def _batch(self, requests: Sequence[Request]) -> Activations:
         """Single samples as a batch: what the first span takes, and the mask last where there is one."""
         each = zip(*(request.values for request in requests), strict=True)
-        values = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in each]
+        values = tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in each)
         for request in requests:
             request.values = []
-        activations = self._runner.enter(values)
-        return (*activations, self._net.mask(values)) if self._masked else activations
+        return (*values, self._net.mask(values)) if self._masked else values
 
     def _serve(
-        self, requests: list[Request], activations: Activations, at: int, stop: int, begun: float
+        self, requests: list[Request], activations: Activations, at: int, point: int, begun: float
     ) -> None:
-        """Run samples from the position they wait behind to their nearest stop."""
+        """Run samples from the position they wait behind to their nearest exit point."""
         values, mask = (activations[:-1], activations[-1]) if self._masked else (activations, None)
         start = max(at, 0)
-        if stop > start:
-            values = self._routes.span(start, stop)(*values)
-            self._ledger.macs += len(requests) * float(self._macs.backbone[stop] - self._macs.backbone[start])
-        if stop == self._last:
-            outputs = self._runner.answer(values)
-            confidence = self._sure(outputs, mask).cpu().numpy()
-            left, rows = [Left(None, outputs.clone(), confidence)], self._nobody
-        else:
-            left, rows = self._ask(requests, values, mask, stop)
+        if point > start:
+            values = self._routes.span(start, point)(*values)
+            self._completion.macs += len(requests) * self._planner.backbone(start, point)
+        left, stay = self._run_exits(requests, values, mask, point)
         now = self.clock()
         for request in requests:
             request.served += now - begun
-        if rows is None or len(rows):
-            self._land(requests, (*values, mask) if self._masked else values, rows, stop, now)
-        for gone, outputs, confidence in left:
-            leaving = requests if gone is None else [requests[i] for i in gone]
-            self._ledger.answer(leaving, self._net.task.answer(outputs), confidence.tolist(), stop, now)
+        if stay is None or len(stay):
+            self._push(requests, (*values, mask) if self._masked else values, stay, point, now)
+        for rows, outputs, confidences in left:
+            answered = [requests[i] for i in rows]
+            self._completion.answer(answered, self._net.task.answer(outputs), confidences, point, now)
 
-    def _ask(
-        self, requests: Sequence[Request], values: Activations, mask: Tensor | None, stop: int
-    ) -> tuple[list[Left], RowIndices | None]:
-        """Who leaves at a stop, and which samples stay (None: all)."""
-        stays, left = np.ones(len(requests), bool), list[Left]()
-        for exit_, rows, threshold in _groups(requests, stop):
+    def _run_exits(
+        self, requests: Sequence[Request], values: Activations, mask: Tensor | None, point: int
+    ) -> tuple[list[AnsweredRows], RowIndices | None]:
+        """Who leaves at an exit point, and which samples stay (None: all)."""
+        stays, left = np.ones(len(requests), bool), list[AnsweredRows]()
+        for exit_, rows, thresholds in _groups(requests, point):
             part, part_mask = values, mask
             if rows is not None:
                 index = as_index(rows, values[0].device)
-                seen = (
-                    values if stop == 0 else values[:1]
-                )  # only exits at the input see more than the feature
+                seen = values if point == 0 else values[:1]  # only exits at the input see more
                 part = tuple(value.index_select(0, index) for value in seen)
                 part_mask = None if mask is None else mask.index_select(0, index)
             outputs = exit_.exit_fn(part, part_mask)
-            confidence = exit_.confidence_fn(outputs, part_mask).cpu().numpy()
-            self._ledger.macs += len(confidence) * exit_.macs
-            going = np.flatnonzero((confidence > threshold) & (confidence < math.inf))
-            if len(going):
-                gone = going if rows is None else rows[going]
-                stays[gone] = False
-                left.append(
-                    Left(gone, outputs.index_select(0, as_index(going, outputs.device)), confidence[going])
-                )
+            confidence = exit_.confidence_fn(outputs, part_mask).cpu()
+            self._completion.macs += len(confidence) * exit_.macs
+            leavers = np.flatnonzero(leaving(confidence, thresholds) | exit_.last)
+            if len(leavers):
+                outputs = outputs.index_select(0, as_index(leavers, outputs.device))
+                left_rows = leavers if rows is None else rows[leavers]
+                left.append((left_rows, outputs, confidence.numpy()[leavers].tolist()))
+                stays[left_rows] = False
         return left, np.flatnonzero(stays) if left else None
 
-    def _land(
+    def _push(
         self,
         requests: list[Request],
         activations: Activations,
         rows: RowIndices | None,
-        stop: int,
+        point: int,
         now: float,
     ) -> None:
-        """Let samples wait behind a stop; ``rows`` None: all of them."""
+        """Let samples wait behind an exit point; ``rows`` None: all of them."""
         staying = requests if rows is None else [requests[i] for i in rows]
         for request in staying:
             request.since = now
-            if request.stop == stop:
-                request.stop = request.route.onward[stop]
+            if request.exit_point == point:
+                request.exit_point = request.route.following[point]
         index = None if rows is None else as_index(rows, activations[0].device)
-        self._stations[stop].push(staying, activations, index)
+        self._stages[point].push(staying, activations, index)
 
 
-def _groups(requests: Sequence[Request], stop: int) -> list[tuple[RouteExit, RowIndices | None, Thresholds]]:
-    """The exits asked at a stop: each with the samples it is asked for (None: all) and their thresholds."""
+def _groups(requests: Sequence[Request], point: int) -> list[ExitGroup]:
+    """The exits that samples run at an exit point."""
     first = requests[0].route
     if all(request.route is first for request in requests):
-        return [(first.exits[stop], None, first.exits[stop].threshold)]
+        return [(first.exits[point], None, first.exits[point].threshold)]
     rows: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
-        if request.stop == stop:
-            rows.setdefault(request.route.exits[stop].column, []).append(i)
-    found = list[tuple[RouteExit, RowIndices | None, Thresholds]]()
+        if request.exit_point == point:
+            rows.setdefault(request.route.exits[point].column, []).append(i)
+    found = list[ExitGroup]()
     for index in rows.values():
-        exits = [requests[i].route.exits[stop] for i in index]
-        every = None if len(index) == len(requests) else np.array(index)
-        found.append((exits[0], every, np.array([exit_.threshold for exit_ in exits], np.float32)))
+        exits = [requests[i].route.exits[point] for i in index]
+        some = None if len(index) == len(requests) else np.array(index)
+        found.append((exits[0], some, np.array([exit_.threshold for exit_ in exits], np.float32)))
     return found
