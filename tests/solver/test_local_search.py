@@ -124,7 +124,7 @@ def test_the_search_believes_what_evaluate_says(method, price):
     problem, tradeoff = Problem.of(records, costs), np.array(DEFAULT_TRADEOFFS)
     objectives, candidates = Objectives(tradeoff, np.full(101, price), 99), CandidateSet(problem)
     for step in METHODS[method]:
-        answer = step(problem, objectives, candidates)
+        answer = step(objectives, candidates)
     exits = np.count_nonzero(candidates.head[answer] != OFF, axis=1)
     value = (
         tradeoff * (1 - candidates.quality[answer]) + (1 - tradeoff) * candidates.cost[answer] + price * exits
@@ -191,7 +191,7 @@ def test_back_to_front_ends_where_no_threshold_or_head_alone_helps(lam):
     records, costs = synthetic(n=60, p=4)
     problem = Problem.of(records, costs)
     objectives, candidates = Objectives(np.array([lam]), np.zeros(1), 99), CandidateSet(problem)
-    (found,) = METHODS["exact"][1](problem, objectives, candidates)
+    (found,) = METHODS["exact"][1](objectives, candidates)
     reached = lam * (1 - candidates.quality[found]) + (1 - lam) * candidates.cost[found]
     for p, position in problem.used:
         for head in range(len(position.heads)):

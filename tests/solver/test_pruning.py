@@ -137,7 +137,7 @@ def test_averaging_keeps_the_exits_and_depends_on_the_seed_alone():
     for average, seed in ((True, 0), (True, 0), (True, 1), (False, 0)):
         candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
         priced = Objectives(objectives.tradeoff, np.full(3, SELECTION_BIAS / 300), 99)
-        picks = parsimonious(candidates.problem, priced, candidates, seed, average)
+        picks = parsimonious(priced, candidates, seed, average)
         found.append((candidates.head[picks].tolist(), candidates.prefix[picks].tolist()))
     assert found[0] == found[1]
     assert found[0][0] == found[2][0] == found[3][0]
@@ -150,7 +150,7 @@ def test_averaged_thresholds_fit_ties():
     for seed in range(6):
         records, costs = random_case(seed, 4, 2, 40, levels=5, gaps=0.1)
         candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
-        picks = parsimonious(candidates.problem, objectives, candidates, 0)
+        picks = parsimonious(objectives, candidates, 0)
         for i in picks.tolist():
             for p, position in candidates.problem.used:
                 if candidates.head[i, p] != OFF:
@@ -166,7 +166,7 @@ def test_a_path_finds_fewer_exits_at_every_price():
     records, costs = synthetic(n=200)
     candidates, objectives = quick_candidates(records, costs, SearchPlan("exact", 0.0, 99), LAMBDAS)
     before = len(candidates.cost)
-    picks = path(candidates.problem, objectives, candidates)
+    picks = path(objectives, candidates)
     assert (picks == candidates.best(objectives)[0]).all()
     counts = []
     for price_step in PRICE_GRID:

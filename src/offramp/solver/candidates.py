@@ -7,11 +7,11 @@ candidates remembers every configuration met, and each objective picks its best.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, simulate
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, descend, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
@@ -27,6 +27,10 @@ class Objectives:
         """Configurations (B, P), each minimising the objective that ``index`` (B,) names."""
         cap = np.full(len(index), self.cap)
         return ConfigBatch(head.copy(), prefix.copy(), self.tradeoff[index], self.price[index], cap)
+
+    def priced(self, price: float) -> Objectives:
+        """The same trade-offs at another price per exit."""
+        return replace(self, price=np.full(len(self.tradeoff), price))
 
     def all_off(self, positions: int) -> ConfigBatch:
         """One row per objective: the full model."""
@@ -60,6 +64,19 @@ class CandidateSet:
             [first[key] for key in dict.fromkeys(raw) if key not in self._place], head, prefix, common
         )
         return np.array([self._place[key] for key in raw])
+
+    def rows(self, objectives: Objectives, index: Ints, found: Ints) -> ConfigBatch:
+        """Candidates ``found`` (B,), each to minimise the objective that ``index`` (B,) names."""
+        return objectives.rows(index, self.head[found], self.prefix[found])
+
+    def rows_of(self, objectives: Objectives, picks: Ints) -> ConfigBatch:
+        """The candidate picked for each objective (G,)."""
+        return self.rows(objectives, np.arange(len(picks)), picks)
+
+    def descend(self, rows: ConfigBatch) -> None:
+        """Sweep rows to local optima, in place, and take them in."""
+        descend(self.problem, rows)
+        self.add(rows.head, rows.prefix)
 
     def _simulate(self, index: list[int], head: Ints, prefix: Ints, common: Floats) -> None:
         """Take in rows not met before; where some of their exits are never taken, the rest may be known."""
@@ -97,5 +114,5 @@ class CandidateSet:
         return pick, value[np.arange(len(pick)), pick]
 
 
-Step = Callable[[Problem, Objectives, CandidateSet], Ints]
+Step = Callable[[Objectives, CandidateSet], Ints]
 """Adds candidates to the candidates and returns which one it would answer for each objective, (G,)."""

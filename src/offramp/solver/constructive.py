@@ -18,7 +18,6 @@ from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import (
     OFF,
     ConfigBatch,
-    Line,
     backward,
     by_batch,
     commit_best,
@@ -31,42 +30,39 @@ from offramp.solver.line_search import (
 from offramp.solver.problem import Floats, Ints, Problem
 
 
-def single_pass(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def single_pass(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
+    problem = candidates.problem
     rows = objectives.all_off(len(problem.positions))
 
     def sweep(part: ConfigBatch) -> None:
-        def take(p: int, line: Line) -> None:
-            part.head[:, p], part.prefix[:, p] = line.head, line.prefix
-
         last = finals(problem, part.tradeoff)
-        forward(problem, part, dict.fromkeys(range(len(problem.positions)), last), take)
+        forward(problem, part, dict.fromkeys(range(len(problem.positions)), last), part.set_line)
 
     by_batch(problem, rows, sweep)
     return candidates.add(rows.head, rows.prefix)
 
 
-def back_to_front(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """The mirror of ``single_pass``: positions back to front, as if every sample arrived; then descend.
 
     A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
     """
+    problem = candidates.problem
     rows = objectives.all_off(len(problem.positions))
 
     def sweep(part: ConfigBatch) -> None:
-        def take(p: int, line: Line) -> None:
-            part.head[:, p], part.prefix[:, p] = line.head, line.prefix
-
         free = replace(part, cap=np.full(len(part), len(problem.positions)))
-        backward(problem, free, stages(problem, free), take)
+        backward(problem, free, stages(problem, free), part.set_line)
 
     by_batch(problem, rows, sweep)
     descend(problem, rows)
     return candidates.add(rows.head, rows.prefix)
 
 
-def iterative(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def iterative(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """The best single change anywhere, until none helps."""
+    problem = candidates.problem
     rows = objectives.all_off(len(problem.positions))
 
     def climb(part: ConfigBatch) -> None:
@@ -81,8 +77,9 @@ def iterative(problem: Problem, objectives: Objectives, candidates: CandidateSet
     return candidates.add(rows.head, rows.prefix)
 
 
-def same_threshold(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def same_threshold(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """One threshold for all exits: each head wherever it exists, and each position's best head."""
+    problem = candidates.problem
     sets = _common_heads(problem)
     if objectives.cap < len(problem.used):
         assigned, thresholds = np.repeat(sets, EFFORT.grid + 1, axis=0), _grid(problem, len(sets))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
-from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.candidates import CandidateSet
 from offramp.solver.constructive import same_threshold
 from offramp.solver.effort import EFFORT
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
@@ -83,12 +83,10 @@ def _answers(
     candidates, objectives = quick_candidates(records, costs, plan, lambdas)
     answers = []
     for price in PRICE_GRID:
-        priced = Objectives(
-            objectives.tradeoff, np.full(len(lambdas), price / records.samples), objectives.cap
-        )
+        priced = objectives.priced(price / records.samples)
         answers.append([exits_of(candidates, i, records) for i in candidates.best(priced)[0].tolist()])
     common = CandidateSet(candidates.problem)
-    best = same_threshold(candidates.problem, objectives, common)
+    best = same_threshold(objectives, common)
     return [*answers, [exits_of(common, i, records) for i in best.tolist()]]
 
 

@@ -24,13 +24,7 @@ from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
 
 
 def fill(candidates: CandidateSet, picks: Ints, step: float, cap: int) -> tuple[Ints, Ints]:
-    """Candidates between those picked, so that costs rise by no more than ``step``.
-
-    Args:
-        candidates: gets what is found.
-        picks: candidates of the candidates.
-        step: relative, such as 0.01.
-        cap: at most so many exits.
+    """Candidates between those picked, so that costs rise by no more than ``step``, a share such as 0.01.
 
     Returns:
         Those of the picks that are not dominated, with what was found between them, by rising cost and

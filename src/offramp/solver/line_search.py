@@ -57,6 +57,10 @@ class ConfigBatch:
         """Write configurations back to where ``take`` found them."""
         self.head[index], self.prefix[index] = rows.head, rows.prefix
 
+    def set_line(self, p: int, line: Line) -> None:
+        """Take the choice of a line at a position, for every row."""
+        self.head[:, p], self.prefix[:, p] = line.head, line.prefix
+
     def __len__(self) -> int:
         return len(self.head)
 
@@ -86,14 +90,10 @@ class Line:
 
 
 def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
-    """The best head and threshold at a position, or off, with everything else as it is.
+    """The best head and threshold at position ``p``, or off, with everything else as it is.
 
-    Args:
-        problem: with heads at ``p``.
-        p: the position.
-        rows: B configurations.
-        alive: (B, N) which samples arrive.
-        continue_cost: (B, N) what a sample costs if it goes on from here, in units of J.
+    ``alive`` (B, N) says which samples arrive, ``continue_cost`` (B, N) what one costs if it goes on from
+    here, in units of J.
     """
     position = problem.positions[p]
     assert position is not None  # callers go through Problem.used
@@ -120,13 +120,8 @@ def own_cumulative_gain(
 ) -> Ints:
     """(N,): sum of gains, times unit, if the samples up to here, most confident by row i's own head, leave.
 
-    Args:
-        problem: with heads at ``p``.
-        p: a position where row i has an exit.
-        rows: B configurations.
-        i: which of them.
-        arrive: (N,) how often each sample counts.
-        continue_cost: (N,) what a sample costs if it goes on from here, in units of J.
+    ``arrive`` (N,) is how often each sample counts, ``continue_cost`` (N,) what it costs if it goes on from
+    position ``p``, in units of J.
     """
     position, own, lam = problem.positions[p], int(rows.head[i, p]), rows.tradeoff[i]
     assert position is not None  # callers go through Problem.used
@@ -144,15 +139,11 @@ def own_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue
     assert position is not None  # callers go through Problem.used
     head, prefix, improvement = rows.head[:, p].copy(), rows.prefix[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
-    for i in np.flatnonzero(head >= 0):
-        own, cumulative_gain = (
-            head[i],
-            own_cumulative_gain(problem, p, rows, int(i), alive[i], continue_cost[i]),
-        )
+    for i in np.flatnonzero(head >= 0).tolist():
+        own, cumulative_gain = head[i], own_cumulative_gain(problem, p, rows, i, alive[i], continue_cost[i])
         end = int(cumulative_gain.argmax())
-        fixed = (1 - rows.tradeoff[i]) * position.cost[own] * np.count_nonzero(
-            alive[i]
-        ) / problem.samples + rows.price[i]
+        entry_cost = (1 - rows.tradeoff[i]) * position.cost[own] * np.count_nonzero(alive[i])
+        fixed = entry_cost / problem.samples + rows.price[i]
         gain, now = cumulative_gain[end] * step - fixed, cumulative_gain[prefix[i] - 1] * step - fixed
         head[i], prefix[i] = (own, end + 1) if gain > SAME else (OFF, 0)
         improvement[i] = max(gain, 0.0) - now
@@ -308,15 +299,9 @@ def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
 
 
 def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats, Ints]:
-    """What configurations do; exits that nobody takes are switched off in place.
+    """Quality (B,) and cost (B,) of configurations (B, P) in the problem's scale, and (B, P) leavers.
 
-    Args:
-        problem: P positions, N samples.
-        head: (B, P).
-        prefix: (B, P).
-
-    Returns:
-        Quality (B,) and cost (B,) in the problem's scale, and (B, P) how many samples leave where.
+    Exits that nobody takes are switched off in place.
     """
     b, n = len(head), problem.samples
     alive, quality = np.ones((b, n), bool), np.zeros(b)

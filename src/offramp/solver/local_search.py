@@ -23,7 +23,6 @@ from offramp.solver.line_search import (
     backward,
     by_batch,
     commit_best,
-    descend,
     simulate,
     stages,
     without,
@@ -31,35 +30,27 @@ from offramp.solver.line_search import (
 from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
 
 
-def refine(
-    problem: Problem, objectives: Objectives, candidates: CandidateSet, cells: int | None = None
-) -> Ints:
+def refine(objectives: Objectives, candidates: CandidateSet, cells: int | None = None) -> Ints:
     """Enumerate a tiny problem; else descend from the best, escape from where that ends, repeat.
 
     ``cells`` bounds how many moves are tried for each objective, times P * C * N.
     """
-    candidates.complete = _enumerate(problem, objectives, candidates)
+    candidates.complete = _enumerate(objectives, candidates)
     if not candidates.complete:
         tried: set[tuple[int, int]] = set()
-        _settle(problem, objectives, candidates, tried)
-        _escape(
-            problem,
-            objectives,
-            candidates,
-            tried,
-            min(EFFORT.escape_cells, (cells or EFFORT.objective_cells) * len(objectives.tradeoff)),
-        )
+        _settle(objectives, candidates, tried)
+        cells = (cells or EFFORT.objective_cells) * len(objectives.tradeoff)
+        _escape(objectives, candidates, tried, min(EFFORT.escape_cells, cells))
     return candidates.best(objectives)[0]
 
 
-def descend_from_best(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def descend_from_best(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """The cheap part of ``refine``, some tenths of a percent worse: to compare prices with."""
-    _settle(problem, objectives, candidates, set(), near=(0,))
+    _settle(objectives, candidates, set(), near=(0,))
     return candidates.best(objectives)[0]
 
 
 def _settle(
-    problem: Problem,
     objectives: Objectives,
     candidates: CandidateSet,
     tried: set[tuple[int, int]],
@@ -74,47 +65,40 @@ def _settle(
             return
         tried |= starts
         index, found = np.array(sorted(starts)).T
-        _descend_into(
-            problem, objectives.rows(index, candidates.head[found], candidates.prefix[found]), candidates
-        )
-
-
-def _descend_into(problem: Problem, rows: ConfigBatch, candidates: CandidateSet) -> None:
-    descend(problem, rows)
-    candidates.add(rows.head, rows.prefix)
+        candidates.descend(candidates.rows(objectives, index, found))
 
 
 def _escape(
-    problem: Problem,
     objectives: Objectives,
     candidates: CandidateSet,
     tried: set[tuple[int, int]],
     cells: int,
 ) -> None:
     """Leave local optima: a larger move, the best single change after it, descend; until none helps."""
+    problem = candidates.problem
     escaped: set[int] = set()
     widest = max(len(position.heads) for _, position in problem.used)
     budget = cells // (len(problem.used) * widest * problem.samples)
     while budget > 0:
-        index, head, prefix = _escapes(problem, objectives, candidates, escaped, budget)
+        index, head, prefix = _escapes(objectives, candidates, escaped, budget)
         if not index.size:
             return
         budget -= len(index)
         rows = objectives.rows(index, head, prefix)
         if objectives.cap < len(problem.used):  # sweeps alone would fill a free place at the first chance
             by_batch(problem, rows, lambda part: commit_best(problem, part))
-        _descend_into(problem, rows, candidates)
-        _settle(problem, objectives, candidates, tried)
+        candidates.descend(rows)
+        _settle(objectives, candidates, tried)
 
 
 def _escapes(
-    problem: Problem, objectives: Objectives, candidates: CandidateSet, escaped: set[int], budget: int
+    objectives: Objectives, candidates: CandidateSet, escaped: set[int], budget: int
 ) -> tuple[Ints, Ints, Ints]:
     """Moves from the best candidates not escaped from yet, for the middle one of the objectives each serves.
 
-    Returns objective (M,), head (M, P) and prefix (M, P). If the budget does not allow all candidates, evenly
-    spread ones are taken: what they find spreads to the objectives beside them.
+    Returns objective (M,), head and prefix (M, P); of too many candidates evenly spread ones are taken.
     """
+    problem = candidates.problem
     pick = candidates.best(objectives)[0]
     found = [i for i in dict.fromkeys(pick.tolist()) if i not in escaped]
     moves = {i: list(_moves(problem, candidates.head[i], candidates.prefix[i])) for i in found}
@@ -157,19 +141,19 @@ def _moved(problem: Problem, head: Ints, prefix: Ints, p: int, to: int) -> tuple
     return head, prefix
 
 
-def thin_out(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def thin_out(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """From the best without a cap, drop the exit that raises J least and descend, until the cap is met."""
+    problem = candidates.problem
     if objectives.cap < len(problem.used):
         free = Objectives(objectives.tradeoff, objectives.price, len(problem.positions))
-        _settle(problem, free, candidates, set())
-        _thin(problem, objectives, candidates, free, candidates.best(free)[0])
+        _settle(free, candidates, set())
+        _thin(objectives, candidates, free, candidates.best(free)[0])
     return candidates.best(objectives)[0]
 
 
-def _thin(
-    problem: Problem, objectives: Objectives, candidates: CandidateSet, free: Objectives, found: Ints
-) -> None:
-    rows = free.rows(np.arange(len(found)), candidates.head[found], candidates.prefix[found])
+def _thin(objectives: Objectives, candidates: CandidateSet, free: Objectives, found: Ints) -> None:
+    problem = candidates.problem
+    rows = candidates.rows_of(free, found)
     while True:
         count = np.count_nonzero(rows.head != OFF, axis=1)
         active = np.flatnonzero(count > objectives.cap)
@@ -178,7 +162,7 @@ def _thin(
         part = rows.take(active)
         _drop_one(problem, part)
         part.cap = count[active] - 1
-        _descend_into(problem, part, candidates)
+        candidates.descend(part)
         rows.put(active, part)
 
 
@@ -203,8 +187,9 @@ def _value(problem: Problem, rows: ConfigBatch) -> Floats:
     return value
 
 
-def _enumerate(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> bool:
+def _enumerate(objectives: Objectives, candidates: CandidateSet) -> bool:
     """Every configuration, the longest position by its exact line. Returns False if there are too many."""
+    problem = candidates.problem
     sizes = {p: _size(position) for p, position in problem.used}
     if not sizes:
         return True
@@ -216,10 +201,8 @@ def _enumerate(problem: Problem, objectives: Objectives, candidates: CandidateSe
         return False
     options = [_options(position) for p, position in problem.used if p != star]
     grid = np.array(list(product(*options))).reshape(count, len(rest), 2)
-    head, prefix = (
-        np.full((count, len(problem.positions)), OFF),
-        np.zeros((count, len(problem.positions)), np.int64),
-    )
+    head = np.full((count, len(problem.positions)), OFF)
+    prefix = np.zeros_like(head)
     head[:, rest], prefix[:, rest] = grid[:, :, 0], grid[:, :, 1]
     fits = np.count_nonzero(head != OFF, axis=1) <= objectives.cap
     for g in range(len(objectives.tradeoff)):

@@ -3,10 +3,10 @@
 The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from
 selection bias.
 
-    path        rising prices per exit, each search starting from where the last one ended
-    significant   an exit stays if J without it is worse by more than one standard error (paired, per sample)
-    average     thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
-                threshold is where a running sum peaks, which jumps about from sample to sample
+    path          rising prices per exit, each search starting from where the last one ended
+    significant   an exit stays if J without it is worse by more than one standard error (paired)
+    average       thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
+                  threshold is where a running sum peaks, which jumps about from sample to sample
 """
 
 from __future__ import annotations
@@ -37,28 +37,25 @@ PRICE_GRID = (SELECTION_BIAS / 2, SELECTION_BIAS, 2 * SELECTION_BIAS)
 """Prices times N that cross-validation compares."""
 
 
-def path(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def path(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Candidates with fewer and fewer exits: from each objective's best, at rising prices."""
     pick = candidates.best(objectives)[0]
     for price_step in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
-        costlier = Objectives(
-            objectives.tradeoff, np.full(len(pick), price_step / problem.samples), objectives.cap
-        )
-        rows = costlier.rows(np.arange(len(pick)), candidates.head[pick], candidates.prefix[pick])
-        descend(problem, rows)
-        candidates.add(rows.head, rows.prefix)
+        costlier = objectives.priced(price_step / candidates.problem.samples)
+        candidates.descend(candidates.rows_of(costlier, pick))
         pick = candidates.best(costlier)[0]
     return candidates.best(objectives)[0]
 
 
-def parsimonious(
-    problem: Problem, objectives: Objectives, candidates: CandidateSet, seed: int, average: bool = True
-) -> Ints:
+def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, average: bool = True) -> Ints:
     """The best candidates at the objectives' price: their significant exits, at averaged thresholds."""
+    problem = candidates.problem
     picks = candidates.best(objectives)[0]
-    rows = objectives.rows(np.arange(len(picks)), candidates.head[picks], candidates.prefix[picks])
+    rows = candidates.rows_of(objectives, picks)
     before = rows.head.copy()
-    _prune(problem, rows)
+    known: Known = {}
+    for i, lam in enumerate(rows.tradeoff.tolist()):
+        rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
     descend(problem, part, partial(_weighted_line, weight=np.ones(problem.samples)))
@@ -68,17 +65,15 @@ def parsimonious(
     return candidates.add(rows.head, rows.prefix)
 
 
-def needed_only(
-    problem: Problem, objectives: Objectives, candidates: CandidateSet, picks: Ints, best: CandidateSet
-) -> Ints:
+def needed_only(objectives: Objectives, candidates: CandidateSet, picks: Ints, best: CandidateSet) -> Ints:
     """The picks (G,) without exits that can go while J stays within one standard error of the best J known.
 
     What J is compared with are the best candidates of ``best``.
     """
+    problem = candidates.problem
     head, prefix = candidates.head[picks], candidates.prefix[picks]
-    for i, (lam, j) in enumerate(
-        zip(objectives.tradeoff.tolist(), best.best(objectives)[0].tolist(), strict=True)
-    ):
+    references = zip(objectives.tradeoff.tolist(), best.best(objectives)[0].tolist(), strict=True)
+    for i, (lam, j) in enumerate(references):
         reference = _loss(problem, lam, best.head[j], best.prefix[j])
         while (p := _needless(problem, lam, head[i], prefix[i], reference)) is not None:
             head[i], prefix[i] = without(head[i], prefix[i], p)
@@ -98,13 +93,6 @@ def _loss(problem: Problem, tradeoff: float, head: Ints, prefix: Ints) -> Floats
     """(N,) J of each sample, up to a constant."""
     quality, cost = per_sample(problem, head, prefix)
     return (1 - tradeoff) * cost - tradeoff * quality
-
-
-def _prune(problem: Problem, rows: ConfigBatch) -> None:
-    """Keep significant exits, in place."""
-    known: Known = {}
-    for i, lam in enumerate(rows.tradeoff.tolist()):
-        rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
 
 
 Known = dict[bytes, dict[int, tuple[Floats, Floats]]]
@@ -170,11 +158,10 @@ def _weighted_line(
 ) -> Line:
     """The best threshold of each row's own head, samples counting ``weight`` times; no exit goes off."""
     prefix, improvement = rows.prefix[:, p].copy(), np.zeros(len(rows))
+    scale = problem.unit * problem.samples
     for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
         cumulative_gain = own_cumulative_gain(problem, p, rows, i, alive[i] * weight, continue_cost[i])
         end = int(cumulative_gain.argmax())
-        improvement[i] = (cumulative_gain[end] - cumulative_gain[prefix[i] - 1]) / (
-            problem.unit * problem.samples
-        )
+        improvement[i] = (cumulative_gain[end] - cumulative_gain[prefix[i] - 1]) / scale
         prefix[i] = end + 1
     return Line(rows.head[:, p].copy(), prefix, improvement)

@@ -4,7 +4,7 @@
 
 The optimum on the samples searched is optimistic about others: it enables nearly every exit, for gains that
 are selection bias. ``regularise="auto"`` puts a price on exits, keeps the significant ones and averages
-their thresholds (``offramp.parsimony``); the price is checked on held-out folds (``offramp.regularise``).
+their thresholds (``pruning``); the price is checked on held-out folds (``cross_validation``).
 Where the full model's quality is 0, the first term is lambda times the difference in quality.
 """
 
@@ -69,8 +69,8 @@ def search(
         InputError: an argument is not as described, or records and costs do not match.
     """
     check_match(records, costs)
-    asked = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
-    lambdas = check_tradeoffs(asked, "search(tradeoffs=...)")
+    wanted = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
+    lambdas = check_tradeoffs(wanted, "search(tradeoffs=...)")
     price = _check_regularise(regularise)
     cap = _check_max_exits(max_exits, len(records.positions))
     _check_method(method)
@@ -109,16 +109,13 @@ def _frontier(
     more: tuple[list[Exits], ...],
     meta: dict[str, Any],
 ) -> Frontier:
-    listed, level = more
-    every: set[Exits] = {(), *found.values(), *listed, *level}
+    listed, ties = more
+    every: set[Exits] = {(), *found.values(), *listed, *ties}
     figures = {exits: expected(records, costs, ExitConfig(exits)) for exits in every}
     by_tradeoff = {lam: ExitConfig(exits, lam, figures[exits]) for lam, exits in found.items()}
     others = [ExitConfig(exits, expected=figures[exits]) for exits in ((), *listed)]
-    between = [ExitConfig(exits, expected=figures[exits]) for exits in level]
+    between = [ExitConfig(exits, expected=figures[exits]) for exits in ties]
     return Frontier.of([*by_tradeoff.values(), *others], by_tradeoff, meta, between)
-
-
-# -------------------------------------------------------------------------------------------------- checks
 
 
 def _counter(advance: Callable[[int], None]) -> Report:

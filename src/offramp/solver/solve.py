@@ -93,15 +93,15 @@ def solve(
         _from_fewer(records, costs, plan, lambdas, candidates)
     report()
     for step in _steps(plan, large):
-        picks = step(candidates.problem, objectives, candidates)
+        picks = step(objectives, candidates)
     report()
     if plan.parsimonious and plan.method == "same-threshold":
         best = CandidateSet(candidates.problem)
         for step in METHODS["exact"]:
-            step(candidates.problem, objectives, best)
-        picks = needed_only(candidates.problem, objectives, candidates, picks, best)
+            step(objectives, best)
+        picks = needed_only(objectives, candidates, picks, best)
     elif plan.parsimonious:  # with very many samples thresholds are steady as they are
-        picks = parsimonious(candidates.problem, objectives, candidates, plan.seed, average=not large)
+        picks = parsimonious(objectives, candidates, plan.seed, average=not large)
     return Solved(records, candidates, picks)
 
 
@@ -127,7 +127,7 @@ def quick_candidates(
     """The quick search, with candidates at rising prices: what prices are compared on."""
     candidates, objectives = _start(records, costs, plan, lambdas)
     for step in (*_DRAFT, path):
-        step(candidates.problem, objectives, candidates)
+        step(objectives, candidates)
     return candidates, objectives
 
 
@@ -141,13 +141,14 @@ def _from_fewer(
     coarse, aims = _start(sample, costs, plan, some)
     picks: list[int] = []
     for step in (*_DRAFT, path) if plan.parsimonious else _BRIEF:
-        picks += step(coarse.problem, aims, coarse).tolist()
+        picks += step(aims, coarse).tolist()
     found = {exits_of(coarse, i, sample) for i in picks}
     candidates.add(*place(candidates.problem, records, sorted(found, key=str)))
 
 
-def _polish(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def _polish(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """From the best candidates: every line for some objectives, the lines of their own exits for more."""
+    problem = candidates.problem
     some, more = (
         spread(len(objectives.tradeoff), EFFORT.full_objectives),
         spread(len(objectives.tradeoff), EFFORT.own_objectives),
@@ -155,17 +156,18 @@ def _polish(problem: Problem, objectives: Objectives, candidates: CandidateSet) 
     rounds = ((some, own_line), (some, best_line), (more, own_line), (some, best_line))
     for index, find in rounds if more.size > some.size else rounds[:2]:
         found = candidates.best(objectives)[0][index]
-        rows = objectives.rows(index, candidates.head[found], candidates.prefix[found])
+        rows = candidates.rows(objectives, index, found)
         descend(problem, rows, find)
         candidates.add(rows.head, rows.prefix)
     return candidates.best(objectives)[0]
 
 
-def _no_worse(problem: Problem, objectives: Objectives, candidates: CandidateSet) -> Ints:
+def _no_worse(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """No worse than the reference methods, where running them takes no longer than the rest."""
+    problem = candidates.problem
     if len(objectives.tradeoff) * problem.cells <= EFFORT.reference_cells:
-        single_pass(problem, objectives, candidates)
-        iterative(problem, objectives, candidates)
+        single_pass(objectives, candidates)
+        iterative(objectives, candidates)
     return candidates.best(objectives)[0]
 
 
