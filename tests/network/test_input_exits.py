@@ -316,5 +316,7 @@ def test_a_quantised_exit_is_run_with_costs_given_and_cannot_be_stored(tmp_path)
     out = Engine(net, ExitConfig([ExitChoice("input", "int8", -1.0)]), costs=costs)(inputs)
     assert out.position.tolist() == [0] * len(inputs)
     records = offramp.record_outputs(net, [(inputs, torch.zeros(len(inputs), dtype=torch.int64))])
-    with pytest.raises(InputError, match=r"cannot store a head or an exit at the input: .* is not an ordinary tensor"):
+    with pytest.raises(
+        InputError, match=r"cannot store a head or an exit at the input: .* is not an ordinary tensor"
+    ):
         offramp.save(tmp_path / "a", net, offramp.search(records, costs), costs)
