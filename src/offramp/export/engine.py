@@ -81,9 +81,6 @@ class ExportedEngine(ABC, Generic[Prepared]):
     kind: str
     """Which exports it runs."""
 
-    one_by_one = False
-    """Whether the graphs are for one sample: a batch is then answered sample by sample."""
-
     def __init__(
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
@@ -149,14 +146,10 @@ class ExportedEngine(ABC, Generic[Prepared]):
             answer = self.export.signature.answer
             nothing = np.empty((0, *map(int, answer.shape[1:])), answer.dtype)
             return ExportOutput(nothing, np.empty(0, np.int64), np.empty(0, np.float32))
-        parts = [values]
-        if self.one_by_one:
-            parts = [[value[i : i + 1] for value in values] for i in range(len(values[0]))]
-        answers, spent = zip(*(self._answer(plan, part) for part in parts), strict=True)
-        out = answers[0] if len(answers) == 1 else _concatenated(answers)
+        out, macs = self._answer(plan, values)
         left = np.bincount(out.position, minlength=len(self.positions) + 1)
         with self._counting:
-            self._macs += sum(spent)
+            self._macs += macs
             self._exits += left
         return out
 
@@ -167,14 +160,6 @@ class ExportedEngine(ABC, Generic[Prepared]):
     @abstractmethod
     def _answer(self, plan: Prepared, values: list[Array]) -> tuple[ExportOutput, float]:
         """Answers for a batch of at least one sample, and what they cost."""
-
-
-def _concatenated(answers: Sequence[ExportOutput]) -> ExportOutput:
-    return ExportOutput(
-        outputs=np.concatenate([each.outputs for each in answers]),
-        position=np.concatenate([each.position for each in answers]),
-        confidence=np.concatenate([each.confidence for each in answers]),
-    )
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from offramp.core import CostTable, Frontier
 from offramp.errors import ArtifactError, MissingExtraError
-from offramp.export.engine import Array, Call, ChainEngine
+from offramp.export.engine import Array, Call, ChainEngine, ChainStep, ExportOutput
 from offramp.export.manifest import ExitGraph, Export, SpanGraph
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
@@ -88,10 +89,20 @@ class EtEngine(ChainEngine):
     """
 
     kind = "executorch"
-    one_by_one = True
 
     def _load(self, graph: SpanGraph | ExitGraph) -> Call:
         return _loaded(self.folder / graph.file)
+
+    def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:
+        rows = range(len(values[0]))
+        found = [super(EtEngine, self)._answer(plan, [value[i : i + 1] for value in values]) for i in rows]
+        outs = [out for out, _ in found]
+        together = ExportOutput(
+            np.concatenate([out.outputs for out in outs]),
+            np.concatenate([out.position for out in outs]),
+            np.concatenate([out.confidence for out in outs]),
+        )
+        return together, sum(macs for _, macs in found)
 
 
 def require_executorch() -> str:

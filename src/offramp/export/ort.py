@@ -82,7 +82,6 @@ class OrtSingle(ExportedEngine[_Setting]):
     """
 
     kind = "onnx-single"
-    one_by_one = True
 
     def __init__(
         self,
@@ -108,8 +107,12 @@ class OrtSingle(ExportedEngine[_Setting]):
 
     def _answer(self, plan: _Setting, values: list[Array]) -> tuple[OrtOutput, float]:
         names = [port.name for port in self.export.signature.inputs]
-        feeds = {"thresholds": plan.thresholds, **dict(zip(names, values, strict=True))}
-        outputs, position, confidence = self._session.run(_ANSWER, feeds)
+        feeds: dict[str, Array] = {"thresholds": plan.thresholds}
+        found = []
+        for row in range(len(values[0])):
+            feeds |= {name: value[row : row + 1] for name, value in zip(names, values, strict=True)}
+            found.append(self._session.run(_ANSWER, feeds))
+        outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
         at = position.astype(np.int64)
         return OrtOutput(outputs, at, confidence), float(plan.spent[at].sum())
 
