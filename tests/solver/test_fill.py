@@ -18,7 +18,7 @@ def filled(records, costs, picks=8, step=0.02):
     objectives = Objectives(np.linspace(0.5, 0.99, picks), np.zeros(picks), 99)
     candidates = CandidateSet(Problem.of(records, costs))
     for move in METHODS["exact"]:
-        chosen = move(candidates.problem, objectives, candidates)
+        chosen = move(objectives, candidates)
     hull = undominated(candidates, chosen)
     return candidates, hull, fill(candidates, chosen, step, 99)
 
