@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from offramp.errors import InputError, StorageError
-from offramp.storage import storage_errors
 
 if TYPE_CHECKING:
     from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier
@@ -146,6 +145,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be made or written.
     """
+    from offramp.storage import storage_errors
+
     nearest = folder.absolute()
     with storage_errors(folder):
         while not nearest.exists():
