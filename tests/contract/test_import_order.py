@@ -152,3 +152,9 @@ def test_the_array_side_leaves_torch_alone(name: str) -> None:
 def test_the_verbs_on_arrays_leave_torch_alone() -> None:
     script = "import sys; from offramp import search, evaluate, certify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_command_line_starts_without_numpy_and_torch() -> None:
+    script = "import sys, offramp.cli; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
