@@ -19,7 +19,7 @@ from torch import nn
 import offramp
 import small
 from exported import CASES, Case, rows, same_as_engine
-from offramp import ExitChoice, ExitConfig, Frontier
+from offramp import CostTable, ExitChoice, ExitConfig, Expected, Frontier
 from offramp.errors import ArtifactError, InputError, MissingExtraError, StorageError
 from offramp.export.pieces import pieces
 from offramp.export.verify import Check, distance
@@ -453,3 +453,19 @@ def test_one_graph_says_its_thresholds(folders: Any) -> None:
     found = {(e["position"], e["head"]): t for e, t in zip(document["exits"], row, strict=True)}
     assert found == {exit_: float(np.float32(threshold)) for exit_, threshold in chosen.items()}
     assert [port["name"] for port in document["spans"][0]["inputs"]] == ["x0", "x1", "thresholds"]
+
+
+def test_costs_that_are_fractions_are_counted(tmp_path):
+    net = small.network(heads=("linear",))
+    costs = CostTable(np.arange(len(net.positions) + 1) * 0.25, np.where(net.exists, 0.0625, 0.0), "kmacs")
+    choice = ExitChoice(net.positions[1], "linear", float("-inf"))
+    expected = Expected(quality=0.9, cost=0.3125, full_quality=0.9, full_cost=costs.full, samples=10)
+    to_onnx(net, Frontier([ExitConfig([choice], expected=expected)]), costs, tmp_path / "net")
+    engine = OrtEngine(tmp_path / "net", threads=1)
+    x = small.inputs(count=4).numpy()
+    engine(x)
+    assert engine.stats().macs == 4 * costs.full
+    engine.use(engine.frontier[0])
+    engine.reset_stats()
+    engine(x)
+    assert (engine.stats().macs, engine.stats().full_macs) == (4 * 0.3125, 4 * costs.full)

@@ -24,12 +24,12 @@ from offramp.core.joint import JointOutcome, evaluate_together, names_of
 from offramp.core.plan_cache import PlanCache
 from offramp.core.ranking import auroc, rankings
 from offramp.core.records import ExitRecords
-from offramp.core.stats import RunStats, exact_cost
+from offramp.core.stats import EngineStats, RunStats, exact_cost
 
 __all__ = [
-    "BatchCosts", "Certificate", "CostTable", "ExitChoice", "ExitConfig", "ExitRecords", "Expected",
-    "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig", "RunStats", "auroc",
-    "best_parts", "check_match", "check_tradeoffs", "config_to_dict", "evaluate", "evaluate_together",
-    "exact_cost", "expected", "full_quality", "leaves", "names_of", "part_sizes", "rankings", "resolve",
-    "simulate",
+    "BatchCosts", "Certificate", "CostTable", "EngineStats", "ExitChoice", "ExitConfig", "ExitRecords",
+    "Expected", "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig",
+    "RunStats", "auroc", "best_parts", "check_match", "check_tradeoffs", "config_to_dict", "evaluate",
+    "evaluate_together", "exact_cost", "expected", "full_quality", "leaves", "names_of", "part_sizes",
+    "rankings", "resolve", "simulate",
 ]  # fmt: skip

@@ -38,6 +38,10 @@ class RunStats(Generic[Exits]):
         return self.macs / self.full_macs if self.full_macs else math.nan
 
 
+EngineStats = RunStats[tuple[int, ...]]
+"""What an engine for one task has done; ``exits`` by position."""
+
+
 def exact_cost(cost: float) -> float:
     """A cost as an int where it is a whole number, so that sums of such costs are exact.
 

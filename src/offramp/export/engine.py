@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import ExitConfig, PlanCache, leaves
+from offramp.core import EngineStats, ExitConfig, PlanCache, leaves
 from offramp.errors import InputError
 from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export
 
@@ -43,23 +43,6 @@ class ExportOutput:
     outputs: Array
     position: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ExportStats:
-    """What an engine has done since it was made or reset.
-
-    Args:
-        samples: answered.
-        exits: samples that left at each position; P + 1 counts, the last is the model's output.
-        macs: cost of what was executed, heads included, by the costs exported with the network.
-        full_macs: what the full model would have cost on the same samples.
-    """
-
-    samples: int
-    exits: tuple[int, ...]
-    macs: int
-    full_macs: int
 
 
 class ExportedEngine(ABC, Generic[Prepared]):
@@ -118,12 +101,12 @@ class ExportedEngine(ABC, Generic[Prepared]):
         """
         self._plan = self._prepared(config)
 
-    def stats(self) -> ExportStats:
+    def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
-            left, macs = tuple(self._exits.tolist()), int(self._macs)
+            left, macs = tuple(self._exits.tolist()), self._macs
         samples = sum(left)
-        return ExportStats(samples, exits=left, macs=macs, full_macs=samples * int(self.costs.full))
+        return EngineStats(samples=samples, exits=left, macs=macs, full_macs=samples * self.costs.full)
 
     def reset_stats(self) -> None:
         """Start counting anew."""

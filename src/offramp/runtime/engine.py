@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.core import CostTable, ExitConfig, PlanCache, RunStats, exact_cost
+from offramp.core import CostTable, EngineStats, ExitConfig, PlanCache, exact_cost
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by
 from offramp.runtime.backend import SpanProvider
@@ -34,9 +34,6 @@ from offramp.runtime.compaction import (
 )
 from offramp.runtime.execution import Execution
 from offramp.runtime.plan import EnginePlan, Planner, check_config
-
-EngineStats = RunStats[tuple[int, ...]]
-"""What an engine has done; ``exits`` by position."""
 
 
 @dataclass(frozen=True)
