@@ -27,7 +27,9 @@ def confidences(net: offramp.ExitNetwork, x: Any) -> dict[tuple[int, int], np.nd
     return {exit_: net.confidence_of(*exit_)(out, mask).numpy() for exit_, out in found.items()}
 
 
-def config_at(net: offramp.ExitNetwork, confidence: dict, exits: list[tuple[int, int]], share: float) -> ExitConfig:
+def config_at(
+    net: offramp.ExitNetwork, confidence: dict, exits: list[tuple[int, int]], share: float
+) -> ExitConfig:
     """A share of all samples would leave at each exit."""
     return ExitConfig([
         ExitChoice(net.positions[p], net.head_names[c], float(np.quantile(confidence[p, c], share)))
