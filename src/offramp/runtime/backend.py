@@ -45,8 +45,7 @@ _ROWS = 4
 class SpanProvider:
     """A network's spans and exits on one execution backend (None: eager). Safe from any thread.
 
-    Raises:
-        InputError: the network cannot be computed this way.
+    InputError: the network has nothing that this backend could change, or parts that it does not take.
     """
 
     def __init__(self, net: ExitNetwork, execution: Execution | None = None) -> None:
@@ -61,8 +60,7 @@ class SpanProvider:
     def span(self, start: int, stop: int) -> SpanFn:
         """The function between two positions, made once; unless eager, it ends with the answer alone.
 
-        Raises:
-            InputError: it cannot be made, or what it computes is too far from what the eager span does.
+        InputError: it cannot be made, or what it computes is too far from what the eager span does.
         """
         build = self.net.partition.span if self.execution.plain else self._compared
         return self._spans.get((start, stop), lambda: build(start, stop))

@@ -70,9 +70,7 @@ def compile_span(
 
     ``example`` is what the span may be called with, a batch of two or more; ``per_sample`` says which of it
     has one row per sample; ``channels_last`` is for features that are images.
-
-    Raises:
-        InputError: there is no compiler, or it does not take the span.
+    InputError: there is no compiler, or it does not take the span.
     """
     _copy_written(found, parameters, example)
     order = _without_passed_on(found)

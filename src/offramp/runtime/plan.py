@@ -82,11 +82,7 @@ class Planner:
         self._split = PlanCache[tuple[int, int], SpanFn]()
 
     def exits(self, config: ExitConfig) -> list[EnabledExit]:
-        """The exits that a configuration enables, in order, and the model's output.
-
-        Raises:
-            InputError: it names a position or head that the network lacks.
-        """
+        """The exits of a configuration, in order, and the model's output; InputError: no such exit."""
         net, last = self._net, len(self._net.positions)
         enabled = [
             EnabledExit(

@@ -171,11 +171,7 @@ def bind_parameters(found: EditableGraph, parameters: Parameters) -> Callable[..
 
 
 def cast_features(found: EditableGraph, dtype: torch.dtype) -> None:
-    """Compute features in another floating type.
-
-    Raises:
-        InputError: the model switches types itself.
-    """
+    """Compute features in another floating type; InputError: the model switches types itself."""
     casts: dict[Node, Node] = {}
     reusable = not any(_writes(node) and node not in found.features for node in found.operations())
     for node in found.operations():

@@ -31,12 +31,7 @@ class AdmissionQueue(Waiting):
         self._blocked = 0  # threads that wait for a place
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
-        """Take a sample in, after at most ``timeout`` seconds; None: as long as it takes.
-
-        Raises:
-            QueueFull: no place became free in time.
-            InputError: closed.
-        """
+        """Take a sample in, after at most ``timeout`` seconds (None: no limit), or raise QueueFull."""
         with self._lock:
             if len(self.requests) >= self._limit and not self.closed:
                 self._wait_for_place(timeout)

@@ -86,8 +86,7 @@ class Request:
 def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
     """The flat inputs of one sample, with or without a batch dimension of 1, as a batch of one.
 
-    Raises:
-        InputError: a shape, dtype, device or structure differs from the example's, or it is several samples.
+    InputError: a shape, dtype, device or structure differs from the example's, or it is several samples.
     """
     if type(inputs) is Tensor and not spec.keyword and len(spec.shapes) == 1:  # the common case, kept fast
         shape = spec.shapes[0]

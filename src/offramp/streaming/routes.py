@@ -45,11 +45,7 @@ class Routes:
         self.exit_points: tuple[int, ...] = (0,)
 
     def get(self, config: ExitConfig) -> Route:
-        """The route of a configuration; made if there is none.
-
-        Raises:
-            InputError: it is none, or names a position or head that the network lacks.
-        """
+        """The route of a configuration, made if there is none; InputError: no such exit."""
         check_config(config)
         return self._routes.get(config, lambda: self._build(config))
 
