@@ -56,7 +56,7 @@ class Slow(list):
 
 counted(offramp.ExitNetwork, "features", b"f", 0)
 counted(offramp.ExitNetwork, "answers", b"a", 0)
-counted(head_trainer.HeadTraining, "_step", b"s", 0.01)
+counted(head_trainer.HeadTrainer, "_step", b"s", 0.01)
 save = checkpoint.Checkpoint.save
 
 
