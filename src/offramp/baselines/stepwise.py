@@ -236,7 +236,9 @@ def simulated(objective: Objective, setting: Setting) -> CurveAt:
         others = {q: exit_ for q, exit_ in setting.items() if q != p}
         if p not in off:
             off[p] = objective.value(others)
-        return Simulated(objective, others, p, c, off[p], objective.bounds(p, c))
+        return Simulated(
+            objective=objective, others=others, p=p, c=c, off=off[p], bounds=objective.bounds(p, c)
+        )
 
     return line_at
 

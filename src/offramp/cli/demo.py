@@ -72,7 +72,9 @@ def digit_splits(digits: Digits, seed: int) -> Splits:
     """Loaders over placed digits: four places of each to train and to search on, one to report on."""
     train, search = augmented(digits.train, 4, seed + 1), augmented(digits.search, 4, seed + 2)
     report = augmented(digits.report, 1, seed + 3)  # one each: intervals want independent samples
-    return Splits(batches(train), batches(search), batches(report, 64), train[0][:2])
+    return Splits(
+        train=batches(train), search=batches(search), report=batches(report, 64), example=train[0][:2]
+    )
 
 
 def pick_three(built: Built) -> list[tuple[str, ExitConfig]]:

@@ -92,7 +92,9 @@ def drop(max_drop: float) -> Risk:
     """Mean quality lost against the full model, on the same samples: paired differences."""
     bound = checked_bound("max_drop", max_drop)
     name = "drop of quality against the full model"
-    return Risk(name, bound, lambda answers: answers.full_quality - answers.quality, signed=True)
+    return Risk(
+        name=name, bound=bound, losses=lambda answers: answers.full_quality - answers.quality, signed=True
+    )
 
 
 def missed_detection(mask: npt.ArrayLike, max_rate: float, of: str = "the class") -> Risk:
@@ -121,7 +123,9 @@ def missed_detection(mask: npt.ArrayLike, max_rate: float, of: str = "the class"
             )
         return np.asarray(1 - answers.quality[marked])
 
-    return Risk(f"rate of wrong answers on {of}", checked_bound("max_rate", max_rate), losses)
+    return Risk(
+        name=f"rate of wrong answers on {of}", bound=checked_bound("max_rate", max_rate), losses=losses
+    )
 
 
 def early_leaver_error(max_rate: float) -> Risk:
@@ -133,9 +137,9 @@ def early_leaver_error(max_rate: float) -> Risk:
         InputError: the rate is not in [0, 1).
     """
     return Risk(
-        "rate of wrong answers among samples that leave early",
-        checked_bound("max_rate", max_rate),
-        lambda answers: 1 - answers.quality[answers.early],
+        name="rate of wrong answers among samples that leave early",
+        bound=checked_bound("max_rate", max_rate),
+        losses=lambda answers: 1 - answers.quality[answers.early],
         sparse=True,
     )
 

@@ -228,7 +228,12 @@ def _describe(
     return [
         _describe_input(parts, input_layout, task.per_token) if trained else None,
         *(
-            FeatureSpec(cut.shape, cut.layout, cut.layout == "NLC" and cut.shape[0] == length, task.per_token)
+            FeatureSpec(
+                shape=cut.shape,
+                layout=cut.layout,
+                mask=cut.layout == "NLC" and cut.shape[0] == length,
+                per_token=task.per_token,
+            )
             for cut in parts.cuts
         ),
     ]
@@ -248,7 +253,7 @@ def _describe_input(parts: Partition, layout: str | None, per_token: bool) -> Fe
             f"input_exits: the layout of input {name!r} of shape {('B', *shape)} is unclear; "
             "give it as layouts={'input': 'NCHW'}"
         )
-    return FeatureSpec(shape, layout, False, per_token, inputs=True)
+    return FeatureSpec(shape=shape, layout=layout, mask=False, per_token=per_token, inputs=True)
 
 
 def _place_heads(

@@ -32,7 +32,7 @@ def count_macs_of(net: ExitNetwork) -> CostTable:
                 f"{net.positions[p]!r}: {error}; build a CostTable of your own "
                 "for search and Engine(costs=...)"
             ) from error
-    return CostTable(backbone, heads, "macs", {"batch_size": 1, "device": "meta"})
+    return CostTable(backbone=backbone, heads=heads, unit="macs", meta={"batch_size": 1, "device": "meta"})
 
 
 def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:

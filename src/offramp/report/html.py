@@ -132,7 +132,17 @@ def render_report(
     figures.require_matplotlib()
     rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
     spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]
-    page = _Page(rows, *_choose(rows), full_quality(records), records, costs, _measure(records), spent)
+    chosen, rule = _choose(rows)
+    page = _Page(
+        rows=rows,
+        chosen=chosen,
+        rule=rule,
+        full=full_quality(records),
+        records=records,
+        costs=costs,
+        measure=_measure(records),
+        spent=spent,
+    )
     facts = _facts(page, notes or {}, frontier.meta)
     body = (
         f"<header><p class=kicker>{text(title)}</p>\n{_headline(page)}</header>\n"

@@ -26,7 +26,13 @@ class Objectives:
     def rows(self, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
         """Configurations (B, P), each minimising the objective that ``index`` (B,) names."""
         cap = np.full(len(index), self.cap)
-        return ConfigBatch(head.copy(), prefix.copy(), self.tradeoff[index], self.price[index], cap)
+        return ConfigBatch(
+            head=head.copy(),
+            prefix=prefix.copy(),
+            tradeoff=self.tradeoff[index],
+            price=self.price[index],
+            cap=cap,
+        )
 
     def priced(self, price: float) -> Objectives:
         """The same trade-offs at another price per exit."""

@@ -37,7 +37,13 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 def _bound(problem: Problem, tradeoff: float) -> float:
     shape = 1, len(problem.positions)
     lam, cost_weight = np.array([tradeoff]), 1 - tradeoff
-    rows = ConfigBatch(np.full(shape, OFF), np.zeros(shape, np.int64), lam, np.zeros(1), np.full(1, shape[1]))
+    rows = ConfigBatch(
+        head=np.full(shape, OFF),
+        prefix=np.zeros(shape, np.int64),
+        tradeoff=lam,
+        price=np.zeros(1),
+        cap=np.full(1, shape[1]),
+    )
     everyone = np.ones((1, problem.samples), bool)
     continue_cost = finals(problem, lam)
     lowest = float(continue_cost.mean())

@@ -173,14 +173,14 @@ def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: floa
     fits = np.isfinite(falling)
     fits[:, :-1] &= falling[:, :-1] > falling[:, 1:]
     return SortedPosition(
-        tuple(heads.tolist()),
-        confidence,
-        (order + n * np.arange(c)[:, None]).ravel(),
-        rank,
-        None if fits.all() else np.where(fits, 0, NEVER),
-        records.quality[p, heads].astype(np.float64) / scale,
-        float(costs.backbone[p] / costs.full),
-        costs.heads[p, heads] / costs.full,
+        heads=tuple(heads.tolist()),
+        confidence=confidence,
+        order=(order + n * np.arange(c)[:, None]).ravel(),
+        rank=rank,
+        ends=None if fits.all() else np.where(fits, 0, NEVER),
+        quality=records.quality[p, heads].astype(np.float64) / scale,
+        backbone=float(costs.backbone[p] / costs.full),
+        cost=costs.heads[p, heads] / costs.full,
     )
 
 

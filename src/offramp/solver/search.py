@@ -75,7 +75,7 @@ def search(
     cap = _check_max_exits(max_exits, len(records.positions))
     _check_method(method)
     auto = price is None and method == "exact"
-    plan = SearchPlan(method, price or 0.0, cap, seed=seed, workers=_check_workers(workers))
+    plan = SearchPlan(method=method, price=price or 0.0, cap=cap, seed=seed, workers=_check_workers(workers))
     step = _check_step(step)
     step = step if method == "exact" else None
     total = (rounds(records.samples, seed) if auto else 0) + 3
