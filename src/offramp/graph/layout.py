@@ -17,8 +17,8 @@ from torch.fx import Node
 from offramp.graph.dataflow import Flow, is_tensor, operation_name
 
 LAYOUTS = ("NC", "NCL", "NLC", "NCHW", "NHWC")
-_KEEPS_DIMENSIONS = {
-    *(
+_KEEPS_DIMENSIONS = frozenset(
+    [
         "relu",
         "relu6",
         "gelu",
@@ -29,8 +29,6 @@ _KEEPS_DIMENSIONS = {
         "sigmoid",
         "tanh",
         "leaky_relu",
-    ),
-    *(
         "elu",
         "selu",
         "prelu",
@@ -45,22 +43,29 @@ _KEEPS_DIMENSIONS = {
         "sqrt",
         "rsqrt",
         "neg",
-    ),
-    *(
         "exp",
         "dropout",
         "feature_dropout",
+        "softmax",
+        "masked_fill",
+        "where",
         "clone",
         "contiguous",
         "to",
         "_to_copy",
         "type_as",
-        "softmax",
         "alias",
-    ),
-    *("detach", "lift_fresh_copy", "copy", "cat", "slice", "roll", "flip", "pad", "constant_pad_nd", "where"),
-    "masked_fill",
-}
+        "detach",
+        "lift_fresh_copy",
+        "copy",
+        "cat",
+        "slice",
+        "roll",
+        "flip",
+        "pad",
+        "constant_pad_nd",
+    ]
+)
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "adjoint"}
 _SECOND, _LAST = 1, -1
@@ -80,15 +85,7 @@ _NAMES = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC"}
 
 
 def find_layout(flow: Flow, feature: Node) -> str | None:
-    """Layout of a feature value.
-
-    Args:
-        flow: of the traced model.
-        feature: a tensor value with the batch first.
-
-    Returns:
-        One of ``LAYOUTS``, or None where the graph does not say.
-    """
+    """Layout of a feature, a tensor with the batch first: one of ``LAYOUTS``; None where the graph does not say."""
     rank = _rank(feature)
     if rank == 2:
         return "NC"
@@ -141,30 +138,21 @@ def _through(node: Node, value: Node, other: Node, dims: Dims, forwards: bool) -
         return _reshaped(dims, value.meta["val"].shape, other.meta["val"].shape)
     if name not in _PERMUTES:
         return None
-    # distinct sizes tell where each dimension went
-    order = [size - 1 for size in _permuted(node, len(dims))]
-    if forwards:
-        return tuple(dims[i] for i in order)
-    return tuple(dims[order.index(i)] for i in range(len(dims)))
+    probe = torch.empty(*range(1, len(dims) + 1), device="meta")  # distinct sizes tell where each one went
+    order = [size - 1 for size in node.target(probe, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]
+    return tuple(dims[i] for i in (order if forwards else map(order.index, range(len(dims)))))
 
 
 def _reshaped(dims: Dims, before: torch.Size, after: torch.Size) -> Dims:
     """A reshape keeps the dimensions in front of the first change and those behind the last."""
     front = _equal(before, after)
     back = _equal(before[::-1], after[::-1][: len(after) - front])
-    middle = len(after) - front - back
-    return (*dims[:front], *[None] * middle, *dims[len(dims) - back :])
+    return (*dims[:front], *[None] * (len(after) - front - back), *dims[len(dims) - back :])
 
 
 def _equal(a: Sequence[object], b: Sequence[object]) -> int:
     """How many sizes at the start of two shapes are equal; compared as text, to leave symbols alone."""
-    pairs = (str(x) == str(y) for x, y in zip(a, b, strict=False))
-    return sum(takewhile(bool, pairs))
-
-
-def _permuted(node: Node, rank: int) -> torch.Size:
-    probe = torch.empty(*range(1, rank + 1), device="meta")
-    return node.target(probe, *node.args[1:], **node.kwargs).shape  # type: ignore[operator, no-any-return]
+    return sum(takewhile(bool, (str(x) == str(y) for x, y in zip(a, b, strict=False))))
 
 
 def _rank(node: Node) -> int:
