@@ -1,12 +1,12 @@
 """Module calls of a traced model: which operations each call of each module made, and which calls are blocks.
 
 A block is what an engineer would call one: a module with parts of its own that is not itself a list of
-blocks. Its inside is not cut automatically. Models without blocks are cut before each leaf that has
-weights.
+blocks. Its inside is not cut automatically. Models without blocks are cut before each leaf with weights.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,33 +19,28 @@ from offramp.graph.dynamic_quant import is_packed
 
 @dataclass
 class ModuleCall:
-    """One call of a module.
+    """One call of a module, from operation ``first`` to ``last``; ``name`` is its path, or "path@2" and so on.
 
-    Args:
-        name: path in the model, with "@2" and so on for later calls of the same module.
-        path: path in the model.
-        module: what was called.
-        first: index of its first operation.
-        last: index of its last operation.
-        listed: whether it is a numbered element ("3", "layer_3") of a list of blocks.
+    ``listed``: it is a numbered element ("3", "layer_3") of a list of blocks.
     """
 
     name: str
     path: str
     module: nn.Module
+    listed: bool
     first: int
     last: int
-    listed: bool
 
     @property
     def composite(self) -> bool:
         """Whether the module has parts that are called."""
         return _has_parts(self.module)
 
-    def holds(self, other: ModuleCall) -> bool:
-        """Whether ``other`` was called inside this call."""
-        return (
-            other.path.startswith(self.path + ".") and self.first <= other.first and other.last <= self.last
+    def inside(self, others: Sequence[ModuleCall]) -> bool:
+        """Whether it was called inside one of ``others``."""
+        return any(
+            self.path.startswith(other.path + ".") and other.first <= self.first and self.last <= other.last
+            for other in others
         )
 
 
@@ -53,7 +48,7 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
     """Every call of every sub-module, in order of their first operation."""
     modules = dict(flow.trace.model.named_modules(remove_duplicate=False))
     calls: dict[str, ModuleCall] = {}
-    times: dict[str, int] = {}
+    times = Counter[str]()
     for i, node in enumerate(flow.nodes):
         if flow.is_free(node):  # sizes are hoisted out of their call, and weights may be computed anywhere
             continue
@@ -61,9 +56,15 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
             if not path or path not in modules:
                 continue
             if key not in calls:
-                times[path] = times.get(path, 0) + 1
-                name = path if times[path] == 1 else f"{path}@{times[path]}"
-                calls[key] = ModuleCall(name, path, modules[path], i, i, _is_listed_block(path, modules))
+                times[path] += 1
+                calls[key] = ModuleCall(
+                    name=path if times[path] == 1 else f"{path}@{times[path]}",
+                    path=path,
+                    module=modules[path],
+                    listed=_is_listed_block(path, modules),
+                    first=i,
+                    last=i,
+                )
             calls[key].last = i
     return list(calls.values())
 
@@ -71,25 +72,24 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
 def block_ends(calls: Sequence[ModuleCall], cuttable: Set[str]) -> list[str]:
     """Names of the calls whose ends are cut automatically, in order.
 
-    Args:
-        calls: of the model.
-        cuttable: names of those where a cut is legal right at their end. Parts inside a block where none is
-            (the inside of a residual block) are no blocks of their own.
+    ``cuttable`` are the names of those where a cut is legal right at their end. Parts inside a block where
+    none is (the inside of a residual block) are no blocks of their own.
     """
     listed = [call for call in calls if call.listed]
-    listed = [
-        call for call in listed if call.name in cuttable or not any(other.holds(call) for other in listed)
-    ]
+    listed = [call for call in listed if call.name in cuttable or not call.inside(listed)]
     composite = [call for call in calls if call.composite]
-    blocks = [call for call in composite if not any(call.holds(other) for other in listed)]
-    outer = [call for call in composite if not any(b.holds(call) for b in blocks if b is not call)]
-    return [call.name for call in outer]
+    blocks = [call for call in composite if not any(part.inside([call]) for part in listed)]
+    return [call.name for call in composite if not call.inside(blocks)]
 
 
 def leaf_ends(calls: Sequence[ModuleCall]) -> list[str]:
     """Names of the leaf calls after which a leaf with weights follows."""
     leaves = [call for call in calls if not call.composite]
-    return [before.name for before, after in pairwise(leaves) if _has_weights(after.module)]
+    return [
+        before.name
+        for before, after in pairwise(leaves)
+        if any(parameter.ndim >= 2 for parameter in after.module.parameters())
+    ]
 
 
 def _is_listed_block(path: str, modules: dict[str, nn.Module]) -> bool:
@@ -104,7 +104,3 @@ def _is_listed_block(path: str, modules: dict[str, nn.Module]) -> bool:
 
 def _has_parts(module: nn.Module) -> bool:
     return not is_packed(module) and any(True for _ in module.children())
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(p.ndim >= 2 for p in module.parameters())

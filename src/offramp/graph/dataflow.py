@@ -230,7 +230,7 @@ def _arguments(node: Node) -> list[tuple[Any, Node]]:
 
 
 def _subgraph_inputs(node: Node) -> Iterator[tuple[Node, Node, _Storage, tuple[Node, ...]]]:
-    """(placeholder, operand, storage, results) for an operation with graphs of its own (autocast, no_grad)."""
+    """(placeholder, operand, storage, results) for the graphs inside an operation (autocast, no_grad)."""
     operands = _pytree.tree_leaves((node.args, node.kwargs))
     for source in node.all_input_nodes:
         if source.op == "get_attr":

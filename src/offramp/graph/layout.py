@@ -85,7 +85,7 @@ _NAMES = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC"}
 
 
 def find_layout(flow: Flow, feature: Node) -> str | None:
-    """Layout of a feature, a tensor with the batch first: one of ``LAYOUTS``; None where the graph does not say."""
+    """Layout of a feature (B, ...): one of ``LAYOUTS``; None where the graph does not say."""
     rank = _rank(feature)
     if rank == 2:
         return "NC"

@@ -1,8 +1,8 @@
 """Multiply-accumulate counts, on the meta device: shapes only, nothing is computed.
 
-torch's own counter is used; on the CPU device it misses fused attention, on the meta device it does not. It
-counts two floating-point operations per multiply-accumulate. Operations other than matrix products and
-convolutions (normalisation, activations, pooling) count as nothing, as in the published figures.
+torch's own counter, two floating-point operations per multiply-accumulate, misses fused attention on the CPU
+device, not on this one. Operations other than matrix products and convolutions (normalisation, activations,
+pooling) count as nothing, as in the published figures.
 """
 
 from __future__ import annotations

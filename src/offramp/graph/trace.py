@@ -72,8 +72,8 @@ class Trace:
 def trace(model: nn.Module, example: object) -> Trace:
     """Export a model with a dynamic batch dimension.
 
-    ``InputError``: the example is no batch of tensors, or the model fails on it; ``PartitionError``: it cannot
-    be exported, with the line of the model and what to try.
+    ``InputError``: the example is no batch of tensors, or the model fails on it; ``PartitionError``: the model
+    cannot be exported, with its line and what to try.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -91,7 +91,7 @@ def trace(model: nn.Module, example: object) -> Trace:
         example=tuple(values),
         nodes=tuple(n for n in program.graph.nodes if n.op in ("call_function", "get_attr")),
         inputs=tuple(inputs),
-        outputs=tuple(program.graph.output_node().args[0]),  # type: ignore[arg-type]
+        outputs=tuple(program.graph.output_node().args[0]),
         slots=slots,
         parameters=frozenset(parameters),
         packed=tuple(packed_layers(model)),

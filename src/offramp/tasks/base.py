@@ -145,8 +145,8 @@ def token_mean(values: Tensor, mask: Tensor | None, empty: float = 1.0) -> Tenso
 def select_output(output: object, key: str | int | None, per_token: bool = False) -> Tensor:
     """The answer (B, K), or (B, L, K) per token, in whatever a model returns: a tensor, or what holds one.
 
-    ``key`` says which one; None takes the tensor itself, "logits", or the only tensor there is. ``InputError``
-    where it is not there, is ambiguous, or does not have these dimensions.
+    ``key`` says which one; None takes the tensor itself, "logits", or the only tensor there is.
+    ``InputError`` where it is not there, is ambiguous, or does not have these dimensions.
     """
     found = output if isinstance(output, Tensor) and key is None else _item(output, key)
     if not isinstance(found, Tensor) or found.ndim != (3 if per_token else 2):

@@ -25,7 +25,7 @@ _STILL = 0.3  # standard deviation of a feature that hardly moves: it is not blo
 
 
 class FittedConfidence(nn.Module):
-    """How certain an exit is, after ``fit``: outputs (B, K) to (B,) float32 in [0, 1], higher is more certain.
+    """How certain an exit is, once fitted: (B, K) to (B,) float32 in [0, 1], higher is more certain.
 
     What is fitted are buffers, so that it is saved with the network and no optimiser moves it.
 
