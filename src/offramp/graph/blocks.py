@@ -19,7 +19,7 @@ from offramp.graph.dynamic_quant import is_packed
 
 @dataclass
 class ModuleCall:
-    """One call of a module, from operation ``first`` to ``last``; ``name`` is its path, or "path@2" and so on.
+    """One call of a module, operations ``first`` to ``last``; ``name`` is its path, then "path@2" and so on.
 
     ``listed``: it is a numbered element ("3", "layer_3") of a list of blocks.
     """

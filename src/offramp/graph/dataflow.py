@@ -112,8 +112,8 @@ class Flow:
             if last >= 0:
                 raise PartitionError(
                     f"{type(self.trace.model).__name__} changes its own parameter or buffer {name!r} "
-                    f"in eval mode{_source_line(self.nodes[last])}\n  try: make forward free of side effects, "
-                    "for instance behind `if self.training:`"
+                    f"in eval mode{_source_line(self.nodes[last])}\n  try: make forward free of side "
+                    "effects, for instance behind `if self.training:`"
                 )
 
     def _dependent_on(self, sources: Iterable[Node]) -> set[Node]:

@@ -72,8 +72,8 @@ class Trace:
 def trace(model: nn.Module, example: object) -> Trace:
     """Export a model with a dynamic batch dimension.
 
-    ``InputError``: the example is no batch of tensors, or the model fails on it; ``PartitionError``: the model
-    cannot be exported, with its line and what to try.
+    ``InputError``: the example is no batch of tensors, or the model fails on it. ``PartitionError``: the
+    model cannot be exported; the message names its line and what to try.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

@@ -94,18 +94,14 @@ def _golden(function: Callable[[float], float], low: float, high: float) -> floa
     between = (high - low) / 12
     best = min((low + between * i for i in range(13)), key=function)
     low, high = max(low, best - between), min(high, best + between)
-    ratio = (5**0.5 - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
+    inner = high - (5**0.5 - 1) / 2 * (high - low)
+    value = function(inner)
     while high - low > 1e-3:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
+        other = low + high - inner  # the golden section keeps the better of the two as the next one's inner
+        found = function(other)
+        if (found, other) < (value, inner):
+            inner, value, other = other, found, inner
+        low, high = (low, other) if inner < other else (other, high)
     return (low + high) / 2
 
 
