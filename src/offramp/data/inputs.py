@@ -90,21 +90,18 @@ class InputSpec:
         """Raise ``InputError`` for tensors that the traced graph was not made for."""
         for name, value, shape, dtype in zip(self.names, values, self.shapes, self.dtypes, strict=True):
             if not isinstance(value, Tensor):
-                raise InputError(f"input {name!r}: expected a tensor, got {type(value).__name__}")
-            if value.shape[1:] != shape or value.ndim == 0:
-                wanted = ", ".join(["B", *map(str, shape)])
-                raise InputError(f"input {name!r}: expected shape ({wanted}), got {tuple(value.shape)}")
-            if value.dtype != dtype:
-                raise InputError(f"input {name!r}: expected {dtype}, got {value.dtype}; convert the batch")
-            if value.device != self.device:
-                raise InputError(
-                    f"input {name!r}: expected it on {self.device}, got {value.device}; move the batch"
-                )
-            if len(value) != len(values[0]):
-                raise InputError(
-                    f"input {name!r}: expected batch size {len(values[0])} like {self.names[0]!r}, "
-                    f"got {len(value)}"
-                )
+                wrong = f"a tensor, got {type(value).__name__}"
+            elif value.shape[1:] != shape or value.ndim == 0:
+                wrong = f"shape ({', '.join(['B', *map(str, shape)])}), got {tuple(value.shape)}"
+            elif value.dtype != dtype:
+                wrong = f"{dtype}, got {value.dtype}; convert the batch"
+            elif value.device != self.device:
+                wrong = f"it on {self.device}, got {value.device}; move the batch"
+            elif len(value) != len(values[0]):
+                wrong = f"batch size {len(values[0])} like {self.names[0]!r}, got {len(value)}"
+            else:
+                continue
+            raise InputError(f"input {name!r}: expected {wrong}")
 
     def call(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """(args, kwargs) of a call to the user's model."""

@@ -1,27 +1,84 @@
 """Where a model can be cut, and which of these places are taken by default.
 
 A cut is legal where one value computed with parameters is alive (the feature) beside values that depend on
-the inputs alone. Automatic cuts sit at the ends of blocks, far enough apart in MACs.
+the inputs alone. Automatic cuts sit at the ends of blocks, far enough apart in MACs. A block is what an
+engineer would call one: a module with parts of its own that is not itself a list of blocks. Models without
+blocks are cut before each leaf with weights.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from torch import nn
 from torch.fx import Node
 
 from offramp.errors import PartitionError
-from offramp.graph.blocks import ModuleCall, block_ends, leaf_ends
 from offramp.graph.dataflow import Flow, batch_free, is_tensor
+from offramp.graph.dynamic_quant import is_packed
 from offramp.graph.layout import LAYOUTS, find_layout
 from offramp.graph.macs import span_macs
 from offramp.graph.spans import Border, input_border, output_border
 
 _LEAST_SHARE = 0.005
 """Automatic cuts closer than this share of the MACs to their neighbour or the end are left out."""
+
+
+@dataclass
+class ModuleCall:
+    """One call of a module, operations ``first`` to ``last``; ``name`` is its path, then "path@2" and so on.
+
+    ``listed``: it is a numbered element ("3", "layer_3") of a list of blocks.
+    """
+
+    name: str
+    path: str
+    module: nn.Module
+    listed: bool
+    first: int
+    last: int
+
+    @property
+    def composite(self) -> bool:
+        """Whether the module has parts that are called."""
+        return _has_parts(self.module)
+
+    def inside(self, others: Sequence[ModuleCall]) -> bool:
+        """Whether it was called inside one of ``others``."""
+        return any(
+            self.path.startswith(other.path + ".") and other.first <= self.first and self.last <= other.last
+            for other in others
+        )
+
+
+def module_calls(flow: Flow) -> list[ModuleCall]:
+    """Every call of every sub-module, in order of their first operation."""
+    modules = dict(flow.trace.model.named_modules(remove_duplicate=False))
+    calls: dict[str, ModuleCall] = {}
+    times = Counter[str]()
+    for i, node in enumerate(flow.nodes):
+        if flow.is_free(node):  # sizes are hoisted out of their call, and weights may be computed anywhere
+            continue
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+            if not path or path not in modules:
+                continue
+            if key not in calls:
+                times[path] += 1
+                calls[key] = ModuleCall(
+                    name=path if times[path] == 1 else f"{path}@{times[path]}",
+                    path=path,
+                    module=modules[path],
+                    listed=_is_listed_block(path, modules),
+                    first=i,
+                    last=i,
+                )
+            calls[key].last = i
+    return list(calls.values())
 
 
 @dataclass(frozen=True)
@@ -170,7 +227,7 @@ def _in_order(cuts: Sequence[Cut]) -> list[Cut]:
 def _automatic(flow: Flow, calls: Sequence[ModuleCall], legal: Sequence[Cut]) -> list[Cut]:
     by_name = {cut.name: cut for cut in legal}
     found: list[Cut] = []
-    for ends in (_block_ends(calls, legal), leaf_ends(calls)):
+    for ends in (_block_ends(calls, legal), _leaf_ends(calls)):
         at_ends = _in_order([by_name[name] for name in ends if name in by_name])
         found = max(found, _spaced(flow, at_ends), key=len)
         if len(found) > 1:  # with fewer than two blocks to stop after, it is no model of blocks
@@ -179,8 +236,40 @@ def _automatic(flow: Flow, calls: Sequence[ModuleCall], legal: Sequence[Cut]) ->
 
 
 def _block_ends(calls: Sequence[ModuleCall], legal: Sequence[Cut]) -> list[str]:
-    ends = {call.name: call.last for call in calls}
-    return block_ends(calls, {cut.name for cut in legal if cut.border.after == ends[cut.name]})
+    """Names of the calls of blocks, in order.
+
+    Parts inside a block that cannot be cut right at their own end (inside a residual block) are none.
+    """
+    after = {cut.name: cut.border.after for cut in legal}
+    listed = [call for call in calls if call.listed]
+    listed = [call for call in listed if after.get(call.name) == call.last or not call.inside(listed)]
+    composite = [call for call in calls if call.composite]
+    blocks = [call for call in composite if not any(part.inside([call]) for part in listed)]
+    return [call.name for call in composite if not call.inside(blocks)]
+
+
+def _leaf_ends(calls: Sequence[ModuleCall]) -> list[str]:
+    """Names of the leaf calls after which a leaf with weights follows."""
+    leaves = [call for call in calls if not call.composite]
+    return [
+        before.name
+        for before, after in pairwise(leaves)
+        if any(parameter.ndim >= 2 for parameter in after.module.parameters())
+    ]
+
+
+def _is_listed_block(path: str, modules: dict[str, nn.Module]) -> bool:
+    """A numbered element of a list whose parts are mostly blocks: more than sequences of leaves."""
+    owner = modules[path.rpartition(".")[0]]
+    if not (path[-1].isdigit() and isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict))):
+        return False
+    elements = [element for element in owner.children() if _has_parts(element)]
+    blocks = [element for element in elements if not isinstance(element, nn.Sequential)]
+    return modules[path] in blocks and 2 * len(blocks) >= len(elements)
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return not is_packed(module) and any(True for _ in module.children())
 
 
 def _spaced(flow: Flow, cuts: Sequence[Cut]) -> list[Cut]:

@@ -17,55 +17,13 @@ from torch.fx import Node
 from offramp.graph.dataflow import Flow, is_tensor, operation_name
 
 LAYOUTS = ("NC", "NCL", "NLC", "NCHW", "NHWC")
-_KEEPS_DIMENSIONS = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "hardsigmoid",
-        "sigmoid",
-        "tanh",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "prelu",
-        "mish",
-        "softplus",
-        "clamp",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "pow",
-        "sqrt",
-        "rsqrt",
-        "neg",
-        "exp",
-        "dropout",
-        "feature_dropout",
-        "softmax",
-        "masked_fill",
-        "where",
-        "clone",
-        "contiguous",
-        "to",
-        "_to_copy",
-        "type_as",
-        "alias",
-        "detach",
-        "lift_fresh_copy",
-        "copy",
-        "cat",
-        "slice",
-        "roll",
-        "flip",
-        "pad",
-        "constant_pad_nd",
-    ]
-)
+_KEEPS_DIMENSIONS = {
+    "relu", "relu6", "gelu", "silu", "hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh",
+    "leaky_relu", "elu", "selu", "prelu", "mish", "softplus", "clamp", "add", "sub", "mul", "div", "pow",
+    "sqrt", "rsqrt", "neg", "exp", "dropout", "feature_dropout", "softmax", "masked_fill", "where",
+    "clone", "contiguous", "to", "_to_copy", "type_as", "alias", "detach", "lift_fresh_copy", "copy",
+    "cat", "slice", "roll", "flip", "pad", "constant_pad_nd",
+}  # fmt: skip
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "adjoint"}
 _SECOND, _LAST = 1, -1
@@ -73,12 +31,12 @@ _STRONG = {
     **dict.fromkeys(("conv1d", "conv2d", "batch_norm", "group_norm", "instance_norm"), _SECOND),
     **dict.fromkeys(("layer_norm", "rms_norm", "embedding"), _LAST),
 }
-_WEAK = {
-    **dict.fromkeys(("linear", "packed_linear"), _LAST),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _SECOND),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), _SECOND),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_nearest2d", "pixel_shuffle"), _SECOND),
-}
+_POOLINGS = (
+    "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool2d", "avg_pool2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d",
+    "pixel_shuffle",
+)  # fmt: skip
+_WEAK = {"linear": _LAST, "packed_linear": _LAST, **dict.fromkeys(_POOLINGS, _SECOND)}
 Dims = tuple[int | None, ...]
 """For each dimension of a value, the feature's dimension that it is; None where it is none."""
 _NAMES = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC"}

@@ -16,8 +16,7 @@ from torch.utils import _pytree
 
 from offramp.data import InputSpec
 from offramp.errors import PartitionError
-from offramp.graph.blocks import module_calls
-from offramp.graph.cuts import Cut, RefusedCut, chosen_cuts, possible_cuts
+from offramp.graph.cuts import Cut, RefusedCut, chosen_cuts, module_calls, possible_cuts
 from offramp.graph.dataflow import Flow
 from offramp.graph.macs import span_macs
 from offramp.graph.modes import caches_kept, evaluating
