@@ -23,7 +23,7 @@ from offramp.graph.dataflow import Flow, batch_free, is_tensor
 from offramp.graph.dynamic_quant import is_packed
 from offramp.graph.layout import LAYOUTS, find_layout
 from offramp.graph.macs import span_macs
-from offramp.graph.spans import Border, input_border, output_border
+from offramp.graph.spans import Border
 
 _LEAST_SHARE = 0.005
 """Automatic cuts closer than this share of the MACs to their neighbour or the end are left out."""
@@ -104,6 +104,12 @@ class RefusedCut:
 
     name: str
     reason: str
+
+
+def borders(flow: Flow, cuts: Sequence[Cut]) -> list[Border]:
+    """In front of the first operation, at every cut, and behind the last operation."""
+    end = Border(len(flow.nodes) - 1, ())
+    return [Border(-1, flow.trace.inputs), *(cut.border for cut in cuts), end]
 
 
 def possible_cuts(
@@ -274,7 +280,7 @@ def _has_parts(module: nn.Module) -> bool:
 
 def _spaced(flow: Flow, cuts: Sequence[Cut]) -> list[Cut]:
     """Cuts far enough, in MACs, from the one before and from the end for an exit to make a difference."""
-    macs = span_macs(flow, [input_border(flow), *(cut.border for cut in cuts), output_border(flow)])
+    macs = span_macs(flow, borders(flow, cuts))
     total, done, last = sum(macs), 0, 0
     kept: list[Cut] = []
     for cut, cost in zip(cuts, macs, strict=False):

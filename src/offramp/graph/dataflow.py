@@ -29,7 +29,8 @@ _MAY_RETURN_ITS_ARGUMENT = {"dropout", "feature_dropout", "alpha_dropout", "feat
 """Operations that can return their argument itself although their schema does not say so."""
 _NORMS = {"batch_norm", "instance_norm"}
 """Change running statistics (arguments 3 and 4) where argument 5 is true; the schema does not say so."""
-_CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
+CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
+"""Operations that only assert something at run time."""
 
 
 class Flow:
@@ -110,10 +111,12 @@ class Flow:
         for node, (_, name) in self.trace.slots.items():
             last = self._storage.last_write(node)
             if last >= 0:
+                trail = (self.nodes[last].stack_trace or "").splitlines()
+                lines = [f"\n  {line.strip()}" for line in trail if line.strip()]  # the user's line is last
                 raise PartitionError(
                     f"{type(self.trace.model).__name__} changes its own parameter or buffer {name!r} "
-                    f"in eval mode{_source_line(self.nodes[last])}\n  try: make forward free of side "
-                    "effects, for instance behind `if self.training:`"
+                    f"in eval mode{''.join(lines[-2:])}\n  try: make forward free of side effects, "
+                    "for instance behind `if self.training:`"
                 )
 
     def _dependent_on(self, sources: Iterable[Node]) -> set[Node]:
@@ -177,17 +180,6 @@ def operation_name(node: Node) -> str:
     return node.target._schema.name.split("::")[1].rstrip("_")
 
 
-def is_check(node: Node) -> bool:
-    """Whether an operation only asserts something at run time."""
-    return operation_name(node) in _CHECKS
-
-
-def _source_line(node: Node) -> str:
-    """The user's line that an operation came from, for messages; empty if unknown."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
-    return "".join(f"\n  {line}" for line in lines[-2:])
-
-
 def _symbolic(shape: Iterable[object]) -> bool:
     return any(isinstance(size, torch.SymInt) for size in shape)
 
@@ -244,13 +236,12 @@ def _subgraph_inputs(node: Node) -> Iterator[tuple[Node, Node, _Storage, tuple[N
 
 def _in_place_results(nodes: tuple[Node, ...]) -> dict[Node, Node]:
     """In-place operations return the value they changed: result -> value."""
-    results: dict[Node, Node] = {}
-    for node in nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and is_tensor(node):
-            returned = node.target._schema.returns[0].alias_info
-            if returned is not None and returned.is_write:
-                results[node] = _writes(node)[0]
-    return results
+    return {
+        node: _writes(node)[0]
+        for node in nodes
+        if isinstance(node.target, torch._ops.OpOverload) and is_tensor(node)
+        if (returned := node.target._schema.returns[0].alias_info) is not None and returned.is_write
+    }
 
 
 def _shares_storage_with(node: Node) -> list[Node]:

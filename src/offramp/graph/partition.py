@@ -16,11 +16,11 @@ from torch.utils import _pytree
 
 from offramp.data import InputSpec
 from offramp.errors import PartitionError
-from offramp.graph.cuts import Cut, RefusedCut, chosen_cuts, module_calls, possible_cuts
+from offramp.graph.cuts import Cut, RefusedCut, borders, chosen_cuts, module_calls, possible_cuts
 from offramp.graph.dataflow import Flow
 from offramp.graph.macs import span_macs
 from offramp.graph.modes import caches_kept, evaluating
-from offramp.graph.spans import Border, Span, build_span, input_border, output_border
+from offramp.graph.spans import Border, Span, SpanBuilder
 from offramp.graph.trace import trace
 
 INPUT = "input"
@@ -66,6 +66,7 @@ class Partition:
         self.model: nn.Module = flow.trace.model
         self.spec: InputSpec = flow.trace.spec
         self.legal, self.refused, self.cuts = tuple(legal), tuple(refused), tuple(cuts)
+        self._borders = borders(flow, cuts)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -77,17 +78,15 @@ class Partition:
     @cached_property
     def macs(self) -> tuple[int, ...]:
         """Multiply-accumulates per sample of each segment; counted once."""
-        return tuple(span_macs(self.flow, [self.border(i) for i in range(len(self.cuts) + 2)]))
+        return tuple(span_macs(self.flow, self._borders))
 
-    def span(self, start: int, stop: int, device: str | None = None) -> Span:
+    def span(self, start: int, stop: int) -> Span:
         """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
-        return build_span(self.flow, self.border(start), self.border(stop), device)
+        return SpanBuilder(self.flow, self.border(start)).build(self.border(stop))
 
     def border(self, index: int) -> Border:
         """Border by index: 0 is the input, i the i-th cut, ``len(cuts) + 1`` the output."""
-        if index == 0:
-            return input_border(self.flow)
-        return self.cuts[index - 1].border if index <= len(self.cuts) else output_border(self.flow)
+        return self._borders[index]
 
     def carried_per_sample(self, position: int) -> tuple[bool, ...]:
         """For each value that crosses a border beside the feature: whether it has one row per sample."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from offramp.graph.dataflow import Flow, is_check, is_size, operation_name
+from offramp.graph.dataflow import CHECKS, Flow, is_size, operation_name
 from offramp.graph.dynamic_quant import layer_of
 from offramp.graph.trace import Slot
 
@@ -32,16 +32,6 @@ class Border:
 
     after: int
     activations: tuple[Node, ...]
-
-
-def input_border(flow: Flow) -> Border:
-    """The border in front of the first operation."""
-    return Border(-1, flow.trace.inputs)
-
-
-def output_border(flow: Flow) -> Border:
-    """The border behind the last operation."""
-    return Border(len(flow.nodes) - 1, ())
 
 
 class Span:
@@ -60,22 +50,20 @@ class Span:
         return self._function(*values, *[owner[name].to("meta") for owner, name in self.slots])
 
 
-def build_span(flow: Flow, start: Border, stop: Border, device: str | None = None) -> Span:
-    """Compile the operations after ``start`` up to ``stop`` to a function.
+class SpanBuilder:
+    """Compiles the operations after ``start`` to a function.
 
     ``device`` replaces that of operations which create tensors ("meta", to count without computing).
     """
-    return _Builder(flow, start, device).build(stop)
 
-
-class _Builder:
-    def __init__(self, flow: Flow, start: Border, device: str | None) -> None:
+    def __init__(self, flow: Flow, start: Border, device: str | None = None) -> None:
         self.flow, self.start, self.device = flow, start, device
         self.graph = Graph()
         self.root = nn.Module()
         self.values: dict[Node, Any] = {node: self.graph.placeholder(node.name) for node in start.activations}
 
     def build(self, stop: Border) -> Span:
+        """The operations up to ``stop``."""
         flow, wanted = self.flow, self.flow.nodes[self.start.after + 1 : stop.after + 1]
         results = [flow.root(n) for n in stop.activations] or flow.outputs()
         nodes = [*self._earlier(wanted, results), *wanted]
@@ -129,7 +117,7 @@ class _Builder:
         module = deepcopy(module)
         for part in (m for m in module.modules() if isinstance(m, GraphModule)):
             for node in reversed(part.graph.nodes):
-                if is_check(node):
+                if operation_name(node) in CHECKS:
                     part.graph.erase_node(node)
                 else:
                     self._redirect(node)

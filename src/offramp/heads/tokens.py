@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.heads.base import Head
-from offramp.heads.features import FeatureSpec, as_tokens
+from offramp.heads.features import FeatureSpec, as_tokens, pool
 
 QUERIES = 4
 
@@ -34,6 +34,7 @@ class AttentionPool(nn.Module):
         scores = self.query(x)
         if mask is not None:
             scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)
+        # masked tokens are zero: where none is real, so are the means
         means: Tensor = scores.softmax(1).movedim(1, -1) @ x
         return means.flatten(1)
 
@@ -43,16 +44,15 @@ class TokenHead(Head):
 
     def __init__(self, feature: FeatureSpec) -> None:
         super().__init__(feature, reduction="tokens all")
-        self.masked = feature.mask
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Feature (B, ...) to tokens (B, L, C), or (B, L, C + 1) with the mask."""
-        mask = mask if self.masked else None
+        mask = mask if self.uses_mask else None
         x = as_tokens(x, self.layout, mask)
         return x if mask is None else torch.cat([x, mask[..., None].to(x.dtype)], -1)
 
     def _parted(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (z[..., :-1], z[..., -1] > 0.5) if self.masked else (z, None)
+        return (z[..., :-1], z[..., -1] > 0.5) if self.uses_mask else (z, None)
 
 
 class AttentionHead(TokenHead):
@@ -96,10 +96,7 @@ class LocalGlobalHead(TokenHead):
             near = near.masked_fill(~mask[..., None], 0.0)
         near = near.movedim(-1, 1)
         near = F.hardswish(self.local(near.unflatten(2, self.sides) if self.sides else near)).flatten(2)
-        if mask is None:
-            near = near.mean(2)
-        else:
-            near = near.masked_fill(~mask[:, None], 0.0).sum(2) / mask.sum(1).clamp(min=1)[:, None]
+        near = pool(near.movedim(1, -1), "NLC", 1, mask)
         out: Tensor = self.out(self.norm(torch.cat([near, self.gather(x, mask)], 1)))
         return out
 
@@ -116,23 +113,22 @@ def _image(feature: FeatureSpec) -> tuple[tuple[int, ...], int]:
     return (), 0
 
 
-class PerTokenHead(TokenHead):
+class PerTokenHead(Head):
     """One answer for every token of a sequence, by one linear map, or two with ``hidden``.
 
     With ``local`` neighbours are mixed in first, by a depthwise convolution over three tokens.
     """
 
     def __init__(self, feature: FeatureSpec, outputs: int, local: bool, hidden: bool) -> None:
-        super().__init__(feature)
+        super().__init__(feature, reduction="tokens all")
         channels, inner = feature.channels, max(32, min(256, feature.channels // 2))
-        self.masked = False  # masked tokens are zero, as beyond the ends: nothing else is needed of the mask
         self.local = nn.Conv1d(channels, channels, 3, padding=1, groups=channels) if local else None
         self.norm = nn.LayerNorm(channels)
         self.hidden = nn.Linear(channels, inner) if hidden else None
         self.out = nn.Linear(inner if hidden else channels, outputs)
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Feature to tokens (B, L, C), zero where masked out."""
+        """Feature to tokens (B, L, C), zero where masked out, as beyond the ends: the mask is not kept."""
         return as_tokens(x, self.layout, mask)
 
     def predict(self, z: Tensor) -> Tensor:
