@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.heads.base import Head
-from offramp.heads.features import FeatureSpec, as_tokens, pool
+from offramp.heads.features import FeatureSpec, as_tokens
 
 QUERIES = 4
 
@@ -96,7 +96,10 @@ class LocalGlobalHead(TokenHead):
             near = near.masked_fill(~mask[..., None], 0.0)
         near = near.movedim(-1, 1)
         near = F.hardswish(self.local(near.unflatten(2, self.sides) if self.sides else near)).flatten(2)
-        near = pool(near.movedim(1, -1), "NLC", 1, mask)
+        if mask is None:
+            near = near.mean(2)
+        else:
+            near = near.masked_fill(~mask[:, None], 0.0).sum(2) / mask.sum(1).clamp(min=1)[:, None]
         out: Tensor = self.out(self.norm(torch.cat([near, self.gather(x, mask)], 1)))
         return out
 
