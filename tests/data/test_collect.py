@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from offramp.data import row_store
-from offramp.data.batches import checked_batches
-from offramp.data.collect import collect
+from offramp.data.collect import checked_batches, collect
 from offramp.data.inputs import InputSpec
 from offramp.data.row_store import RowStore, StoreProgress
 from offramp.errors import InputError, StorageError

@@ -20,7 +20,7 @@ from offramp.core.frontier import Frontier
 from offramp.graph.dynamic_quant import packed_layers
 from offramp.graph.macs import count_macs, count_module
 from offramp.network.network import ExitNetwork
-from offramp.tasks.outputs import select_output
+from offramp.tasks.base import select_output
 from toys import answer, clone, identical
 from zoo import TOKENS, ZOO, Model
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks.base import make_task
-from offramp.tasks.outputs import select_output
+from offramp.tasks.base import make_task, select_output
 
 OUTPUTS = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 0.5]])
 

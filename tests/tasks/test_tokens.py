@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks.base import make_task, token_mean
+from offramp.tasks.base import make_task, select_output, token_mean
 from offramp.tasks.classification import IGNORED
-from offramp.tasks.outputs import select_output
 
 TASK = make_task("token-classification")
 OUTPUTS = torch.tensor([[[2.0, 0], [0, 1], [3, 0]], [[0, 1], [1, 0], [0, 1]]])  # says 0 1 0 and 1 0 1

@@ -1,4 +1,4 @@
-"""Rows computed once from a loader and kept on disk: cached features, recorded outputs.
+"""Batches of a loader, checked, and rows computed once from them and kept on disk.
 
 A running digest of the inputs tells whether the loader gives the same batches again; if not, the rows are
 computed anew.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,10 +18,18 @@ import torch
 from torch import Tensor
 
 from offramp._progress import progress_bar
-from offramp.data.batches import Batch, _length, _named_batches
 from offramp.data.inputs import InputSpec
 from offramp.data.row_store import Array, RowStore
 from offramp.errors import InputError
+
+
+class Batch(NamedTuple):
+    """One batch of a loader: what to call it in messages, inputs, and labels or None."""
+
+    name: str
+    values: list[Tensor]
+    labels: Tensor | None
+
 
 Compute = Callable[[list[Tensor], Tensor | None], Mapping[str, Array]]
 """(inputs, labels or None) of one batch -> arrays of B rows each, always the same names."""
@@ -49,26 +58,12 @@ def collect(
     lasting: bool = True,
     progress: bool | None = None,
 ) -> StoredRows:
-    """Run ``compute`` over every batch of a loader that the folder has no rows of yet.
+    """Run ``compute`` over every batch of a loader that the folder has no rows of yet; rows in its order.
 
-    Args:
-        folder: where rows are kept; name it after everything that ``compute`` depends on.
-        spec: of the model's inputs.
-        loader: yields batches as ``InputSpec.split_labels`` takes them; the same ones each time, to resume.
-        compute: one batch to arrays of rows.
-        label: for the progress bar.
-        passes: how often to go through the loader (augmented views).
-        apart: keep rows of loaders with different first batches side by side; else the last one's are kept.
-        lasting: whether the folder outlives the process.
-        progress: None shows a bar when standard error is a terminal.
-
-    Returns:
-        Rows in the loader's order.
-
-    Raises:
-        InputError: the loader yields nothing, changes its structure, can be gone through only once where more
-            is needed, or a batch does not fit the model.
-        StorageError: the folder cannot be written or is full.
+    Name the folder after everything that ``compute`` depends on; ``lasting`` says whether it outlives the
+    process, and ``apart`` keeps rows of loaders with different first batches side by side, not those of the
+    last one alone. ``passes`` is how often to go through the loader (augmented views). ``InputError`` where
+    the loader or a batch does not fit, ``StorageError`` where the folder cannot be written or is full.
     """
     once = isinstance(loader, Iterator)
     if once and passes > 1:
@@ -80,7 +75,8 @@ def collect(
     first = next(batches)
     if apart:
         folder = folder / _update(hashlib.sha256(), first).hexdigest()[:16]
-    store, total = RowStore(folder, lasting), _length(loader, passes)
+    store = RowStore(folder, lasting)
+    total = None if once else operator.length_hint(loader) * passes or None
     with progress_bar(label, total, progress) as advance:
         try:
             _fill(store, itertools.chain([first], batches), compute, advance)
@@ -98,6 +94,53 @@ def collect(
             )
             _fill(store, _named_batches(spec, loader, passes), compute, advance)
     return StoredRows(store.arrays(), store.progress.digest)
+
+
+def checked_batches(
+    spec: InputSpec, loader: Iterable[Any], passes: int = 1
+) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+    """(inputs, labels or None) of every batch that is not empty; all labelled or none.
+
+    ``InputError`` where nothing comes, the structure changes, or a batch does not fit the model.
+    """
+    return ((batch.values, batch.labels) for batch in _named_batches(spec, loader, passes))
+
+
+def _named_batches(spec: InputSpec, loader: Iterable[Any], passes: int) -> Iterator[Batch]:
+    before: Batch | None = None
+    for _ in range(passes):
+        empty = True
+        for i, raw in enumerate(_iterated(loader)):
+            name = f"batch {i} of the loader"
+            try:
+                batch = Batch(name, *spec.split_labels(raw))
+                _check_labels(batch, before)
+            except (TypeError, ValueError) as error:  # InputError is one; labels may be no numbers
+                raise InputError(f"{name}: {error}") from error
+            if len(batch.values[0]):
+                empty = False
+                before = batch
+                yield batch
+        if empty:
+            raise InputError("the loader yields no samples; expected at least one. Is the data set empty?")
+
+
+def _iterated(loader: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise InputError(
+            f"loader: expected batches to go through, such as a DataLoader; got a {type(loader).__name__}"
+        ) from error
+
+
+def _check_labels(batch: Batch, before: Batch | None) -> None:
+    rows, labels = len(batch.values[0]), batch.labels
+    if before is not None and (before.labels is None) != (labels is None):
+        had, has = ("no labels", "some") if before.labels is None else ("labels", "none")
+        raise InputError(f"earlier batches had {had}, this one has {has}; make all batches alike")
+    if labels is not None and labels.shape[:1] != (rows,):
+        raise InputError(f"expected labels for {rows} inputs, got shape {tuple(labels.shape)}")
 
 
 def _fill(
@@ -120,7 +163,7 @@ def _fill(
 
 
 def _update(digest: Any, batch: Batch) -> Any:
-    for tensor in (*batch.values, *([] if batch.labels is None else [batch.labels])):
+    for tensor in batch.values if batch.labels is None else (*batch.values, batch.labels):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().data)

@@ -24,6 +24,8 @@ from offramp.errors import InputError
 from offramp.storage import storage_errors, write_text
 
 Array = npt.NDArray[Any]
+Column = tuple[np.dtype[Any], tuple[int, ...]]
+"""Type and shape of an array, rows aside."""
 _COMMIT_EVERY = 2.0  # seconds of work that a kill may cost
 
 
@@ -37,22 +39,16 @@ class StoreProgress:
 
 
 class RowStore:
-    """Append-only arrays in a folder, for one process at a time.
+    """Append-only arrays in a folder, for one process at a time; a damaged folder is emptied.
 
     Rows are written inside a ``with`` block. What is whole at its end counts, also when an error ends it.
-
-    Args:
-        folder: made when the first rows come; a damaged one is emptied.
-        lasting: whether another process may go on with it; False spares the disk the care that needs.
-
-    Attributes:
-        progress: of the rows appended so far.
+    Where it is not ``lasting``, no other process may go on with it, which spares the disk.
     """
 
     def __init__(self, folder: Path, lasting: bool = True) -> None:
         self.folder, self._lasting = folder, lasting
         self.progress = StoreProgress()
-        self._columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._columns: dict[str, Column] = {}
         self._files: dict[str, BinaryIO] = {}
         self._committed = 0.0
         try:
@@ -64,7 +60,9 @@ class RowStore:
 
     def _read(self) -> None:
         state = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
-        self._columns = {name: (_plain(dtype), _sizes(shape)) for name, dtype, shape in state["columns"]}
+        self._columns = {
+            name: (_number_type(dtype), _sizes(shape)) for name, dtype, shape in state["columns"]
+        }
         self.progress = StoreProgress(**state["progress"])
         _sizes([self.progress.rows, self.progress.batches])
         for name in self._columns:
@@ -89,15 +87,10 @@ class RowStore:
         self._files = {}
 
     def append(self, arrays: Mapping[str, Array], digest: str) -> None:
-        """Add the rows of one batch.
+        """Add the rows of one batch; ``digest`` is that of all inputs up to here.
 
-        Args:
-            arrays: of the same names, types and shapes (rows aside) each time.
-            digest: of all inputs up to here.
-
-        Raises:
-            InputError: a type or a shape differs from earlier batches.
-            StorageError: the folder cannot be written or is full.
+        ``InputError`` where a name, type or shape differs from earlier batches, ``StorageError`` where the
+        folder cannot be written or is full.
         """
         columns = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
         if self._columns and columns != self._columns:
@@ -110,13 +103,12 @@ class RowStore:
                 self._open(columns)
             for name, array in arrays.items():
                 self._files[name].write(np.ascontiguousarray(array).data)
-            rows = len(next(iter(arrays.values())))
-            done = self.progress
-            self.progress = StoreProgress(done.rows + rows, done.batches + 1, digest)
+            rows = self.progress.rows + len(array)
+            self.progress = StoreProgress(rows, self.progress.batches + 1, digest)
             if time.monotonic() - self._committed >= _COMMIT_EVERY:
                 self._commit()
 
-    def _open(self, columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+    def _open(self, columns: Mapping[str, Column]) -> None:
         """Open the files, cut back to the rows that count."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._columns = dict(columns)
@@ -154,7 +146,7 @@ class RowStore:
         return self.progress.rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def _plain(name: str) -> np.dtype[Any]:
+def _number_type(name: str) -> np.dtype[Any]:
     dtype = np.dtype(name)
     if dtype.kind not in "biufc":
         raise ValueError(f"{name} is not a type of numbers")
@@ -167,5 +159,5 @@ def _sizes(values: Sequence[int]) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _described(columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> str:
+def _described(columns: Mapping[str, Column]) -> str:
     return ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in columns.items())

@@ -2,11 +2,11 @@
 
 Every operation's value is one of
     free      made from parameters, buffers, constants and sizes alone: computed again where it is needed
-    carried   depends on the inputs but on no parameter (a mask): handed on beside the feature
+    carried   depends on the inputs but on no parameter (a mask): passed along beside the feature
     feature   depends on both: what the network knows so far
 In-place operations write to the value they are applied to; values that share storage are one group, and
 whatever is written to one of them the others depend on too. Multiples of the batch size depend on nothing:
-they are read off the tensor that is handed on.
+they are read off the tensor that is passed along.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MAY_RETURN_ITS_ARGUMENT = {"dropout", "feature_dropout", "alpha_dropout", "feat
 """Operations that can return their argument itself although their schema does not say so."""
 _NORMS = {"batch_norm", "instance_norm"}
 """Change running statistics (arguments 3 and 4) where argument 5 is true; the schema does not say so."""
-_CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
+CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
+"""Operations that only assert something at run time."""
 
 
 class Flow:
@@ -40,8 +41,7 @@ class Flow:
         self.nodes = _needed(trace)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.same = _in_place_results(self.nodes)
-        self._group, writes = _storage(self.nodes)
-        self._last_write = {self._group.find(node): i for node, i in writes}
+        self._storage = _Storage(self.nodes)
         self._refuse_changed_parameters()
         self._on_input = self._dependent_on(trace.inputs)
         packed = (node for node in self.nodes if layer_of(node) is not None)
@@ -50,18 +50,13 @@ class Flow:
     @cached_property
     def last_use(self) -> dict[Node, int]:
         """Index of the last operation that reads each value; the outputs are read after all of them."""
-        uses: dict[Node, int] = {}
-        for i, node in enumerate(self.nodes):
-            for source in self.reads(node):
-                uses[source] = i
-        for output in self.outputs():
-            uses[output] = len(self.nodes)
-        return uses
+        uses = {source: i for i, node in enumerate(self.nodes) for source in self.reads(node)}
+        return uses | dict.fromkeys(self.outputs(), len(self.nodes))
 
     @cached_property
     def written_inputs(self) -> frozenset[Node]:
         """Inputs that the model changes in place: a span that starts with them must copy them first."""
-        return frozenset(node for node in self.trace.inputs if self._group.find(node) in self._last_write)
+        return frozenset(node for node in self.trace.inputs if self._storage.last_write(node) >= 0)
 
     def root(self, node: Node) -> Node:
         """The value itself, where ``node`` is the result of an in-place operation on it."""
@@ -72,7 +67,7 @@ class Flow:
     def reads(self, node: Node) -> Iterator[Node]:
         """The values an operation reads; none for a multiple of the batch size."""
         if not self.batch_factor(node.meta.get("val")):
-            yield from (self.root(source) for source in node.all_input_nodes)
+            yield from map(self.root, node.all_input_nodes)
 
     def outputs(self) -> list[Node]:
         """The values the model returns."""
@@ -89,11 +84,11 @@ class Flow:
     def batch_first(self, node: Node) -> bool:
         """Whether a value's first dimension is the batch and no other depends on it."""
         shape = node.meta["val"].shape
-        return len(shape) > 0 and self.batch_factor(shape[0]) == 1 and not any(map(_symbolic, shape[1:]))
+        return len(shape) > 0 and self.batch_factor(shape[0]) == 1 and not _symbolic(shape[1:])
 
     def is_free(self, node: Node) -> bool:
         """Made from parameters, constants and sizes alone, and never changed in place."""
-        return not (node in self._on_input or self._group.find(node) in self._last_write)
+        return node not in self._on_input and self._storage.last_write(node) < 0
 
     def is_feature(self, node: Node) -> bool:
         """Depends on inputs and on parameters."""
@@ -106,54 +101,61 @@ class Flow:
 
     def owned(self, node: Node, others: Iterable[Node]) -> bool:
         """Whether ``node`` shares its storage with no input, no parameter and none of ``others``."""
-        group = self._group.find(node)
-        known = (*self.trace.inputs, *self.trace.slots, *others)
-        return not any(self._group.find(other) is group for other in known if other is not node)
+        return not self._storage.shared(node, (*self.trace.inputs, *self.trace.slots, *others))
 
-    def changed_through_an_alias(self, node: Node, after: int, others: list[Node]) -> bool:
+    def changed_through_an_alias(self, node: Node, after: int, others: Iterable[Node]) -> bool:
         """Whether ``node`` shares storage with another alive value and is written after the cut."""
-        group = self._group.find(node)
-        shared = any(self._group.find(other) is group for other in others if other is not node)
-        return shared and self._last_write.get(group, -1) > after
+        return self._storage.shared(node, others) and self._storage.last_write(node) > after
 
     def _refuse_changed_parameters(self) -> None:
         for node, (_, name) in self.trace.slots.items():
-            if self._group.find(node) in self._last_write:
-                writer = self.nodes[self._last_write[self._group.find(node)]]
+            last = self._storage.last_write(node)
+            if last >= 0:
+                trail = (self.nodes[last].stack_trace or "").splitlines()
+                lines = [f"\n  {line.strip()}" for line in trail if line.strip()]  # the user's line is last
                 raise PartitionError(
                     f"{type(self.trace.model).__name__} changes its own parameter or buffer {name!r} "
-                    f"in eval mode{source_line(writer)}\n  try: make forward free of side effects, "
+                    f"in eval mode{''.join(lines[-2:])}\n  try: make forward free of side effects, "
                     "for instance behind `if self.training:`"
                 )
 
     def _dependent_on(self, sources: Iterable[Node]) -> set[Node]:
         """Every value that depends on one of ``sources``, also by a write to what it shares storage with."""
+        group = self._storage.group
         found, tainted, size = set(sources), set[Node](), -1
         while len(found) + len(tainted) > size:
             size = len(found) + len(tainted)
             for node in self.nodes:
-                if any(s in found or self._group.find(s) in tainted for s in self.reads(node)):
+                if any(source in found or group(source) in tainted for source in self.reads(node)):
                     found.add(node)
-                    tainted.update(self._group.find(written) for written in _writes(node))
-            found.update(n for n in (*self.trace.inputs, *self.nodes) if self._group.find(n) in tainted)
+                    tainted.update(map(group, _writes(node)))
+            found.update(n for n in (*self.trace.inputs, *self.nodes) if group(n) in tainted)
         return found
 
 
-class _Groups:
-    """Union-find over values that share storage."""
+class _Storage:
+    """Which values of a graph share storage (union-find), and the last operation that writes to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
         self._parent: dict[Node, Node] = {}
+        for node in nodes:
+            for source in _shares_storage_with(node):
+                mine, other = self.group(node), self.group(source)
+                if mine is not other:
+                    self._parent[mine] = other
+        self._writes = {self.group(value): i for i, node in enumerate(nodes) for value in _writes(node)}
 
-    def find(self, node: Node) -> Node:
+    def group(self, node: Node) -> Node:
         while (parent := self._parent.get(node)) is not None:
             node = parent
         return node
 
-    def join(self, a: Node, b: Node) -> None:
-        a, b = self.find(a), self.find(b)
-        if a is not b:
-            self._parent[a] = b
+    def last_write(self, node: Node) -> int:
+        """Index of the operation; -1 where there is none."""
+        return self._writes.get(self.group(node), -1)
+
+    def shared(self, node: Node, others: Iterable[Node]) -> bool:
+        return any(self.group(other) is self.group(node) for other in others if other is not node)
 
 
 def is_tensor(node: Node) -> bool:
@@ -168,7 +170,7 @@ def is_size(node: Node) -> bool:
 
 def batch_free(node: Node) -> bool:
     """Whether no dimension of a value depends on the batch."""
-    return not any(map(_symbolic, node.meta["val"].shape))
+    return not _symbolic(node.meta["val"].shape)
 
 
 def operation_name(node: Node) -> str:
@@ -178,25 +180,14 @@ def operation_name(node: Node) -> str:
     return node.target._schema.name.split("::")[1].rstrip("_")
 
 
-def is_check(node: Node) -> bool:
-    """Whether an operation only asserts something at run time."""
-    return operation_name(node) in _CHECKS
-
-
-def source_line(node: Node) -> str:
-    """The user's line that an operation came from, for messages; empty if unknown."""
-    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines() if line.strip()]
-    return "".join(f"\n  {line}" for line in lines[-2:])
-
-
-def _symbolic(size: object) -> bool:
-    return isinstance(size, torch.SymInt)
+def _symbolic(shape: Iterable[object]) -> bool:
+    return any(isinstance(size, torch.SymInt) for size in shape)
 
 
 def _needed(trace: Trace) -> tuple[Node, ...]:
     """Drop whatever nobody reads and changes nothing, run-time checks included."""
     kept: list[Node] = []
-    used: set[Node] = {n for n in trace.outputs if isinstance(n, Node)}
+    used = {n for n in trace.outputs if isinstance(n, Node)}
     for node in reversed(trace.nodes):
         if node in used or _writes(node):
             kept.append(node)
@@ -209,7 +200,9 @@ def _writes(node: Node) -> list[Node]:
     if node.op != "call_function":
         return []
     if not isinstance(node.target, torch._ops.OpOverload):
-        return _written_in_subgraphs(node)
+        return [
+            outer for inner, outer, storage, _ in _subgraph_inputs(node) if storage.last_write(inner) >= 0
+        ]
     if operation_name(node) in _NORMS and len(node.args) > 5 and node.args[5]:
         return [value for value in node.args[3:5] if isinstance(value, Node)]
     return [value for argument, value in _arguments(node) if argument.alias_info.is_write]
@@ -228,54 +221,27 @@ def _arguments(node: Node) -> list[tuple[Any, Node]]:
     ]
 
 
-def _subgraphs(node: Node) -> Iterator[tuple[tuple[Node, ...], dict[Node, Node]]]:
-    """The graphs of an operation with its own (autocast, gradient mode): (nodes, placeholder -> operand)."""
+def _subgraph_inputs(node: Node) -> Iterator[tuple[Node, Node, _Storage, tuple[Node, ...]]]:
+    """(placeholder, operand, storage, results) for the graphs inside an operation (autocast, no_grad)."""
     operands = _pytree.tree_leaves((node.args, node.kwargs))
     for source in node.all_input_nodes:
         if source.op == "get_attr":
             nodes = tuple(getattr(node.graph.owning_module, str(source.target)).graph.nodes)
             inputs = [n for n in nodes if n.op == "placeholder"]
-            pairs = zip(inputs, operands[len(operands) - len(inputs) :], strict=True)
-            yield nodes, {inner: outer for inner, outer in pairs if isinstance(outer, Node)}
-
-
-def _written_in_subgraphs(node: Node) -> list[Node]:
-    written: list[Node] = []
-    for nodes, operands in _subgraphs(node):
-        groups, writes = _storage(nodes)
-        changed = {groups.find(value) for value, _ in writes}
-        written += [outer for inner, outer in operands.items() if groups.find(inner) in changed]
-    return written
-
-
-def _returned_by_subgraphs(node: Node) -> list[Node]:
-    returned: list[Node] = []
-    for nodes, operands in _subgraphs(node):
-        groups, _ = _storage(nodes)
-        results = {groups.find(result) for result in nodes[-1].all_input_nodes}
-        returned += [outer for inner, outer in operands.items() if groups.find(inner) in results]
-    return returned
-
-
-def _storage(nodes: tuple[Node, ...]) -> tuple[_Groups, list[tuple[Node, int]]]:
-    """Groups of values that share storage, and (value, index of the operation) of every write."""
-    groups, writes = _Groups(), list[tuple[Node, int]]()
-    for i, node in enumerate(nodes):
-        for source in _shares_storage_with(node):
-            groups.join(node, source)
-        writes += [(written, i) for written in _writes(node)]
-    return groups, writes
+            storage, results = _Storage(nodes), tuple(nodes[-1].all_input_nodes)
+            for inner, outer in zip(inputs, operands[len(operands) - len(inputs) :], strict=True):
+                if isinstance(outer, Node):
+                    yield inner, outer, storage, results
 
 
 def _in_place_results(nodes: tuple[Node, ...]) -> dict[Node, Node]:
     """In-place operations return the value they changed: result -> value."""
-    results: dict[Node, Node] = {}
-    for node in nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and is_tensor(node):
-            returned = node.target._schema.returns[0].alias_info
-            if returned is not None and returned.is_write:
-                results[node] = _writes(node)[0]
-    return results
+    return {
+        node: _writes(node)[0]
+        for node in nodes
+        if isinstance(node.target, torch._ops.OpOverload) and is_tensor(node)
+        if (returned := node.target._schema.returns[0].alias_info) is not None and returned.is_write
+    }
 
 
 def _shares_storage_with(node: Node) -> list[Node]:
@@ -284,7 +250,11 @@ def _shares_storage_with(node: Node) -> list[Node]:
     if node.target is operator.getitem:
         return node.all_input_nodes
     if not isinstance(node.target, torch._ops.OpOverload):
-        return _returned_by_subgraphs(node)
+        return [
+            outer
+            for inner, outer, storage, results in _subgraph_inputs(node)
+            if storage.group(inner) in map(storage.group, results)
+        ]
     if operation_name(node) in _MAY_RETURN_ITS_ARGUMENT:
         return node.all_input_nodes[:1]
     if all(result.alias_info is None for result in node.target._schema.returns):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -42,11 +42,7 @@ def layer_of(node: Node) -> int | None:
     return int(node.args[1]) if node.target is torch.ops.offramp.packed_linear.default else None  # type: ignore[arg-type]
 
 
-def _flops(x: Sequence[int], layer: int, outputs: int, **_: object) -> int:
-    return 2 * math.prod(x) * outputs
-
-
-FLOPS = {torch.ops.offramp.packed_linear: _flops}
+FLOPS = {torch.ops.offramp.packed_linear: lambda x, layer, outputs, **_: 2 * math.prod(x) * outputs}
 """Floating-point operations by the shape of the input, two per multiply-accumulate, as torch counts them."""
 
 

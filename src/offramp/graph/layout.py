@@ -18,49 +18,12 @@ from offramp.graph.dataflow import Flow, is_tensor, operation_name
 
 LAYOUTS = ("NC", "NCL", "NLC", "NCHW", "NHWC")
 _KEEPS_DIMENSIONS = {
-    *(
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "hardsigmoid",
-        "sigmoid",
-        "tanh",
-        "leaky_relu",
-    ),
-    *(
-        "elu",
-        "selu",
-        "prelu",
-        "mish",
-        "softplus",
-        "clamp",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "pow",
-        "sqrt",
-        "rsqrt",
-        "neg",
-    ),
-    *(
-        "exp",
-        "dropout",
-        "feature_dropout",
-        "clone",
-        "contiguous",
-        "to",
-        "_to_copy",
-        "type_as",
-        "softmax",
-        "alias",
-    ),
-    *("detach", "lift_fresh_copy", "copy", "cat", "slice", "roll", "flip", "pad", "constant_pad_nd", "where"),
-    "masked_fill",
-}
+    "relu", "relu6", "gelu", "silu", "hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh",
+    "leaky_relu", "elu", "selu", "prelu", "mish", "softplus", "clamp", "add", "sub", "mul", "div", "pow",
+    "sqrt", "rsqrt", "neg", "exp", "dropout", "feature_dropout", "softmax", "masked_fill", "where",
+    "clone", "contiguous", "to", "_to_copy", "type_as", "alias", "detach", "lift_fresh_copy", "copy",
+    "cat", "slice", "roll", "flip", "pad", "constant_pad_nd",
+}  # fmt: skip
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "adjoint"}
 _SECOND, _LAST = 1, -1
@@ -68,27 +31,19 @@ _STRONG = {
     **dict.fromkeys(("conv1d", "conv2d", "batch_norm", "group_norm", "instance_norm"), _SECOND),
     **dict.fromkeys(("layer_norm", "rms_norm", "embedding"), _LAST),
 }
-_WEAK = {
-    **dict.fromkeys(("linear", "packed_linear"), _LAST),
-    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _SECOND),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), _SECOND),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_nearest2d", "pixel_shuffle"), _SECOND),
-}
+_POOLINGS = (
+    "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool2d", "avg_pool2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d",
+    "pixel_shuffle",
+)  # fmt: skip
+_WEAK = {"linear": _LAST, "packed_linear": _LAST, **dict.fromkeys(_POOLINGS, _SECOND)}
 Dims = tuple[int | None, ...]
 """For each dimension of a value, the feature's dimension that it is; None where it is none."""
 _NAMES = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC"}
 
 
 def find_layout(flow: Flow, feature: Node) -> str | None:
-    """Layout of a feature value.
-
-    Args:
-        flow: of the traced model.
-        feature: a tensor value with the batch first.
-
-    Returns:
-        One of ``LAYOUTS``, or None where the graph does not say.
-    """
+    """Layout of a feature (B, ...): one of ``LAYOUTS``; None where the graph does not say."""
     rank = _rank(feature)
     if rank == 2:
         return "NC"
@@ -141,30 +96,21 @@ def _through(node: Node, value: Node, other: Node, dims: Dims, forwards: bool) -
         return _reshaped(dims, value.meta["val"].shape, other.meta["val"].shape)
     if name not in _PERMUTES:
         return None
-    # distinct sizes tell where each dimension went
-    order = [size - 1 for size in _permuted(node, len(dims))]
-    if forwards:
-        return tuple(dims[i] for i in order)
-    return tuple(dims[order.index(i)] for i in range(len(dims)))
+    probe = torch.empty(*range(1, len(dims) + 1), device="meta")  # distinct sizes tell where each one went
+    order = [size - 1 for size in node.target(probe, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]
+    return tuple(dims[i] for i in (order if forwards else map(order.index, range(len(dims)))))
 
 
 def _reshaped(dims: Dims, before: torch.Size, after: torch.Size) -> Dims:
     """A reshape keeps the dimensions in front of the first change and those behind the last."""
     front = _equal(before, after)
     back = _equal(before[::-1], after[::-1][: len(after) - front])
-    middle = len(after) - front - back
-    return (*dims[:front], *[None] * middle, *dims[len(dims) - back :])
+    return (*dims[:front], *[None] * (len(after) - front - back), *dims[len(dims) - back :])
 
 
 def _equal(a: Sequence[object], b: Sequence[object]) -> int:
     """How many sizes at the start of two shapes are equal; compared as text, to leave symbols alone."""
-    pairs = (str(x) == str(y) for x, y in zip(a, b, strict=False))
-    return sum(takewhile(bool, pairs))
-
-
-def _permuted(node: Node, rank: int) -> torch.Size:
-    probe = torch.empty(*range(1, rank + 1), device="meta")
-    return node.target(probe, *node.args[1:], **node.kwargs).shape  # type: ignore[operator, no-any-return]
+    return sum(takewhile(bool, (str(x) == str(y) for x, y in zip(a, b, strict=False))))
 
 
 def _rank(node: Node) -> int:

@@ -1,8 +1,8 @@
 """Multiply-accumulate counts, on the meta device: shapes only, nothing is computed.
 
-torch's own counter is used; on the CPU device it misses fused attention, on the meta device it does not. It
-counts two floating-point operations per multiply-accumulate. Operations other than matrix products and
-convolutions (normalisation, activations, pooling) count as nothing, as in the published figures.
+torch's own counter, two floating-point operations per multiply-accumulate, misses fused attention on the CPU
+device, not on this one. Operations other than matrix products and convolutions (normalisation, activations,
+pooling) count as nothing, as in the published figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offramp.errors import PartitionError
 from offramp.graph.dataflow import Flow
 from offramp.graph.dynamic_quant import FLOPS
 from offramp.graph.modes import eval_mode
-from offramp.graph.spans import Border, build_span
+from offramp.graph.spans import Border, SpanBuilder
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def span_macs(flow: Flow, borders: Sequence[Border]) -> list[int]:
     values = tuple(torch.empty_like(value[:1], device="meta") for value in flow.trace.example)
     counts = []
     for start, stop in pairwise(borders):
-        span = build_span(flow, start, stop, device="meta")
+        span = SpanBuilder(flow, start, device="meta").build(stop)
         try:
             count, values = count_macs(lambda: span.on_meta(*values))  # noqa: B023 (called at once)
         except (NotImplementedError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,11 @@ from torch.utils import _pytree
 
 from offramp.data import InputSpec
 from offramp.errors import PartitionError
-from offramp.graph.blocks import module_calls
-from offramp.graph.cuts import Cut, RefusedCut, _choose, _sort_out
+from offramp.graph.cuts import Cut, RefusedCut, borders, chosen_cuts, module_calls, possible_cuts
 from offramp.graph.dataflow import Flow
 from offramp.graph.macs import span_macs
 from offramp.graph.modes import caches_kept, evaluating
-from offramp.graph.spans import Border, Span, build_span, output_border
+from offramp.graph.spans import Border, Span, SpanBuilder
 from offramp.graph.trace import trace
 
 INPUT = "input"
@@ -42,25 +42,20 @@ class Segment:
     span: Span
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The tuple handed on by the segment before (the model's inputs, for the first) to the next tuple.
+        """From the tuple of the segment before (the model's inputs, for the first) to the next tuple.
 
         The first tensor of a tuple is the feature; the rest depend on the inputs alone. The last segment
         returns the model's outputs, flat; ``Partition.pack`` gives them the model's own structure.
-        A segment may change the feature it is handed in place, where the model does.
+        A segment may change the feature it is given in place, where the model does.
         """
         return self.span(*values)
 
 
 class Partition:
-    """A model as a chain of segments.
+    """A model, untouched, as a chain of segments, one more than ``cuts``; ``spec`` tells of its inputs.
 
-    Attributes:
-        model: the user's model, untouched.
-        spec: structure of its inputs.
-        cuts: the chosen cuts, in order.
-        legal: every legal cut, in order.
-        refused: module ends where no cut is possible, each with its reason.
-        segments: one more than cuts.
+    ``legal`` are the cuts there could be, in order; ``refused`` the module ends where none is possible, each
+    with its reason.
     """
 
     def __init__(
@@ -71,28 +66,27 @@ class Partition:
         self.model: nn.Module = flow.trace.model
         self.spec: InputSpec = flow.trace.spec
         self.legal, self.refused, self.cuts = tuple(legal), tuple(refused), tuple(cuts)
+        self._borders = borders(flow, cuts)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The links of the chain."""
         names = (INPUT, *(cut.name for cut in self.cuts), OUTPUT)
-        count = len(self.cuts) + 1
-        return tuple(Segment(names[i + 1], names[i], self.span(i, i + 1)) for i in range(count))
+        links = enumerate(pairwise(names))
+        return tuple(Segment(name, start, self.span(i, i + 1)) for i, (start, name) in links)
 
     @cached_property
     def macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates per sample of each segment; counted once, however many networks ask."""
-        return tuple(span_macs(self.flow, [self.border(i) for i in range(len(self.cuts) + 2)]))
+        """Multiply-accumulates per sample of each segment; counted once."""
+        return tuple(span_macs(self.flow, self._borders))
 
-    def span(self, start: int, stop: int, device: str | None = None) -> Span:
+    def span(self, start: int, stop: int) -> Span:
         """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
-        return build_span(self.flow, self.border(start), self.border(stop), device)
+        return SpanBuilder(self.flow, self.border(start)).build(self.border(stop))
 
     def border(self, index: int) -> Border:
         """Border by index: 0 is the input, i the i-th cut, ``len(cuts) + 1`` the output."""
-        if index == 0:
-            return Border(-1, self.flow.trace.inputs)
-        return self.cuts[index - 1].border if index <= len(self.cuts) else output_border(self.flow)
+        return self._borders[index]
 
     def carried_per_sample(self, position: int) -> tuple[bool, ...]:
         """For each value that crosses a border beside the feature: whether it has one row per sample."""
@@ -133,25 +127,28 @@ def partition(
 
     Raises:
         InputError: the example is not a batch of tensors, or the model fails on it.
-        PartitionError: the model cannot be exported, changes itself, differs from its segments (it is
-        random in
-            eval mode), or a name in ``cuts`` or ``layouts`` is unknown or not legal.
+        PartitionError: the model cannot be exported, changes itself, differs from its segments (it is random
+            in eval mode), or a name in ``cuts`` or ``layouts`` is unknown or not legal.
     """
     flow = Flow(trace(model, example_inputs))
     calls = module_calls(flow)
-    legal, refused = _sort_out(flow, calls, dict(layouts or {}))
-    chosen = _choose(flow, calls, legal, refused, cuts)
-    result = Partition(flow, legal, refused, chosen)
+    legal, refused = possible_cuts(flow, calls, layouts or {})
+    result = Partition(flow, legal, refused, chosen_cuts(flow, calls, legal, refused, cuts))
     with caches_kept(model):
         _verify(result)
     return result
 
 
 def _verify(result: Partition) -> None:
+    """Compare the segments with the model on the example and on its first sample, each on copies."""
     example, name = result.flow.trace.example, type(result.model).__name__
     answers = []
     for size in (len(example[0]), 1):
-        wanted, got = map(_pytree.tree_leaves, _both(result, [value[:size] for value in example]))
+        args, kwargs = result.spec.call([value[:size].clone() for value in example])
+        with evaluating(result.model):
+            wanted = _pytree.tree_leaves(result.model(*args, **kwargs))
+        args, kwargs = result.spec.call([value[:size].clone() for value in example])
+        got = _pytree.tree_leaves(result.run(kwargs or args))
         if len(wanted) != len(got) or not all(map(_equal, wanted, got)):
             raise PartitionError(
                 f"{name}: its segments differ from it at batch size {size}; it is random in eval mode or "
@@ -174,15 +171,6 @@ def _mixed(together: object, alone: object, share: float) -> bool:
         return False
     tolerance = share if alone.dtype.itemsize >= 4 else 0.25
     return bool((together[:1] - alone).abs().max() > tolerance * alone.abs().max())
-
-
-def _both(result: Partition, values: Sequence[Tensor]) -> tuple[object, object]:
-    """Output of the model and of its segments, each on copies of the inputs."""
-    args, kwargs = result.spec.call([value.clone() for value in values])
-    with evaluating(result.model):
-        output = result.model(*args, **kwargs)
-    args, kwargs = result.spec.call([value.clone() for value in values])
-    return output, result.run(kwargs or args)
 
 
 def _equal(a: object, b: object) -> bool:

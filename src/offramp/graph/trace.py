@@ -1,10 +1,10 @@
 """A user's model -> one graph of tensor operations with a dynamic batch dimension (torch.export).
 
-The graph keeps, for every operation, the module call it came from; parameters and buffers stay the model's
-own and are looked up at each call, so weights that are replaced or updated in place are seen. Nothing of
-the model is changed: it is traced in eval mode and every training flag is put back, also after an error.
-Tracing comes before any real call, so that a model that changes its own buffers is refused before it has
-done so. Tables that modules make at their first call and keep (in a dictionary) are made anew in the graph.
+Parameters and buffers stay the model's own and are looked up at each call, so weights that are replaced or
+updated in place are seen. Nothing of the model is changed: it is traced in eval mode and every training flag
+is put back, also after an error. Tracing comes before any real call, so that a model that changes its own
+buffers is refused before it has done so. Tables that modules make at their first call and keep (in a
+dictionary) are made anew in the graph.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from offramp.data import InputSpec
@@ -49,43 +50,30 @@ _DEFAULT_ADVICE = (
 
 @dataclass(frozen=True)
 class Trace:
-    """An exported model.
+    """The user's model, untouched, and its exported program, which owns constants and sub-graphs.
 
-    Args:
-        model: the user's model, untouched.
-        spec: structure of its inputs.
-        nodes: operations in order of execution.
-        inputs: placeholders of the inputs, in the order of ``spec.names``.
-        slots: placeholder of each parameter, buffer or constant -> where the tensor lives.
-        parameters: the placeholders that are parameters.
-        outputs: the flat outputs (nodes or constants).
-        program: the exported program, owner of constants and of sub-graphs.
-        example: the example batch, flat, of batch size 2 or more.
-        packed: layers whose weights the tracer cannot see, in the order their operations count them.
+    ``nodes`` are the operations in order of execution, ``inputs`` the placeholders in the order of
+    ``spec.names``, ``outputs`` flat (nodes or constants), ``example`` a flat batch of 2 samples or more, and
+    ``packed`` the layers whose weights the tracer cannot see, in the order their operations count them.
     """
 
     model: nn.Module
     spec: InputSpec
-    nodes: tuple[Node, ...]
-    inputs: tuple[Node, ...]
-    slots: dict[Node, Slot]
-    parameters: frozenset[Node]
-    outputs: tuple[Any, ...]
     program: ExportedProgram
     example: tuple[Tensor, ...]
-    packed: tuple[nn.Module, ...] = ()
+    nodes: tuple[Node, ...]
+    inputs: tuple[Node, ...]
+    outputs: tuple[Any, ...]
+    slots: dict[Node, Slot]
+    parameters: frozenset[Node]
+    packed: tuple[nn.Module, ...]
 
 
 def trace(model: nn.Module, example: object) -> Trace:
     """Export a model with a dynamic batch dimension.
 
-    Args:
-        model: takes tensors, batch first; any output structure.
-        example: a tensor, or a tuple or dict of tensors, of any batch size of at least 1.
-
-    Raises:
-        InputError: the example is not a batch of tensors, or the model itself fails on it.
-        PartitionError: the model cannot be exported; the message names the line of the model and what to try.
+    ``InputError``: the example is no batch of tensors, or the model fails on it. ``PartitionError``: the
+    model cannot be exported; the message names its line and what to try.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -95,7 +83,19 @@ def trace(model: nn.Module, example: object) -> Trace:
         values = [torch.cat([value, value]) for value in values]
     with evaluating(model), without_caches(model):
         program = _export(model, spec, values)
-    return _read(model, spec, program, tuple(values))
+    slots, parameters, inputs = _placeholders(model, program)
+    return Trace(
+        model=model,
+        spec=spec,
+        program=program,
+        example=tuple(values),
+        nodes=tuple(n for n in program.graph.nodes if n.op in ("call_function", "get_attr")),
+        inputs=tuple(inputs),
+        outputs=tuple(program.graph.output_node().args[0]),
+        slots=slots,
+        parameters=frozenset(parameters),
+        packed=tuple(packed_layers(model)),
+    )
 
 
 def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> ExportedProgram:
@@ -107,11 +107,13 @@ def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Exported
         with _quiet(), stand_ins(model):
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        _refuse_failing_model(model, spec, values)
+        if fails := _failure(model, spec, values):
+            raise InputError(f"the model fails on example_inputs: {fails}{_where(fails)}") from fails
         text = str(error)
         advice = next((a for marks, a in _ADVICE if any(mark in text for mark in marks)), _DEFAULT_ADVICE)
         summary = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-        line = _where(error) or _where_batch_is_fixed(model, spec, values)
+        more = [torch.cat([value, value[:1]]) for value in values]
+        line = _where(error) or _where(_failure(model, spec, more))  # the tracer names no fixed batch size
         raise PartitionError(
             f"cannot export {type(model).__name__}: {summary}{line}\n  try: {advice}"
         ) from error
@@ -128,17 +130,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _refuse_failing_model(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> None:
-    if error := _failure(model, spec, values):
-        raise InputError(f"the model fails on example_inputs: {error}{_where(error)}") from error
-
-
-def _where_batch_is_fixed(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> str:
-    """The line that fails when one sample is added: the tracer does not name it."""
-    error = _failure(model, spec, [torch.cat([value, value[:1]]) for value in values])
-    return _where(error) if error else ""
 
 
 def _failure(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Exception | None:
@@ -158,59 +149,36 @@ def _failure(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Excepti
     return None
 
 
-def _where(error: BaseException) -> str:
-    """The innermost line of the user's own code in a traceback."""
+def _where(error: Exception | None) -> str:
+    """The innermost line of the user's own code in a traceback; empty without one."""
     own = (Path(torch.__file__).parent, Path(__file__).parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
-        f for f in frames if f.lineno and not any(Path(f.filename).is_relative_to(root) for root in own)
-    ]
-    theirs = [f for f in theirs if Path(f.filename).is_file()]
-    if not theirs:
-        return ""
-    last = theirs[-1]
-    return f"\n  in {last.filename}, line {last.lineno}, in {last.name}: {last.line}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__ if error else None)):
+        path = Path(frame.filename)
+        if frame.lineno and path.is_file() and not any(path.is_relative_to(root) for root in own):
+            return f"\n  in {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
+    return ""
 
 
-def _read(model: nn.Module, spec: InputSpec, program: ExportedProgram, example: tuple[Tensor, ...]) -> Trace:
-    signature = program.graph_signature
+def _placeholders(
+    model: nn.Module, program: ExportedProgram
+) -> tuple[dict[Node, Slot], list[Node], list[Node]]:
+    """Where the tensor of each parameter, buffer and constant lives; the parameters; the model's inputs."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    user = {name: i for i, name in enumerate(signature.user_inputs)}
-    inputs: dict[int, Node] = {}
     slots: dict[Node, Slot] = {}
-    parameters: set[Node] = set()
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        if node.name in user:
-            inputs[user[node.name]] = node
-        elif node.name in signature.inputs_to_parameters:
-            slots[node] = _slot(modules, signature.inputs_to_parameters[node.name])
-            parameters.add(node)
-        elif node.name in signature.inputs_to_buffers:
-            slots[node] = _slot(modules, signature.inputs_to_buffers[node.name])
-        elif node.name in signature.inputs_to_lifted_tensor_constants:
-            slots[node] = (program.constants, signature.inputs_to_lifted_tensor_constants[node.name])
+    parameters: list[Node] = []
+    inputs: list[Node] = []
+    nodes = program.graph.find_nodes(op="placeholder")
+    for node, given in zip(nodes, program.graph_signature.input_specs, strict=True):
+        owner, _, name = str(given.target).rpartition(".")
+        if given.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+        elif given.kind is InputKind.PARAMETER:
+            slots[node] = modules[owner]._parameters, name
+            parameters.append(node)
+        elif given.kind is InputKind.BUFFER:
+            slots[node] = modules[owner]._buffers, name
+        elif given.kind is InputKind.CONSTANT_TENSOR:
+            slots[node] = program.constants, str(given.target)
         else:
             raise PartitionError(f"unsupported input {node.name!r} of the exported graph; wrap the model")
-    operations = tuple(n for n in program.graph.nodes if n.op in ("call_function", "get_attr"))
-    (output,) = (n for n in program.graph.nodes if n.op == "output")
-    ordered = tuple(inputs[i] for i in range(len(inputs)))
-    return Trace(
-        model,
-        spec,
-        operations,
-        ordered,
-        slots,
-        frozenset(parameters),
-        tuple(output.args[0]),
-        program,
-        example,
-        tuple(packed_layers(model)),
-    )
-
-
-def _slot(modules: dict[str, nn.Module], target: str) -> Slot:
-    owner, _, name = target.rpartition(".")
-    module = modules[owner]
-    return (module._parameters if name in module._parameters else module._buffers), name
+    return slots, parameters, inputs

@@ -17,41 +17,30 @@ NETWORK_SHARE = 0.022
 KEPT = 2**14
 """Values of one sample that training may keep for a head; beyond it, heads that pool to less are taken."""
 
-_IMAGE = (("linear-meanmax",), ("mlp", "mlp-2x2"), ("convnet", "conv"))
-_SEQUENCE = (("tokens",), ("mlp-tokens",), ("local-global", "attention"))
-_LINE = (("linear-meanmax",), ("mlp", "mlp-meanmax"), ("conv",))
-_PER_TOKEN = (("linear",), ("conv", "mlp"))
 _NETWORKS = ("convnet", "local-global")
+_KINDS = {
+    "NC": (("linear",), ("mlp",)),
+    "NCL": (("linear-meanmax",), ("mlp", "mlp-meanmax"), ("conv",)),
+    "NLC": (("tokens",), ("mlp-tokens",), ("local-global", "attention")),
+    "NCHW": (("linear-meanmax",), ("mlp", "mlp-2x2"), ("convnet", "conv")),
+    "per token": (("linear",), ("conv", "mlp")),
+}
 
 
 def default_heads(spec: FeatureSpec, outputs: int, remaining: int) -> tuple[str, ...]:
-    """The kinds of head to try at a position: ``heads="auto"``.
+    """The kinds of head to try at a position: ``heads="auto"``; one to three names, the cheapest first.
 
     A cheap one always, a richer pooled one, and one that convolves or attends: of each the best that costs at
-    most ``SHARE`` of the MACs which leaving here saves (``NETWORK_SHARE``, for the small networks), and whose
-    reduced feature has at most ``KEPT`` values. The order of preference comes from ``bench/heads.py``.
-
-    Args:
-        spec: of the feature there.
-        outputs: K.
-        remaining: MACs of the backbone behind it.
-
-    Returns:
-        One to three names, the cheapest first.
+    most ``SHARE`` of the ``remaining`` MACs of the backbone behind it (``NETWORK_SHARE``, for the small
+    networks), and whose reduced feature has at most ``KEPT`` values. The order of preference comes from
+    ``bench/heads.py``.
     """
-    cheap, *richer = _candidates(spec)
+    kind = "per token" if spec.per_token and spec.extent else spec.layout
+    cheap, *richer = _KINDS.get(kind, _KINDS["NCHW"])
     found = (
         next((name for name in kinds if _fits(name, spec, outputs, remaining)), None) for kinds in richer
     )
     return (cheap[0], *(name for name in found if name is not None))
-
-
-def _candidates(spec: FeatureSpec) -> tuple[tuple[str, ...], ...]:
-    if not spec.extent:
-        return (("linear",), ("mlp",))
-    if spec.per_token:
-        return _PER_TOKEN
-    return {"NLC": _SEQUENCE, "NCL": _LINE}.get(spec.layout, _IMAGE)
 
 
 def _fits(name: str, spec: FeatureSpec, outputs: int, remaining: int) -> bool:

@@ -13,25 +13,17 @@ HeadFactory = Callable[[FeatureSpec, int], nn.Module | None]
 
 
 class Head(nn.Module):
-    """Base of the built-in heads: reduce without parameters, then predict.
+    """Base of the built-in heads; ``grid`` is the number of cells along each side of the pooled feature.
 
-    Args:
-        feature: what it will be given.
-        grid: cells along each side of the pooled feature.
-
-    Attributes:
-        uses_mask: whether it is called with a mask beside the feature.
+    Heads of one position with equal ``reduction`` share what training caches. ``uses_mask`` says whether a
+    head is called with a mask beside the feature.
     """
 
-    def __init__(self, feature: FeatureSpec, grid: int = 1) -> None:
+    def __init__(self, feature: FeatureSpec, grid: int = 1, reduction: str = "") -> None:
         super().__init__()
         self.layout, self.grid, self.uses_mask = feature.layout, grid, feature.mask
         self.cells = [min(grid, size) for size in feature.extent]
-
-    @property
-    def reduction(self) -> str:
-        """Heads of one position with equal ``reduction`` share what training caches."""
-        return f"grid{self.grid}"
+        self.reduction = reduction or f"grid{grid}"
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Feature (B, ...) to (B, C), (B, C, l) or (B, C, h, w). No parameters."""

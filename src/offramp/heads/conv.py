@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.heads.base import Head
-from offramp.heads.features import FeatureSpec
+from offramp.heads.features import FeatureSpec, average_to
 
 _SIDE = 14  # of the grid a feature is pooled to: training keeps a quarter of 28x28
 _INPUT_SIDE = 56  # of a model's input, which has few channels
@@ -40,25 +40,15 @@ class ConvHead(Head):
     def predict(self, z: Tensor) -> Tensor:
         """(B, C, h, w) to (B, K)."""
         z = F.relu(self.norm(self.mix(self.local(z))))
-        out: Tensor = self.out(_coarser(z, self.readout).flatten(1))
+        out: Tensor = self.out(average_to(z, self.readout).flatten(1))
         return out
 
 
-def conv_head(feature: FeatureSpec, outputs: int) -> nn.Module | None:
-    """One depthwise-separable convolution; None without an extent of at least 2, and per token."""
-    if not feature.extent or min(feature.extent) < 2 or feature.per_token:
-        return None
-    return ConvHead(feature, outputs)
-
-
 class ConvNetHead(Head):
-    """A small network: convolutions from the grid down to about 7x7, one linear map of what is there.
+    """A small network for images: convolutions from the grid down to about 7x7, one linear map of that.
 
-    Args:
-        feature: what it will be given: an image.
-        outputs: K.
-        separable: depthwise 3x3 and pointwise convolutions, twice as wide, in place of dense 3x3 ones.
-        deep: one more convolution at the end, which doubles the cost.
+    ``separable`` takes depthwise 3x3 and pointwise convolutions, twice as wide, in place of dense 3x3 ones;
+    ``deep`` adds one more convolution at the end, which doubles the cost.
     """
 
     def __init__(self, feature: FeatureSpec, outputs: int, separable: bool, deep: bool) -> None:
@@ -81,7 +71,7 @@ class ConvNetHead(Head):
 
     def predict(self, z: Tensor) -> Tensor:
         """(B, C, h, w) to (B, K)."""
-        out: Tensor = self.out(_coarser(self.body(z), self.readout).flatten(1))
+        out: Tensor = self.out(average_to(self.body(z), self.readout).flatten(1))
         return out
 
 
@@ -99,21 +89,3 @@ def _readout(sides: list[int], finest: int, each: int) -> tuple[int, ...]:
     """The finest grid, of ``each`` MACs a cell, that the last linear map can afford."""
     grids = [tuple(min(cells, side) for side in sides) for cells in (8, 4, 2, 1) if cells <= finest]
     return next((grid for grid in grids if math.prod(grid) * each <= _READOUT), grids[-1])
-
-
-def _coarser(z: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """(B, C, l) or (B, C, h, w), averaged down to ``sides``."""
-    if tuple(z.shape[2:]) == sides:
-        return z
-    if len(sides) == 1:
-        return F.adaptive_avg_pool1d(z, sides[0])
-    return F.adaptive_avg_pool2d(z, (sides[0], sides[1]))
-
-
-def conv_net_head(
-    feature: FeatureSpec, outputs: int, *, separable: bool = False, deep: bool = False
-) -> nn.Module | None:
-    """A small convolutional network; only for images of at least 4x4, and not per token."""
-    if len(feature.extent) != 2 or min(feature.extent) < 4 or feature.per_token:
-        return None
-    return ConvNetHead(feature, outputs, separable, deep)

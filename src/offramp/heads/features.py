@@ -60,14 +60,9 @@ def as_tokens(x: Tensor, layout: str, mask: Tensor | None = None) -> Tensor:
 def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tensor:
     """Average a feature down to a coarse grid, channels first.
 
-    Args:
-        x: (B, ...).
-        layout: how ``x`` is laid out.
-        grid: cells along each side; a side that is smaller stays as it is.
-        mask: (B, L), for a feature (B, L, C): the real tokens, moved together, are what the grid divides.
-
-    Returns:
-        (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for images.
+    (B, ...) to (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for
+    images; a side smaller than the grid stays as it is. With a mask (B, L) for a feature (B, L, C), the real
+    tokens, moved together, are what the grid divides.
     """
     if layout == "NC":
         return x
@@ -76,8 +71,12 @@ def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tenso
     x = channels_first(x, layout)
     if grid == 1:
         return x.flatten(2).mean(2)
-    sides = tuple(min(grid, size) for size in x.shape[2:])
-    if sides == tuple(x.shape[2:]):
+    return average_to(x, tuple(min(grid, size) for size in x.shape[2:]))
+
+
+def average_to(x: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """(B, C, L) or (B, C, H, W), averaged down to ``sides``; as it is where it has these."""
+    if tuple(x.shape[2:]) == sides:
         return x
     if len(sides) == 1:
         return F.adaptive_avg_pool1d(x, sides[0])

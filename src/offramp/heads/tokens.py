@@ -21,12 +21,7 @@ QUERIES = 4
 
 
 class AttentionPool(nn.Module):
-    """Learned queries over tokens: as many weighted means of them as there are queries.
-
-    Args:
-        channels: C.
-        queries: Q.
-    """
+    """Learned queries over tokens: as many weighted means of them as there are queries."""
 
     def __init__(self, channels: int, queries: int) -> None:
         super().__init__()
@@ -39,36 +34,25 @@ class AttentionPool(nn.Module):
         scores = self.query(x)
         if mask is not None:
             scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)
-        heard: Tensor = (
-            scores.softmax(1).movedim(1, -1) @ x
-        )  # masked tokens are zero: none real, nothing heard
-        return heard.flatten(1)
+        # masked tokens are zero: where none is real, so are the means
+        means: Tensor = scores.softmax(1).movedim(1, -1) @ x
+        return means.flatten(1)
 
 
 class TokenHead(Head):
-    """Base of heads that are given every token; a mask travels as one more channel.
-
-    Args:
-        feature: what it will be given; with an extent.
-    """
+    """Base of heads that are given every token of a feature with an extent; a mask is one more channel."""
 
     def __init__(self, feature: FeatureSpec) -> None:
-        super().__init__(feature)
-        self.masked = feature.mask
-
-    @property
-    def reduction(self) -> str:
-        """Heads of one position with equal ``reduction`` share what training caches."""
-        return "tokens all"
+        super().__init__(feature, reduction="tokens all")
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Feature (B, ...) to tokens (B, L, C), or (B, L, C + 1) with the mask."""
-        mask = mask if self.masked else None
+        mask = mask if self.uses_mask else None
         x = as_tokens(x, self.layout, mask)
         return x if mask is None else torch.cat([x, mask[..., None].to(x.dtype)], -1)
 
     def _parted(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (z[..., :-1], z[..., -1] > 0.5) if self.masked else (z, None)
+        return (z[..., :-1], z[..., -1] > 0.5) if self.uses_mask else (z, None)
 
 
 class AttentionHead(TokenHead):
@@ -132,27 +116,22 @@ def _image(feature: FeatureSpec) -> tuple[tuple[int, ...], int]:
     return (), 0
 
 
-class PerTokenHead(TokenHead):
-    """One answer for every token.
+class PerTokenHead(Head):
+    """One answer for every token of a sequence, by one linear map, or two with ``hidden``.
 
-    Args:
-        feature: of layout "NLC" or "NCL".
-        outputs: K.
-        local: whether neighbours are mixed in first, by a depthwise convolution over three tokens.
-        hidden: whether there are two linear maps.
+    With ``local`` neighbours are mixed in first, by a depthwise convolution over three tokens.
     """
 
     def __init__(self, feature: FeatureSpec, outputs: int, local: bool, hidden: bool) -> None:
-        super().__init__(feature)
+        super().__init__(feature, reduction="tokens all")
         channels, inner = feature.channels, max(32, min(256, feature.channels // 2))
-        self.masked = False  # masked tokens are zero, as beyond the ends: nothing else is needed of the mask
         self.local = nn.Conv1d(channels, channels, 3, padding=1, groups=channels) if local else None
         self.norm = nn.LayerNorm(channels)
         self.hidden = nn.Linear(channels, inner) if hidden else None
         self.out = nn.Linear(inner if hidden else channels, outputs)
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Feature to tokens (B, L, C), zero where masked out."""
+        """Feature to tokens (B, L, C), zero where masked out, as beyond the ends: the mask is not kept."""
         return as_tokens(x, self.layout, mask)
 
     def predict(self, z: Tensor) -> Tensor:
@@ -164,20 +143,3 @@ class PerTokenHead(TokenHead):
             z = F.relu(self.hidden(z))
         out: Tensor = self.out(z)
         return out
-
-
-def attention_head(feature: FeatureSpec, outputs: int) -> nn.Module | None:
-    """Attention pool; None for features without an extent and for one answer per token."""
-    return AttentionHead(feature, outputs) if feature.extent and not feature.per_token else None
-
-
-def local_global_head(feature: FeatureSpec, outputs: int) -> nn.Module | None:
-    """Local and global mixing; None for features without an extent and for one answer per token."""
-    return LocalGlobalHead(feature, outputs) if feature.extent and not feature.per_token else None
-
-
-def per_token_head(
-    feature: FeatureSpec, outputs: int, *, local: bool = False, hidden: bool = False
-) -> nn.Module | None:
-    """One answer for every token of a sequence; None for other features."""
-    return PerTokenHead(feature, outputs, local, hidden) if len(feature.extent) == 1 else None

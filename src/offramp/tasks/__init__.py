@@ -1,6 +1,6 @@
 """What an answer is worth (quality) and how certain an exit is of it (confidence)."""
 
-from offramp.tasks.base import Task, as_task, make_task, register_task, token_mean
+from offramp.tasks.base import Task, as_task, make_task, register_task, select_output, token_mean
 from offramp.tasks.classification import Classification, TokenClassification
 from offramp.tasks.confidence import (
     check_confidence,
@@ -12,7 +12,6 @@ from offramp.tasks.confidence import (
 )
 from offramp.tasks.fitted_confidence import FittedConfidence
 from offramp.tasks.multi_label import MultiLabel
-from offramp.tasks.outputs import select_output
 from offramp.tasks.regression import Regression
 
 __all__ = [

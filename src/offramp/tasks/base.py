@@ -4,15 +4,14 @@
     model ─ from_model ─▶    │
                              └── loss, distillation, quality, agreement, confidence
 
-A task turns outputs and labels into a loss to train heads with and a quality in [0, 1] to search with. For
-most tasks outputs are the answer and the three arrows do nothing.
+For most tasks outputs are the answer and the three arrows do nothing.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,14 +99,9 @@ register_task = _TASKS.register
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """A task by name.
+    """A task by its registered name, with options as ``Task.options`` gives them; most tasks have none.
 
-    Args:
-        name: registered.
-        options: as ``Task.options`` gives them; most tasks have none.
-
-    Raises:
-        InputError: none is registered under ``name``, or it does not have these options.
+    ``InputError`` where none is registered under the name, or where it does not have these options.
     """
     factory = _TASKS[name]
     try:
@@ -122,11 +116,7 @@ def make_task(name: str, **options: Any) -> Task:
 
 
 def as_task(task: str | Task) -> Task:
-    """A task given by name, or as it is.
-
-    Raises:
-        InputError: an unknown name, a task that needs options, or neither a name nor a task.
-    """
+    """A task given by name, or as it is; ``InputError`` where it is neither, or needs options."""
     if isinstance(task, Task):
         return task
     if isinstance(task, str):
@@ -134,19 +124,54 @@ def as_task(task: str | Task) -> Task:
     raise InputError(f"task: expected a name or a Task, got {task!r:.80}; for example task='classification'")
 
 
+def check_shape(labels: Tensor, wanted: Sequence[int], meaning: str, flat: bool = False) -> None:
+    """Raise ``InputError`` unless labels are of this shape; with ``flat``, (B,) may stand for (B, 1)."""
+    if labels.shape != tuple(wanted) and not (flat and (*labels.shape, 1) == tuple(wanted)):
+        raise InputError(f"labels: expected shape {tuple(wanted)}, {meaning}; got {tuple(labels.shape)}")
+
+
 def token_mean(values: Tensor, mask: Tensor | None, empty: float = 1.0) -> Tensor:
-    """Mean over real tokens.
+    """Mean (B,) of values (B, L) over real tokens, where the mask (B, L) is True; None where all are.
 
-    Args:
-        values: (B, L).
-        mask: (B, L), True at real tokens; None where all are.
-        empty: what a sample without real tokens gets.
-
-    Returns:
-        (B,).
+    ``empty`` is what a sample without real tokens gets.
     """
     if mask is None:
         return values.mean(1)
     count = mask.sum(1)
     total = torch.where(mask, values, 0).sum(1)  # not a product: padding may hold anything, inf included
     return torch.where(count > 0, total / count.clamp(min=1), empty)
+
+
+def select_output(output: object, key: str | int | None, per_token: bool = False) -> Tensor:
+    """The answer (B, K), or (B, L, K) per token, in whatever a model returns: a tensor, or what holds one.
+
+    ``key`` says which one; None takes the tensor itself, "logits", or the only tensor there is.
+    ``InputError`` where it is not there, is ambiguous, or does not have these dimensions.
+    """
+    found = output if isinstance(output, Tensor) and key is None else _item(output, key)
+    if not isinstance(found, Tensor) or found.ndim != (3 if per_token else 2):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        wanted = "(batch, tokens, outputs)" if per_token else "(batch, outputs)"
+        three = isinstance(found, Tensor) and found.ndim == 3
+        other = ", or task='token-classification' if each token has an answer" if three else ""
+        raise InputError(
+            f"model output: expected a tensor {wanted}, got {shape}; pass output=<key or index>{other}"
+        )
+    if not found.dtype.is_floating_point:
+        raise InputError(f"model output: expected floating point scores, got {found.dtype}")
+    return found
+
+
+def _item(output: object, key: str | int | None) -> Any:
+    items: Mapping[Any, Any] = {}
+    if isinstance(output, Mapping):
+        items = output
+    elif isinstance(output, (tuple, list)):
+        items = dict(enumerate(output))
+    if key is None:
+        key = "logits" if "logits" in items else next(iter(items)) if len(items) == 1 else None
+    if key not in items:
+        raise InputError(
+            f"model output: no {key!r} in it; it has {list(items) or type(output).__name__}; pass output="
+        )
+    return items[key]

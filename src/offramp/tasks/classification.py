@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks.base import Task, register_task, token_mean
-from offramp.tasks.multi_label import _whole
-from offramp.tasks.outputs import _check_classes
+from offramp.tasks.base import Task, check_shape, register_task, token_mean
 
 IGNORED = -100
 """Label of a token that does not count, as in ``torch.nn.functional.cross_entropy``."""
@@ -23,34 +22,36 @@ class Classification(Task):
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are (B,) integers in [0, K)."""
-        classes = outputs.shape[1]
-        if labels.shape != outputs.shape[:1]:
-            raise InputError(
-                f"labels: expected shape ({len(outputs)},), one class per sample; got {tuple(labels.shape)}"
-            )
-        _check_classes(labels, classes)
+        _check_classes(labels, outputs, "sample")
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy (B,)."""
-        return F.cross_entropy(outputs, labels.long(), reduction="none")
+        """Cross entropy, mean over the tokens that count (B,)."""
+        flat, wanted = outputs.flatten(0, -2), labels.long().flatten()
+        each = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none")
+        return self._per_sample(each.view(labels.shape), labels != IGNORED, empty=0.0)
 
     def distillation(
         self, outputs: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
-        """KL divergence (B,) to the full model's softmax at a temperature T, times T^2 (arXiv 1503.02531)."""
-        return _divergence(outputs, teacher, temperature)
+        """KL divergence to the full model's softmax at temperature T, times T^2 (arXiv 1503.02531) (B,)."""
+        soft = (teacher / temperature).softmax(-1)  # not its logarithm: classes masked with -inf stay finite
+        each = F.kl_div((outputs / temperature).log_softmax(-1), soft, reduction="none").sum(-1)
+        return self._per_sample(each * temperature**2, mask, empty=0.0)
 
     def quality(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """1 where the largest output is the label's (B,)."""
-        return (outputs.argmax(1) == labels).float()
+        """Share of the labels that count whose output is the largest (B,)."""
+        return self._per_sample((outputs.argmax(-1) == labels).float(), labels != IGNORED)
 
     def agreement(self, outputs: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """1 where the largest output is the full model's too (B,)."""
-        return (outputs.argmax(1) == teacher.argmax(1)).float()
+        """Share of answers whose largest output is the full model's too (B,)."""
+        return self._per_sample((outputs.argmax(-1) == teacher.argmax(-1)).float(), mask)
+
+    def _per_sample(self, values: Tensor, counted: Tensor | None, empty: float = 1.0) -> Tensor:
+        return values
 
 
 @register_task("token-classification")
-class TokenClassification(Task):
+class TokenClassification(Classification):
     """One label of K per token, outputs (B, L, K); quality is the share of labelled tokens that are right.
 
     Labels are (B, L), -100 where a token does not count; padding is left out too where the model has a mask.
@@ -58,48 +59,36 @@ class TokenClassification(Task):
     """
 
     name = "token-classification"
-    confidence = "max-probability"
     per_token = True
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are (B, L) integers in [0, K), or -100."""
-        if labels.shape != outputs.shape[:2]:
-            raise InputError(
-                f"labels: expected shape {tuple(outputs.shape[:2])}, one class per token; got "
-                f"{tuple(labels.shape)}"
-            )
-        _check_classes(labels, outputs.shape[2], ignored=IGNORED)
+        _check_classes(labels, outputs, "token", IGNORED)
 
     def real_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Labels (B, L), with -100 at padding. Labels that do not fit the mask are left for the check."""
-        if mask is None or labels.shape != mask.shape or not _whole(labels):
+        if mask is None or labels.shape != mask.shape or not _is_integer(labels):
             return labels
         return labels.long().masked_fill(~mask, IGNORED)
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy (B,), mean over the tokens that count."""
-        flat, wanted = outputs.flatten(0, 1), labels.long().flatten()
-        each = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none")
-        return token_mean(each.view(labels.shape), labels != IGNORED, empty=0.0)
-
-    def distillation(
-        self, outputs: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
-    ) -> Tensor:
-        """KL divergence (B,) as in classification, mean over real tokens."""
-        each = _divergence(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
-        return token_mean(each.view(outputs.shape[:2]), mask, empty=0.0)
-
-    def quality(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Share of the tokens that count whose largest output is the label's (B,)."""
-        return token_mean((outputs.argmax(2) == labels).float(), labels != IGNORED)
-
-    def agreement(self, outputs: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Share of real tokens whose largest output is the full model's too (B,)."""
-        return token_mean((outputs.argmax(2) == teacher.argmax(2)).float(), mask)
+    def _per_sample(self, values: Tensor, counted: Tensor | None, empty: float = 1.0) -> Tensor:
+        return token_mean(values, counted, empty)
 
 
-def _divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """(N, K) twice to (N,)."""
-    soft = (teacher / temperature).softmax(1)  # not its logarithm: classes masked with -inf stay finite
-    divergence = F.kl_div((outputs / temperature).log_softmax(1), soft, reduction="none")
-    return divergence.sum(1) * temperature**2
+def _check_classes(labels: Tensor, outputs: Tensor, unit: str, ignored: int | None = None) -> None:
+    check_shape(labels, outputs.shape[:-1], f"one class per {unit}")
+    if not _is_integer(labels):
+        raise InputError(f"labels: expected integers, got {labels.dtype}; pass class indices")
+    classes = outputs.shape[-1]
+    labels = labels.long()  # small unsigned types have no minimum
+    labels = labels if ignored is None else labels[labels != ignored]
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        also = "" if ignored is None else f" (or {ignored} for a token that does not count)"
+        raise InputError(
+            f"labels: expected 0 to {classes - 1}{also} because the model has {classes} outputs, "
+            f"got {int(labels.min())} to {int(labels.max())}; map the labels or use the matching model"
+        )
+
+
+def _is_integer(labels: Tensor) -> bool:
+    return not (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""How sure an exit is: outputs (B, K) -> confidence (B,) float32, higher is surer.
+"""How certain an exit is of its answer: outputs (B, K) -> confidence (B,) float32, higher is more certain.
 
     max-probability   largest softmax probability
     margin            largest minus second largest probability
@@ -28,38 +28,20 @@ register_fitted = _FITTED.register
 register_fitted("temperature")(Temperature)
 register_fitted("learned")(Learned)
 
+is_fitted = _FITTED.__contains__
+"""Whether a confidence is of a kind that learns from held-out samples."""
 
-def is_fitted(name: str) -> bool:
-    """Whether a confidence is of a kind that learns from held-out samples."""
-    return name in _FITTED
+get_fitted = _FITTED.__getitem__
+"""What makes a fitted confidence for K outputs, by name."""
 
-
-def get_fitted(name: str) -> Callable[[int], FittedConfidence]:
-    """What makes a fitted confidence for K outputs.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    return _FITTED[name]
+get_confidence = _CONFIDENCES.__getitem__
+"""The confidence registered under a name; ``InputError`` where there is none."""
 
 
 def check_confidence(name: str) -> None:
-    """Refuse a name that neither kind of confidence has.
-
-    Raises:
-        InputError: there is none of this name.
-    """
+    """Raise ``InputError`` for a name that neither kind of confidence has."""
     if not is_fitted(name):
         get_confidence(name)
-
-
-def get_confidence(name: str) -> Confidence:
-    """The confidence registered under ``name``.
-
-    Raises:
-        InputError: there is none.
-    """
-    return _CONFIDENCES[name]
 
 
 @register_confidence("max-probability")

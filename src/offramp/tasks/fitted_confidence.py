@@ -3,8 +3,8 @@
     temperature   largest softmax probability, at the temperature of least negative log-likelihood
     learned       logistic regression on what the outputs show, class by class
 
-Outputs (n, K) and their quality (n,) in [0, 1] are all that a fit sees, so a gauge serves any task. A fit is
-exact to rounding (Newton, golden section in double precision on the CPU): no seed, no learning rate.
+Outputs (n, K) and their quality (n,) in [0, 1] are all that a fit sees, so a calibrator serves any task. A
+fit is exact to rounding (Newton, golden section in double precision on the CPU): no seed, no learning rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from offramp.errors import InputError
 
-_TOP = 5  # largest log-probabilities that a learned gauge looks at
+_TOP = 5  # largest log-probabilities that a learned confidence looks at
 _CLASSES = 256  # with more, which class was chosen is left out: too few samples of each
 _ENOUGH = 20_000  # samples; evenly spaced ones are taken of more
 _MOST = 20.0  # log-probabilities and log-odds beyond say no more
@@ -25,7 +25,7 @@ _STILL = 0.3  # standard deviation of a feature that hardly moves: it is not blo
 
 
 class FittedConfidence(nn.Module):
-    """How sure an exit is, after ``fit``: outputs (B, K) to (B,) float32 in [0, 1], higher is surer.
+    """How certain an exit is, once fitted: (B, K) to (B,) float32 in [0, 1], higher is more certain.
 
     What is fitted are buffers, so that it is saved with the network and no optimiser moves it.
 
@@ -78,8 +78,8 @@ class Temperature(FittedConfidence):
         logits = outputs.double().cpu()
 
         def loss(power: float) -> float:
-            sure = (logits * 2.0**power).softmax(1).amax(1).clamp(1e-12, 1 - 1e-12)
-            return float(F.binary_cross_entropy(sure, quality))
+            confidence = (logits * 2.0**power).softmax(1).amax(1).clamp(1e-12, 1 - 1e-12)
+            return float(F.binary_cross_entropy(confidence, quality))
 
         if self.outputs > 1:
             self.scale.fill_(2.0 ** _golden(loss, -6.0, 6.0))
@@ -94,18 +94,14 @@ def _golden(function: Callable[[float], float], low: float, high: float) -> floa
     between = (high - low) / 12
     best = min((low + between * i for i in range(13)), key=function)
     low, high = max(low, best - between), min(high, best + between)
-    ratio = (5**0.5 - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
+    inner = high - (5**0.5 - 1) / 2 * (high - low)
+    value = function(inner)
     while high - low > 1e-3:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
+        other = low + high - inner  # the golden section keeps the better of the two as the next one's inner
+        found = function(other)
+        if (found, other) < (value, inner):
+            inner, value, other = other, found, inner
+        low, high = (low, other) if inner < other else (other, high)
     return (low + high) / 2
 
 
@@ -163,7 +159,7 @@ def log_odds(outputs: Tensor) -> Tensor:
 
 
 def shown(outputs: Tensor) -> Tensor:
-    """What a learned gauge looks at beside the log-odds, (B, K) to (B, F) float32.
+    """What a learned confidence looks at beside the log-odds, (B, K) to (B, F) float32.
 
     The largest log-probabilities, margin, entropy, the size of the outputs, how far they are from undecided
     one by one (for answers that are not one of K), and which is the largest.
@@ -192,16 +188,11 @@ def shown(outputs: Tensor) -> Tensor:
 
 
 def logistic(x: Tensor, target: Tensor, penalty: float, free: Tensor) -> Tensor:
-    """Weights of a penalised logistic regression, by Newton's method with halved steps.
+    """Weights (F + 1,), intercept last, of a penalised logistic regression: Newton's method, halved steps.
 
-    Args:
-        x: (n, F) double.
-        target: (n,) double in [0, 1]; drawn in by 1 / (n + 2) (Platt), so that none is certain.
-        penalty: of the squared weights, against the sum of losses.
-        free: (F,) bool, weights without a penalty; the intercept has none either.
-
-    Returns:
-        (F + 1,) the intercept last.
+    On features x (n, F) and targets (n,) in [0, 1], double, drawn in by 1 / (n + 2) (Platt), so that none is
+    certain. The penalty is of the squared weights, against the sum of losses; those where ``free`` (F,) is
+    True have none, nor has the intercept.
     """
     count = len(x)
     x = torch.cat([x, x.new_ones(count, 1)], 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks.base import Task, register_task
+from offramp.tasks.base import Task, check_shape, register_task
 from offramp.tasks.confidence import register_confidence
 
 
@@ -23,11 +23,7 @@ class MultiLabel(Task):
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are (B, K), or (B,) where K is 1, of zeros and ones."""
-        wanted = tuple(outputs.shape)
-        if labels.shape != wanted and not (wanted[1] == 1 and labels.shape == wanted[:1]):
-            raise InputError(
-                f"labels: expected shape {wanted}, 0 or 1 for each output; got {tuple(labels.shape)}"
-            )
+        check_shape(labels, outputs.shape, "0 or 1 for each output", flat=True)
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise InputError("labels: expected 0 or 1 for each output, got other values; pass labels > 0.5")
 
@@ -105,13 +101,9 @@ def label_product(logits: Tensor) -> Tensor:
 
 @register_confidence("label-least")
 def label_least(logits: Tensor) -> Tensor:
-    """The larger of p and 1 - p of the label that is least sure.
+    """The larger of p and 1 - p of the least certain label.
 
     >>> label_least(torch.tensor([[0.0, 100.0], [-100.0, 100.0]])).tolist()
     [0.5, 1.0]
     """
     return logits.float().abs().amin(1).sigmoid()
-
-
-def _whole(labels: Tensor) -> bool:
-    return not (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool)

@@ -1,7 +1,7 @@
 """Regression: K numbers per sample, and a head that says how far off it expects to be.
 
-A number alone does not tell how sure it is. Heads therefore have 2K outputs: K values, and for each the
-logarithm of its expected absolute error, learned by the likelihood of a Laplace distribution:
+Heads have 2K outputs: K values, and for each the logarithm of its expected absolute error, learned by the
+likelihood of a Laplace distribution:
 
     error e, expected error b:   loss |e| / b + log b      quality of one value: 1 - |e| / scale, at least 0
     confidence: E max(0, 1 - |e| / scale) = 1 - (b / scale) (1 - exp(-scale / b))
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tasks.base import Task, register_task
+from offramp.tasks.base import Task, check_shape, register_task
 from offramp.tasks.confidence import register_confidence
 
 _LIMIT = 8.0
 """A head's expected error stays between exp(-8) and exp(8) times the spread of the labels."""
 
-_SURE = -20.0
+_MODEL_ERROR = -20.0
 """Logarithm of the error that the model itself expects, over the scale: exits are compared with it."""
 
 
@@ -37,7 +37,7 @@ class Regression(Task):
     Args:
         scale: error that makes an answer worthless, above 0; one number, or K.
         center: what labels lie around, to start training heads from; one number, or K.
-        spread: how far labels lie from there, likewise above 0; None is the scale.
+        spread: how far labels lie from there, above 0, one number, or K; None is the scale.
 
     Raises:
         InputError: a value is not finite, or not above 0 where it has to be.
@@ -60,9 +60,11 @@ class Regression(Task):
                 "task 'regression' needs a scale, the error that makes an answer worthless; pass "
                 "task=Regression(scale=...), or Regression.of(labels) for one standard deviation"
             )
-        self._scale = _numbers("scale", scale, positive=True)
-        self._center = _numbers("center", center)
-        self._spread = self._scale if spread is None else _numbers("spread", spread, positive=True)
+        self._options = {
+            "scale": _numbers("scale", scale, positive=True),
+            "center": _numbers("center", center),
+            "spread": _numbers("spread", scale if spread is None else spread, positive=True),
+        }
         self._tensors: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
@@ -91,7 +93,7 @@ class Regression(Task):
 
     def options(self) -> dict[str, Any]:
         """Scale, center and spread, lists of one number or K."""
-        return {"scale": list(self._scale), "center": list(self._center), "spread": list(self._spread)}
+        return {name: list(numbers) for name, numbers in self._options.items()}
 
     def head_outputs(self, outputs: int) -> int:
         """2K: values and logarithms of expected errors."""
@@ -111,8 +113,8 @@ class Regression(Task):
         return torch.cat([center + spread * values, (spread / scale).log() + bounded], 1)
 
     def from_model(self, answer: Tensor) -> Tensor:
-        """(B, K) to (B, 2K): the model is as sure as can be."""
-        return torch.cat([answer, torch.full_like(answer, _SURE)], 1)
+        """(B, K) to (B, 2K): the model is as confident as can be."""
+        return torch.cat([answer, torch.full_like(answer, _MODEL_ERROR)], 1)
 
     def answer(self, outputs: Tensor) -> Tensor:
         """The K values."""
@@ -120,11 +122,7 @@ class Regression(Task):
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are finite real numbers (B, K), or (B,) where K is 1."""
-        wanted = (len(outputs), outputs.shape[1] // 2)
-        if labels.shape != wanted and not (wanted[1] == 1 and labels.shape == wanted[:1]):
-            raise InputError(
-                f"labels: expected shape {wanted}, a number for each output; got {tuple(labels.shape)}"
-            )
+        check_shape(labels, self.answer(outputs).shape, "a number for each output", flat=True)
         if labels.dtype.is_complex or labels.dtype == torch.bool:
             raise InputError(f"labels: expected real numbers, got {labels.dtype}")
         if not bool(torch.isfinite(labels).all()):
@@ -134,35 +132,30 @@ class Regression(Task):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Negative log-likelihood (B,) of a Laplace distribution, up to a constant; mean over outputs."""
-        return self._surprise(outputs, self._values(labels, outputs))
+        error, expected = self._errors(outputs, labels)
+        return (error * (-expected).exp() + expected).mean(1)
 
     def distillation(
         self, outputs: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
     ) -> Tensor:
         """The same against the full model's values (B,); temperature has no meaning here."""
-        return self._surprise(outputs, self.answer(teacher))
+        return self.loss(outputs, self.answer(teacher))
 
     def quality(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """1 - |error| / scale, at least 0 (B,)."""
-        return self._closeness(outputs, self._values(labels, outputs))
+        error, _ = self._errors(outputs, labels)
+        return (1 - error).clamp(0, 1).mean(1)
 
     def agreement(self, outputs: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         """The same against the full model's values (B,)."""
-        return self._closeness(outputs, self.answer(teacher))
+        return self.quality(outputs, self.answer(teacher))
 
-    def _values(self, labels: Tensor, outputs: Tensor) -> Tensor:
-        return labels.view(len(outputs), outputs.shape[1] // 2).to(_wide(outputs))
-
-    def _surprise(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        outputs = outputs.to(_wide(outputs))
-        scale, _, _ = self._on(outputs)
-        values, errors = outputs.chunk(2, 1)
-        return ((values - wanted).abs() / scale * (-errors).exp() + errors).mean(1)
-
-    def _closeness(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        outputs = outputs.to(_wide(outputs))
-        scale, _, _ = self._on(outputs)
-        return (1 - (self.answer(outputs) - wanted).abs() / scale).clamp(0, 1).mean(1)
+    def _errors(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """|error| / scale and the logarithm of what was expected of it, each (B, K)."""
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # labels keep their digits
+        values, expected = wide.chunk(2, 1)
+        scale, _, _ = self._on(wide)
+        return (values - labels.view(values.shape).to(values.dtype)).abs() / scale, expected
 
     def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scale, center, spread), each (1,) or (K,)."""
@@ -171,17 +164,12 @@ class Regression(Task):
             with torch.inference_mode(False):  # training needs them later, too
                 scale, center, spread = (
                     torch.tensor(numbers, dtype=like.dtype, device=like.device)
-                    for numbers in (self._scale, self._center, self._spread)
+                    for numbers in self._options.values()
                 )
             if type(scale) is not Tensor:  # a tracer's stand-in must not outlive the tracing
                 return scale, center, spread
             self._tensors[key] = scale, center, spread
         return self._tensors[key]
-
-
-def _wide(outputs: Tensor) -> torch.dtype:
-    """Labels keep their digits where a model runs in half precision."""
-    return torch.promote_types(outputs.dtype, torch.float32)
 
 
 @register_confidence("expected-quality")
