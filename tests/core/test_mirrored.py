@@ -60,8 +60,6 @@ def test_a_value_that_the_field_cannot_have_is_left_in_meta(value):
 def test_costs_that_are_no_costs_are_not_read(value):
     assert costs(meta={"plain": value}).eager is None
     with pytest.raises(InputError, match=r"plain: expected a valid value, got .*; give it once"):
-        InputError, match=r"plain: expected a valid value, got .*; give it once, as the field"
-    ):
         costs(eager=value)
 
 
