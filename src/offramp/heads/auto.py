@@ -33,7 +33,7 @@ def default_heads(spec: FeatureSpec, outputs: int, remaining: int) -> tuple[str,
     A cheap one always, a richer pooled one, and one that convolves or attends: of each the best that costs at
     most ``SHARE`` of the ``remaining`` MACs of the backbone behind it (``NETWORK_SHARE``, for the small
     networks), and whose reduced feature has at most ``KEPT`` values. The order of preference comes from
-    ``bench/heads.py``.
+    ``bench/heads``.
     """
     kind = "per token" if spec.per_token and spec.extent else spec.layout
     cheap, *richer = _KINDS.get(kind, _KINDS["NCHW"])
