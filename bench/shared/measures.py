@@ -52,7 +52,7 @@ def figures(
     """
     outcome = evaluate(records, costs, config)
     reference = records.final_quality if reference is None else reference
-    lost = reference - answers_under(records, costs, config).quality
+    lost = reference - answers_under(records, config).quality
     return {
         "accuracy": outcome.quality,
         "drop": float(lost.mean()),

@@ -297,7 +297,7 @@ def test_build_without_labels_and_report_split(invoke, tmp_path, monkeypatch):
         (["build", "shop:model", "shop:data", "--out", "shop.py/x"], "not a folder you may write to"),
         (["eval", "nowhere"], "expected an artifact at nowhere, found no folder"),
         (["eval", "."], "expected an artifact at ., found no manifest.json"),
-        (["report", "nowhere"], "found none"),
+        (["report", "nowhere"], "found no folder; check the path"),
     ],
 )
 def test_bad_input_is_one_message(invoke, inside, arguments, message):
