@@ -67,7 +67,7 @@ def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) 
             "one configuration (--max-drop and the like), or search with max_exits"
         )
     signature, written = export.signature, [(piece, model_of(piece, dynamic=False)) for piece in pieces]
-    whole = SpanGraph(
+    single = SpanGraph(
         file=FILE,
         inputs=(*signature.inputs, Port("thresholds", (len(export.exits),), "float32")),
         outputs=(
@@ -78,18 +78,18 @@ def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) 
         start=0,
         stop=len(signature.positions),
     )
-    composer = _Composer(export, whole, {piece.graph.file: model for piece, model in written})
+    composer = _Composer(export, single, {piece.graph.file: model for piece, model in written})
     (folder / FILE).write_bytes(composer.model().SerializeToString())
     session = open_session(folder / FILE, session_options(1))
     check.single([piece for piece, _ in written], signature, session)
-    return replace(export, spans=(whole,), exits=tuple(replace(each, file=FILE) for each in export.exits))
+    return replace(export, spans=(single,), exits=tuple(replace(each, file=FILE) for each in export.exits))
 
 
 class _Composer:
     """Builds the graph ``whole`` out of the models of an export's spans and exits, by file."""
 
-    def __init__(self, export: Export, whole: SpanGraph, models: Mapping[str, ModelProto]) -> None:
-        self.whole, self.models, self.exits = whole, models, export.exits
+    def __init__(self, export: Export, single: SpanGraph, models: Mapping[str, ModelProto]) -> None:
+        self.single, self.models, self.exits = single, models, export.exits
         self.spans = {graph.start: graph for graph in export.spans}
         at_mask = export.signature.mask
         self.mask = "" if at_mask is None else export.signature.inputs[at_mask].name
@@ -100,10 +100,10 @@ class _Composer:
 
         first = self.models[self.spans[0].file]
         graph = GraphProto(name="network")
-        graph.input.extend(map(_one, self.whole.inputs))
-        graph.output.extend(map(_one, self.whole.outputs))
-        inputs = [port.name for port in self.whole.inputs[:-1]]
-        self._from(graph, 0, inputs, [port.name for port in self.whole.outputs])
+        graph.input.extend(map(_one, self.single.inputs))
+        graph.output.extend(map(_one, self.single.outputs))
+        inputs = [port.name for port in self.single.inputs[:-1]]
+        self._from(graph, 0, inputs, [port.name for port in self.single.outputs])
         model = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
         checker.check_model(model)
         return model
@@ -131,7 +131,7 @@ class _Composer:
         outputs, confidence, leaves = (f"{at}{name}" for name in ("outputs", "confidence", "leaves"))
         self._exit(graph, exits, activations, (outputs, confidence, leaves))
         branches = {"then_branch": (f"{at}leave", leave), "else_branch": (f"{at}stay", stay)}
-        graph.node.append(_if(leaves, names, self.whole.outputs, branches))
+        graph.node.append(_if(leaves, names, self.single.outputs, branches))
 
     def _continue(
         self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
@@ -139,7 +139,7 @@ class _Composer:
         """The span that begins at a position, and what comes after it."""
         span = self.spans[position]
         model, prefix = self.models[span.file], f"span_{span.start}_{span.stop}/"
-        if span.stop == self.whole.stop:
+        if span.stop == self.single.stop:
             place(graph, model, span, activations, [names[0], names[2]], prefix, self.mask)
             graph.node.append(_constant(np.full(1, span.stop, np.int32), names[1]))
             return
@@ -163,7 +163,7 @@ class _Composer:
         graph.initializer.append(numpy_helper.from_array(np.array([np.inf], np.float32), infinity))
         graph.node.append(helper.make_node("Gather", ["thresholds", index], [threshold]))
         graph.node.append(helper.make_node("Less", [threshold, infinity], [enabled]))
-        answer, _, confidence = self.whole.outputs
+        answer, _, confidence = self.single.outputs
 
         def on(inner: GraphProto, found: Sequence[str]) -> None:
             place(inner, self.models[first.file], first, activations, found[:2], prefix, self.mask)
