@@ -13,7 +13,7 @@ import pytest
 import small
 from offramp.errors import ArtifactError
 from offramp.storage.arrays import load_arrays
-from offramp.training.checkpoint import CHECKPOINT_FORMAT
+from offramp.training.checkpoint import CHECKPOINT_FORMAT, VERSION
 
 BATCHES, EPOCHS, STEPS = 12, 6, 4
 FINISHED = 0
@@ -56,7 +56,7 @@ class Slow(list):
 
 counted(offramp.ExitNetwork, "features", b"f", 0)
 counted(offramp.ExitNetwork, "answers", b"a", 0)
-counted(head_trainer.HeadTraining, "_step", b"s", 0.01)
+counted(head_trainer.HeadTrainer, "_step", b"s", 0.01)
 save = checkpoint.Checkpoint.save
 
 
@@ -126,7 +126,7 @@ class Build:
     def epochs(self):
         for path in self.work.glob("heads-*.safetensors"):
             try:
-                return load_arrays(path, CHECKPOINT_FORMAT, 1)[1]["epoch"]
+                return load_arrays(path, CHECKPOINT_FORMAT, VERSION)[1]["epoch"]
             except ArtifactError:  # not there any more: it is being replaced
                 continue
         return 0
