@@ -4,14 +4,13 @@ imagefolder:DIR   a folder for each class, or such folders in train/, val/, test
 npz:FILE          arrays x and y, or train_x, train_y, val_x ...
 csv:FILE          a column of texts and one of labels; or a folder with train.csv, val.csv, test.csv
 
-How one set becomes three is said in ``splits``. The order of samples is fixed by the seed: a killed run finds
-the same batches again.
+The order of samples is fixed by the seed: a killed run finds the same batches again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,42 +41,32 @@ def load_samples(
 ) -> Splits:
     """Find the samples that a specification names, and divide them; a loader reads files as it comes to them.
 
-    Args:
-        spec: of a scheme of ``DATA_SCHEMES``.
-        source: the model they are for.
-        task: what an answer is.
-        output: key of the answer in what the model returns.
-        transform: PIL image -> (C, H, W), instead of the model's own.
-
-    Raises:
-        InputError: there are none, they do not fit the model, or their classes are not the model's.
+    ``output`` is the key of the answer in what the model returns, ``transform`` (PIL image -> (C, H, W)) is
+    taken instead of the model's own. ``InputError``: there are no samples, they do not fit the model, or
+    their classes are not the model's.
     """
+    where = f"DATA {spec.text}"
     found = _read(spec, source, task, transform)
-    splits = three_sets(found.sets, spec.number_of("seed", 0, least=0), f"DATA {spec.text}")
+    splits = three_sets(found.sets, spec.integer("seed", 0, least=0), where)
     for name, most in _limits(spec).items():
         if name in splits:
-            splits[name] = limited(splits[name], _group, most)
+            splits[name] = limited(splits[name], lambda sample: str(sample[1]), most)
     example = to_device_of(source.model, found.read([what for what, _ in splits["train"][:2]]))
     outputs = _outputs(spec, source.model, example, output, task)
     number, classes = _numbering(spec, found.sets, source, outputs)
-    check = None if found.prepared else source.check
 
-    def loader(name: str) -> Guarded | None:
-        if name not in splits:
-            return None
-        batches: DataLoader[Any] = DataLoader(
-            splits[name],  # type: ignore[arg-type]  # a list is as good as a Dataset
-            batch_size=spec.number_of("batch", 64),
-            num_workers=spec.number_of("workers", 0, least=0),
-            collate_fn=_Batch(found.read, number),
+    def loader(samples: list[Sample]) -> DataLoader[Any]:
+        return DataLoader(
+            samples,  # type: ignore[arg-type]  # a list is as good as a Dataset
+            batch_size=spec.integer("batch", 64),
+            num_workers=spec.integer("workers", 0, least=0),
+            collate_fn=partial(_batch, found.read, number),
             generator=torch.Generator(),  # else it draws from the global random state
         )
-        return Guarded(f"DATA {spec.text}: {name}", batches, check)
 
-    train, search = loader("train"), loader("search")
-    assert train is not None
-    assert search is not None
-    return Splits(train, search, loader("report"), example, classes)
+    check = None if found.prepared else source.check
+    loaders = {name: Guarded(f"{where}: {name}", loader(samples), check) for name, samples in splits.items()}
+    return Splits(loaders["train"], loaders["search"], loaders.get("report"), example, classes)
 
 
 def _read(spec: Spec, source: SourceModel, task: Task, transform: Callable[[Any], Tensor] | None) -> Readings:
@@ -98,11 +87,7 @@ def _read(spec: Spec, source: SourceModel, task: Task, transform: Callable[[Any]
 
 
 def _limits(spec: Spec) -> dict[str, int]:
-    """limit=N for all splits, or limit=TRAIN/SEARCH/REPORT.
-
-    Raises:
-        InputError: neither, or a number that is not whole and above 0.
-    """
+    """limit=N for all splits, or limit=TRAIN/SEARCH/REPORT."""
     most = spec.numbers("limit")
     if most is None:
         return {}
@@ -114,29 +99,18 @@ def _limits(spec: Spec) -> dict[str, int]:
     return {name: int(most[i % len(most)]) for i, name in enumerate(NAMES)}
 
 
-def _group(sample: Sample) -> str:
-    return str(sample[1])
-
-
 def _outputs(spec: Spec, model: nn.Module, example: Any, output: str | int | None, task: Task) -> int:
-    """K, by asking the model once.
-
-    Raises:
-        InputError: it cannot be called with these samples.
-    """
+    """K, by running the model once; ``InputError`` where it cannot be called with these samples."""
+    named = dict(example) if isinstance(example, Mapping) else {"inputs": example}
     try:
         with evaluating(model):
             answer = model(**example) if isinstance(example, Mapping) else model(example)
     except Exception as error:
-        shapes = {name: tuple(value.shape) for name, value in _named(example).items()}
+        shapes = {name: tuple(value.shape) for name, value in named.items()}
         raise spec.error(
             f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: {error}"
         ) from error
     return int(select_output(answer, output, per_token=task.per_token).shape[-1])
-
-
-def _named(example: Any) -> dict[str, Tensor]:
-    return dict(example) if isinstance(example, Mapping) else {"inputs": example}
 
 
 def to_device_of(model: nn.Module, example: Any) -> Any:
@@ -153,11 +127,14 @@ def _numbering(
     spec: Spec, sets: Sets, source: SourceModel, outputs: int
 ) -> tuple[Mapping[str, int], int | None]:
     """(name of a class -> its number, how many classes there are or None); numbers stay what they are."""
-    labels = [label for groups in sets.values() for group in groups.values() for _, label in group]
+    samples = (sample for groups in sets.values() for group in groups.values() for sample in group)
+    labels = [label for _, label in samples if label is not None]
+    if not labels:
+        return {}, None
     if all(isinstance(label, str) for label in labels):
         return class_numbers(labels, source.classes, outputs, f"DATA {spec.text}"), None
-    first = torch.as_tensor(labels[0]) if labels[0] is not None else None
-    if first is None or first.ndim or first.dtype.is_floating_point:
+    first = torch.as_tensor(labels[0])
+    if first.ndim or first.dtype.is_floating_point:
         return {}, None
     low, high = int(min(labels)), int(max(labels))
     if low < 0 or high >= outputs:
@@ -168,19 +145,13 @@ def _numbering(
     return {}, high + 1
 
 
-@dataclass(frozen=True)
-class _Batch:
+def _batch(read: Callable[[Sequence[Any]], Any], number: Mapping[str, int], samples: Sequence[Sample]) -> Any:
     """Samples to a batch: (inputs, labels), or inputs alone."""
-
-    read: Callable[[Sequence[Any]], Any]
-    number: Mapping[str, int]
-
-    def __call__(self, samples: Sequence[Sample]) -> Any:
-        inputs, labels = self.read([what for what, _ in samples]), [label for _, label in samples]
-        if labels[0] is None:
-            return inputs
-        numbers = [self.number[label] if isinstance(label, str) else label for label in labels]
-        stacked = torch.stack([torch.as_tensor(number) for number in numbers])
-        if stacked.dtype == torch.bool:
-            return inputs, stacked
-        return inputs, stacked.float() if stacked.dtype.is_floating_point else stacked.long()
+    inputs, labels = read([what for what, _ in samples]), [label for _, label in samples]
+    if labels[0] is None:
+        return inputs
+    numbers = [number[label] if isinstance(label, str) else label for label in labels]
+    stacked = torch.stack([torch.as_tensor(each) for each in numbers])
+    if stacked.dtype == torch.bool:
+        return inputs, stacked
+    return inputs, stacked.float() if stacked.dtype.is_floating_point else stacked.long()

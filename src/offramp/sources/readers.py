@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,9 @@ _KEY = re.compile(rf"(?:(?P<before>{'|'.join(_SETS)})_)?(?P<word>\w+?)(?:_(?P<af
 
 @dataclass(frozen=True)
 class Readings:
-    """What a reader found.
+    """All samples that a reader found, and how to read some of them as the inputs that the model takes.
 
-    Args:
-        sets: all samples.
-        read: (what to read of B samples) -> inputs as the model takes them.
-        prepared: whether ``read`` does all that the model's configuration asks for.
+    ``prepared``: whether ``read`` does all that the model's configuration asks for.
     """
 
     sets: Sets
@@ -66,44 +64,42 @@ def _reading(spec: Spec, path: Path) -> Iterator[None]:
         raise spec.error(f"{path} cannot be read: {said}") from error
 
 
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads image files.
+def _file(spec: Spec) -> Path:
+    path = Path(spec.name).expanduser()
+    if not path.is_file():
+        raise spec.error(f"no file {path}")
+    return path
 
-    Args:
-        transform: PIL image -> (C, H, W).
-        mode: of PIL.
-        key: name of the keyword the model takes images by, or None.
-        dtype: of the model.
+
+def _grouped(names: Iterable[str], samples: Iterable[tuple[str, str, Sample]]) -> Sets:
+    """(set, group, sample) to sets of groups; all ``names`` are sets, also those without samples."""
+    sets: dict[str, dict[str, list[Sample]]] = {name: {} for name in names}
+    for name, group, sample in samples:
+        sets[name].setdefault(group, []).append(sample)
+    return sets
+
+
+def _load_images(
+    transform: Callable[[Any], Tensor], mode: str, key: str | None, dtype: torch.dtype, paths: Sequence[str]
+) -> Any:
+    """Files of B images -> (B, C, H, W), by the name ``key`` if there is one; ``mode`` is PIL's.
+
+    ``InputError`` where one cannot be read, or comes out in another shape.
     """
-
-    transform: Callable[[Any], Tensor]
-    mode: str
-    key: str | None
-    dtype: torch.dtype
-
-    def __call__(self, paths: Sequence[str]) -> Any:
-        """Files of B images -> (B, C, H, W).
-
-        Raises:
-            InputError: one cannot be read, or comes out in another shape.
-        """
-        image = require("PIL.Image", "torchvision", "reading images")
-        prepared = []
-        for path in paths:
-            try:
-                with image.open(path) as picture:
-                    prepared.append(self.transform(picture.convert(self.mode)))
-            except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
-                raise InputError(f"{path} cannot be read as an image: {error}") from error
-        shapes = {tuple(values.shape) for values in prepared}
-        if len(shapes) > 1:
-            raise InputError(
-                f"images: expected one shape after the transform, got {sorted(shapes)}; crop them"
-            )
-        values = torch.stack(prepared)
-        values = values.to(self.dtype) if values.dtype.is_floating_point else values
-        return values if self.key is None else {self.key: values}
+    image = require("PIL.Image", "torchvision", "reading images")
+    prepared = []
+    for path in paths:
+        try:
+            with image.open(path) as picture:
+                prepared.append(transform(picture.convert(mode)))
+        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+            raise InputError(f"{path} cannot be read as an image: {error}") from error
+    shapes = {tuple(values.shape) for values in prepared}
+    if len(shapes) > 1:
+        raise InputError(f"images: expected one shape after the transform, got {sorted(shapes)}; crop them")
+    values = torch.stack(prepared)
+    values = values.to(dtype) if values.dtype.is_floating_point else values
+    return values if key is None else {key: values}
 
 
 def read_image_folder(
@@ -111,13 +107,13 @@ def read_image_folder(
 ) -> Readings:
     """Find the images of ``imagefolder:DIR``; none is opened.
 
-    Raises:
-        InputError: no such folder, no class folders, no images, or nobody knows how the model takes them.
+    ``InputError``: no such folder, no class folders, no images, or nobody knows how the model takes them.
     """
     root = Path(spec.name).expanduser()
     if not root.is_dir():
         raise spec.error(f"no folder {root}")
-    if transform is None and images is None:
+    chosen = transform or (images.transform if images else None)
+    if chosen is None:
         raise spec.error(
             "the model does not say how it takes images; name a function from a PIL image to a tensor "
             f"(C, H, W): imagefolder:{spec.name},transform=package.module:callable"
@@ -134,12 +130,9 @@ def read_image_folder(
             raise spec.error(
                 f"no images in {root / name}; expected a folder for each class with images in it ({kinds})"
             )
-    if images is None:
-        assert transform is not None
-        reader = ImageReader(transform, "RGB", None, dtype)
-    else:
-        reader = ImageReader(transform or images.transform, images.mode, images.key, dtype)
-    return Readings(found, reader, prepared=transform is None)
+    mode, key = ("RGB", None) if images is None else (images.mode, images.key)
+    read = partial(_load_images, chosen, mode, key, dtype)
+    return Readings(found, read, prepared=transform is None)
 
 
 def _classes(folder: Path) -> dict[str, list[Sample]]:
@@ -152,54 +145,34 @@ def _classes(folder: Path) -> dict[str, list[Sample]]:
     }
 
 
-@dataclass(frozen=True)
-class TextReader:
-    """Tokenizes texts, all to one length."""
-
-    text: TextInput
-    length: int
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """B texts -> tensors (B, length)."""
-        return self.text.encode(texts, self.length)
-
-
 def read_tables(spec: Spec, text: TextInput, floating: bool) -> Readings:
-    """Read the rows of ``csv:FILE``, or of train.csv, val.csv ... in ``csv:DIR``.
+    """Read the rows of ``csv:FILE``, or of train.csv, val.csv ... in ``csv:DIR``, tokenized to one length.
 
-    Args:
-        spec: options text, label (columns), split (a column with "train", "val" ...), max_length.
-        text: how the model takes texts.
-        floating: whether labels are numbers to be predicted, not classes.
-
-    Raises:
-        InputError: no such file or column, or a row that is too short.
+    The options text, label and split (with "train", "val" ...) name columns. Labels are numbers to be
+    predicted (``floating``) or classes. ``InputError``: no such file or column, or a row that is too short.
     """
     path = Path(spec.name).expanduser()
-    files = {"": path}
     if path.is_dir():
         files = {name: path / f"{name}.csv" for name in _SETS if (path / f"{name}.csv").is_file()}
         if not files:
             raise spec.error(f"no train.csv in {path}")
-    elif not path.is_file():
-        raise spec.error(f"no file {path}")
-    length = spec.number_of("max_length", min(128, text.longest))
+    else:
+        files = {"": _file(spec)}
+    length = spec.integer("max_length", min(128, text.longest))
     if length > text.longest:
         raise spec.error(f"max_length: the model takes at most {text.longest} tokens, got {length}")
     rows: dict[str, list[tuple[str, str | None]]] = {}
     for name, file in files.items():
         with _reading(spec, file):
-            for split, *row in _rows(spec, file):
-                rows.setdefault(split or name, []).append((row[0] or "", row[1]))
-    labels = _parsed([label for part in rows.values() for _, label in part], floating)
-    sets: dict[str, dict[str, list[Sample]]] = {}
-    given = iter(labels)
-    for name, part in rows.items():
-        sets[name] = {}
-        for content, label in part:
-            group = "all" if floating else str(label)
-            sets[name].setdefault(group, []).append((content, next(given)))
-    return Readings(sets, TextReader(text, length), prepared=True)
+            for split, content, label in _rows(spec, file):
+                rows.setdefault(split or name, []).append((content or "", label))
+    found = [(name, content, label) for name, part in rows.items() for content, label in part]
+    labels = _parsed([label for _, _, label in found], floating)
+    samples = (
+        (name, "all" if floating else str(label), (content, value))
+        for (name, content, label), value in zip(found, labels, strict=True)
+    )
+    return Readings(_grouped(rows, samples), partial(text.encode, length=length), prepared=True)
 
 
 def _rows(spec: Spec, file: Path) -> Iterator[tuple[str, str | None, str | None]]:
@@ -236,56 +209,41 @@ def _parsed(labels: Sequence[str | None], floating: bool) -> Sequence[Any]:
     """Labels as whole numbers or numbers where all are, else as names of classes."""
     for kind in (float,) if floating else (int, float):
         try:
-            return [kind(label) for label in labels if label is not None] or list(labels)
+            return [None if label is None else kind(label) for label in labels]
         except ValueError:
             continue
     return list(labels)
 
 
-@dataclass(frozen=True)
-class ArrayReader:
-    """Reads rows of arrays: (set, row) -> inputs.
+def _load_rows(
+    arrays: Mapping[str, Mapping[str, Array]],
+    images: ImageInput | None,
+    dtype: torch.dtype,
+    rows: Sequence[tuple[str, int]],
+) -> Any:
+    """B rows (set, index) of arrays by set and name -> a tensor (B, ...) of "x" alone, or several by name."""
 
-    Args:
-        arrays: set -> name of an input ("x" for the first argument) -> array (N, ...).
-        images: how the model takes images, where it does.
-        dtype: of the model.
-    """
+    def value(row: Any) -> Tensor:
+        if row.dtype == np.uint8 and images is not None:
+            return images.of_array(row).to(dtype)
+        tensor = torch.from_numpy(np.array(row))
+        return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor.long()
 
-    arrays: Mapping[str, Mapping[str, Array]]
-    images: ImageInput | None
-    dtype: torch.dtype
-
-    def __call__(self, rows: Sequence[tuple[str, int]]) -> Any:
-        """B rows -> a tensor (B, ...), or several by name."""
-        names = self.arrays[rows[0][0]]
-        values = {
-            name: torch.stack([self._value(self.arrays[part][name][i]) for part, i in rows]) for name in names
-        }
-        if set(values) != {"x"}:
-            return values
-        key = self.images.key if self.images else None
-        return values["x"] if key is None else {key: values["x"]}
-
-    def _value(self, row: Any) -> Tensor:
-        if row.dtype == np.uint8 and self.images is not None:
-            return self.images.of_array(row).to(self.dtype)
-        value = torch.from_numpy(np.array(row))
-        return value.to(self.dtype) if value.dtype.is_floating_point else value.long()
+    names = arrays[rows[0][0]]
+    values = {name: torch.stack([value(arrays[part][name][i]) for part, i in rows]) for name in names}
+    if set(values) != {"x"}:
+        return values
+    return {images.key: values["x"]} if images and images.key else values["x"]
 
 
 def read_arrays(spec: Spec, images: ImageInput | None, dtype: torch.dtype) -> Readings:
     """Read the arrays of ``npz:FILE``: x and y, or train_x, x_train, test_images, val_labels and so on.
 
     Arrays of other names are inputs that the model takes by these names. Images of uint8 are prepared by the
-    model's configuration, floating point is taken as it is.
-
-    Raises:
-        InputError: no such file, no inputs, arrays of different lengths, or uint8 that nobody can prepare.
+    model's configuration, floating point is taken as it is. ``InputError``: no such file, no inputs, arrays
+    of different lengths, or uint8 that nobody can prepare.
     """
-    path = Path(spec.name).expanduser()
-    if not path.is_file():
-        raise spec.error(f"no file {path}")
+    path = _file(spec)
     found: dict[str, dict[str, Array]] = {}
     with _reading(spec, path):
         archive = np.load(path, allow_pickle=False)
@@ -295,17 +253,18 @@ def read_arrays(spec: Spec, images: ImageInput | None, dtype: torch.dtype) -> Re
             for key in archive.files:
                 name, word = _meaning(key)
                 found.setdefault(name, {})[word] = archive[key]
-    labels = {name: _labels(arrays.pop("y", None)) for name, arrays in found.items()}
-    sets: dict[str, dict[str, list[Sample]]] = {}
+    samples: list[tuple[str, str, Sample]] = []
     for name, arrays in found.items():
-        _check_arrays(spec, name, arrays, labels[name], images)
-        rows = labels[name]
-        sets[name] = {}
+        labels = arrays.pop("y", None)
+        if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        _check_arrays(spec, name, arrays, labels, images)
+        together = labels is None or labels.ndim > 1 or labels.dtype.kind == "f"
         for i in range(len(next(iter(arrays.values())))):
-            group = "all" if rows is None or rows.ndim > 1 or rows.dtype.kind == "f" else str(rows[i])
-            sets[name].setdefault(group, []).append(((name, i), None if rows is None else rows[i]))
+            label = None if labels is None else labels[i]
+            samples.append((name, "all" if together else str(label), ((name, i), label)))
     bytes_ = all(array.dtype == np.uint8 for arrays in found.values() for array in arrays.values())
-    return Readings(sets, ArrayReader(found, images, dtype), prepared=bytes_)
+    return Readings(_grouped(found, samples), partial(_load_rows, found, images, dtype), prepared=bytes_)
 
 
 def _meaning(key: str) -> tuple[str, str]:
@@ -318,21 +277,14 @@ def _meaning(key: str) -> tuple[str, str]:
     return match["before"] or match["after"] or "", word
 
 
-def _labels(labels: Array | None) -> Array | None:
-    """(N,) where there is one label each."""
-    return labels[:, 0] if labels is not None and labels.ndim == 2 and labels.shape[1] == 1 else labels
-
-
 def _check_arrays(
     spec: Spec, name: str, arrays: Mapping[str, Array], labels: Array | None, images: ImageInput | None
 ) -> None:
     where = f"set {name!r}: " if name else ""
     if not arrays:
         raise spec.error(f"{where}no inputs; expected an array x, or train_x and so on")
-    sizes = {
-        len(array) if array.ndim else -1
-        for array in (*arrays.values(), *([] if labels is None else [labels]))
-    }
+    measured = [*arrays.values(), *([] if labels is None else [labels])]
+    sizes = {len(array) if array.ndim else -1 for array in measured}
     if len(sizes) != 1 or -1 in sizes:
         raise spec.error(f"{where}expected arrays of one length, got {sorted(sizes)} rows")
     for word, array in arrays.items():
