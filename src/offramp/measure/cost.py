@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.graph import eval_mode, evaluating
 from offramp.measure.energy import find_meter
-from offramp.network import ExitNetwork, count_macs_of
+from offramp.network import ConfidenceFn, ExitFn, ExitNetwork, count_macs_of
 from offramp.runtime import Activations, Execution, SpanFn, SpanProvider, leaving
 
 Floats = npt.NDArray[np.float64]
@@ -96,10 +97,14 @@ def measure_cost(
         passes = _passes(run_pass, sizes, rounds, progress)
         used = torch.get_num_threads()
     medians = np.array([np.median(each, 0) for each in passes])
-    table = _table(net, sizes, medians)
+    count = len(net.positions)
+    segments = [_reconciled(row[2 : count + 2], row[0]) for row in medians]
+    backbone = np.pad(np.cumsum(segments, 1), ((0, 0), (1, 0)))
+    heads = np.zeros((len(sizes), *net.exists.shape))
+    heads[:, net.exists] = medians[:, count + 2 :]
     return CostTable(
-        backbone=table.backbone[-1] / batch_size,
-        heads=table.heads[-1] / batch_size,
+        backbone=backbone[-1] / batch_size,
+        heads=heads[-1] / batch_size,
         unit=unit,
         meta={
             "batch_size": batch_size,
@@ -109,7 +114,7 @@ def measure_cost(
             "rounds": [len(each) for each in passes],
             "torch": torch.__version__,
         },
-        by_batch=table,
+        by_batch=BatchCosts(np.array(sizes), backbone, heads),
         eager=float(medians[-1, 1]) / batch_size,
     )
 
@@ -233,17 +238,17 @@ def _pass(provider: SpanProvider, stopwatch: _Stopwatch, values: list[Tensor]) -
     for position, span in enumerate(spans):
         for p, c, _ in net.exits():
             if p == position:
-                costs.append(stopwatch.cost(_run_exit(provider, p, c, activations, mask)))
+                run = partial(_run_exit, provider.exit_fn(p, c), net.confidence_of(p, c), activations, mask)
+                costs.append(stopwatch.cost(run))
         activations = span(*activations)
     return costs
 
 
 def _run_exit(
-    provider: SpanProvider, position: int, column: int, activations: Activations, mask: Tensor | None
-) -> Callable[[], object]:
-    """Running an exit and looking who leaves."""
-    exit_fn, confidence_fn = provider.exit_fn(position, column), provider.net.confidence_of(position, column)
-    return lambda: leaving(confidence_fn(exit_fn(activations, mask), mask), math.inf)
+    exit_fn: ExitFn, confidence_fn: ConfidenceFn, activations: Activations, mask: Tensor | None
+) -> None:
+    """Run an exit and look who leaves."""
+    leaving(confidence_fn(exit_fn(activations, mask), mask), math.inf)
 
 
 def _passes(
@@ -276,18 +281,6 @@ def _enough(seconds: float) -> int:
     least, most = _ROUNDS
     least = _LONG_ROUNDS if seconds > _LONG else least
     return min(max(int(_LEAST_SECONDS / max(seconds, 1e-6)), least), most)
-
-
-def _table(net: ExitNetwork, sizes: list[int], medians: Floats) -> BatchCosts:
-    """Costs by batch size, of rows of what ``_pass`` gives."""
-    count = len(net.positions)
-    backbone = np.zeros((len(sizes), count + 1))
-    heads = np.zeros((len(sizes), count, len(net.head_names)))
-    for i, (call, _eager, *costs) in enumerate(medians):
-        backbone[i, 1:] = np.cumsum(_reconciled(np.array(costs[:count]), call))
-        for (p, c, _), cost in zip(net.exits(), costs[count:], strict=True):
-            heads[i, p, c] = cost
-    return BatchCosts(np.array(sizes), backbone, heads)
 
 
 def _reconciled(segments: Floats, call: float) -> Floats:

@@ -75,14 +75,14 @@ def record_outputs(
             label="Recording every exit", apart=True, lasting=work_dir is not None, progress=progress,
         )  # fmt: skip
         return ExitRecords(
-            confidence=_by_exit(net, exits, rows["confidence"]),
-            quality=_by_exit(net, exits, rows["quality"]),
+            confidence=_by_exit(net.exists, rows["confidence"]),
+            quality=_by_exit(net.exists, rows["quality"]),
             final_quality=rows["final_quality"].numpy().copy(),
             exists=net.exists,
             positions=net.positions,
             heads=net.head_names,
             final_confidence=rows["final_confidence"].numpy().copy(),
-            logits=_by_exit(net, exits, rows["logits"]) if keep_logits else None,
+            logits=_by_exit(net.exists, rows["logits"]) if keep_logits else None,
             quality_kind=quality,
             meta={
                 "task": net.task.name,
@@ -92,9 +92,8 @@ def record_outputs(
         )
 
 
-def _by_exit(net: ExitNetwork, exits: list[tuple[int, int]], rows: Tensor) -> npt.NDArray[np.float32]:
+def _by_exit(exists: npt.NDArray[np.bool_], rows: Tensor) -> npt.NDArray[np.float32]:
     """(N, exits, ...) to (P, C, N, ...), 0 where there is no exit."""
-    found = np.zeros((*net.exists.shape, len(rows), *rows.shape[2:]), np.float32)
-    for i, (p, c) in enumerate(exits):
-        found[p, c] = rows[:, i].numpy()
+    found = np.zeros((*exists.shape, len(rows), *rows.shape[2:]), np.float32)
+    found[exists] = rows.transpose(0, 1).numpy()
     return found

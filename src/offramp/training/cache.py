@@ -157,7 +157,7 @@ def run_backbone(
         label="Running the backbone once", passes=views, lasting=lasting, progress=progress,
     )  # fmt: skip
     return Cache(
-        features={(p, key): _restored(tensors[f"{p}|{key}"], stored) for p, key in wanted},
+        features={(p, key): tensors[f"{p}|{key}"].view(stored) for p, key in wanted},
         answers=tensors["answers"],
         labels=tensors.get("labels"),
         mask=tensors.get("mask"),
@@ -184,11 +184,7 @@ def _finite(values: Tensor, what: str, dtype: torch.dtype = torch.float32) -> Te
             f"{what} reaches {float(values.abs().amax()):g}, more than float16 holds; "
             "pass cache_dtype='bfloat16' or 'float32'"
         )
-    return stored.view(torch.int16) if dtype == torch.bfloat16 else stored
-
-
-def _restored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.view(dtype) if values.dtype == torch.int16 else values  # numpy has no bfloat16
+    return stored.view(torch.int16) if dtype == torch.bfloat16 else stored  # numpy has no bfloat16
 
 
 def reduction(head: nn.Module, index: int) -> str:

@@ -23,61 +23,36 @@ VERSION = 2
 _SAVE_EVERY = 2.0  # seconds of training that a kill may cost, besides the epoch under way
 
 
-class Checkpoint:
-    """Modules by (position, head index), their optimiser's state and the epoch, in one file.
-
-    A ``path`` of None saves nothing; a file with another ``key`` than this one is not resumed.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        key: str,
-        modules: Mapping[ExitIndex, nn.Module],
-        optimiser: torch.optim.Optimizer,
-    ) -> None:
-        self._path, self._key = path, key
-        self._modules = nn.ModuleDict({f"{p}|{c}": module for (p, c), module in modules.items()})
-        self._optimiser = optimiser
-        self._saved = time.monotonic()
-
-    def resume(self) -> int:
-        """Load what is stored; returns the number of epochs done, 0 where nothing of use is stored."""
-        if self._path is None:
-            return 0
-        try:
-            arrays, meta = load_arrays(self._path, CHECKPOINT_FORMAT, VERSION)
-        except ArtifactError:  # none yet, or damaged: training again gives the same
-            return 0
-        if meta.get("key") != self._key:
-            return 0
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self._modules.load_state_dict({n[2:]: value for n, value in tensors.items() if n.startswith("w|")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("o|"):
-                _, index, slot = name.split("|")
-                slots.setdefault(int(index), {})[slot] = value
-        state = self._optimiser.state_dict()
-        self._optimiser.load_state_dict({**state, "state": slots})  # puts each on its parameter's device
-        return int(meta["epoch"])
-
-    def save(self, epoch: int, *, force: bool) -> None:
-        """Store the state after ``epoch`` epochs, at most every two seconds unless forced."""
-        if self._path is None or not (force or time.monotonic() - self._saved >= _SAVE_EVERY):
-            return
-        tensors = {f"w|{name}": value for name, value in self._modules.state_dict().items()}
-        for index, slots in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"o|{index}|{slot}": value for slot, value in slots.items()}
-        arrays = {name: _as_numpy_takes(value).numpy() for name, value in tensors.items()}
-        save_arrays(self._path, arrays, CHECKPOINT_FORMAT, VERSION, {"key": self._key, "epoch": epoch})
-        self._saved = time.monotonic()
+def resume(path: Path, key: str, modules: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load what is stored under this key; returns the number of epochs done, 0 where nothing of use is."""
+    try:
+        arrays, meta = load_arrays(path, CHECKPOINT_FORMAT, VERSION)
+    except ArtifactError:  # none yet, or damaged: training again gives the same
+        return 0
+    if meta.get("key") != key:
+        return 0
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    modules.load_state_dict({name[2:]: value for name, value in tensors.items() if name.startswith("w|")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("o|"):
+            _, index, slot = name.split("|")
+            slots.setdefault(int(index), {})[slot] = value
+    state = optimiser.state_dict()
+    optimiser.load_state_dict({**state, "state": slots})  # puts each on its parameter's device
+    return int(meta["epoch"])
 
 
-def _as_numpy_takes(value: Tensor) -> Tensor:
-    """On the CPU; bfloat16, which numpy has not, exactly as float32."""
-    value = value.detach().cpu()
-    return value.float() if value.dtype == torch.bfloat16 else value
+def save(path: Path, key: str, modules: nn.Module, optimiser: torch.optim.Optimizer, epoch: int) -> None:
+    """Store the state after ``epoch`` epochs."""
+    tensors = {f"w|{name}": value for name, value in modules.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"o|{index}|{slot}": value for slot, value in slots.items()}
+    arrays = {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+        for name, value in tensors.items()  # numpy has no bfloat16; float32 holds it exactly
+    }
+    save_arrays(path, arrays, CHECKPOINT_FORMAT, VERSION, {"key": key, "epoch": epoch})
 
 
 def run_epochs(
@@ -110,12 +85,17 @@ def run_epochs(
         }
     )
     path = folder and folder / f"{name}-{key[:16]}.safetensors"
-    checkpoint = Checkpoint(path, key, modules, optimiser)
+    state = nn.ModuleDict({f"{p}|{c}": module for (p, c), module in modules.items()})
+    first = resume(path, key, state, optimiser) if path else 0
+    saved = time.monotonic()
     with progress_bar(label, epochs, progress) as advance:
-        for epoch in range(checkpoint.resume(), epochs):
+        for epoch in range(first, epochs):
             with _seeded(net.partition.spec.device, config.seed * 1_000_003 + epoch):
                 run_epoch(epoch)
-            checkpoint.save(epoch + 1, force=every_epoch or epoch + 1 == epochs)
+            due = every_epoch or epoch + 1 == epochs or time.monotonic() - saved >= _SAVE_EVERY
+            if path and due:
+                save(path, key, state, optimiser, epoch + 1)
+                saved = time.monotonic()
             advance(epoch + 1)
 
 
