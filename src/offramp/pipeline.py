@@ -39,17 +39,9 @@ from offramp.training import (
 class BuildConfig:
     """What ``build`` does; the defaults are good for most classifiers.
 
-    Args:
-        heads: kinds of heads to try, or "auto" for a few that pay at each position.
-        cuts: "auto", "all", or names.
-        task: what an answer is.
-        confidence: name, or None for the task's own.
-        output: key of the answer in what the model returns.
-        input_exits: exits at the input, by name: modules, or kinds of heads.
-        mask: the input that says which tokens are real; None finds "attention_mask".
-        quality: "labels", or "agreement" with the full model, which needs none.
-        max_exits: at most this many exits in a configuration.
-        train: how heads are trained.
+    Most are options of ``attach_exits``; ``train`` says how heads are trained, ``quality`` what answers are
+    compared with ("labels", or "agreement" with the full model, which needs none), and ``max_exits`` how many
+    exits a configuration may have.
     """
 
     heads: str | Sequence[str] = "auto"

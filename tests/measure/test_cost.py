@@ -98,6 +98,24 @@ def test_every_head_is_one_reading_and_segments_add_up_to_the_whole(ticking: Non
     np.testing.assert_allclose(np.diff(costs.by_batch.backbone[-1]), 1 / len(net.positions))
 
 
+@pytest.mark.parametrize(("long", "rounds"), [(1e9, 4), (-1.0, 3)], ids=["short", "long"])
+def test_passes_that_take_long_are_fewer(monkeypatch: pytest.MonkeyPatch, long: float, rounds: int) -> None:
+    monkeypatch.setattr(measuring, "_ROUNDS", (4, 5))
+    monkeypatch.setattr(measuring, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "_LONG", long)
+    costs = measure_cost(small.network(small.Vector, heads=("linear",)), unit="seconds", batch_size=2)
+    assert costs.meta is not None
+    assert costs.meta["rounds"] == [rounds, rounds]
+
+
+def test_sizes_of_fewer_passes_are_spread_over_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, sizes = iter((2, 4)), list[int]()
+    monkeypatch.setattr(measuring, "_enough", lambda seconds: next(wanted))
+    found = measuring._passes(lambda size: sizes.append(size) or [0.0], [1, 8], None, False)
+    assert [len(each) for each in found] == [2, 4]
+    assert sizes[4:] == [8, 1, 8, 8, 1, 8]
+
+
 def test_what_a_call_takes_beyond_its_segments_is_paid_at_the_start() -> None:
     found = measuring._reconciled(np.array([1.0, 2.0, 3.0]), 7.0)
     assert found.tolist() == [2.0, 2.0, 3.0]

@@ -134,12 +134,11 @@ def run_backbone(
             for p, feature in net.features(values):
                 if p == len(net.positions):
                     rows["answers"] = _finite(feature, "the model's output")
-                for key, head in wanted.items():
-                    if key[0] == p:
+                for (position, key), head in wanted.items():
+                    if position == p:
                         kept = reduced(head, feature, feature_mask(net, p, mask))
-                        rows["{}|{}".format(*key)] = _finite(
-                            kept, f"the feature at {net.positions[p]!r}", stored
-                        )
+                        what = f"the feature at {net.positions[p]!r}"
+                        rows[f"{p}|{key}"] = _finite(kept, what, stored)
         if mask is not None and net.task.per_token:
             rows["mask"] = mask
         if labels is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,6 @@ from offramp.tasks import is_fitted
 from offramp.training import survivors
 from offramp.training.cache import (
     Cache,
-    Ints,
     cached_confidences,
     cached_outputs,
     in_parts,
@@ -133,23 +133,20 @@ def train_exits(
                 given=given, lasting=folder is not None, progress=progress,
             )  # fmt: skip
 
-        def trained(cache: Cache, reach: Mapping[ExitIndex, Tensor] | None) -> dict[ExitIndex, nn.Module]:
-            rows = np.flatnonzero(~cache.held_out(share, config.seed))
-            return HeadTrainer(net, cache, config, rows, reach).run(folder, progress)
-
-        def replaced(cache: Cache, heads: Mapping[ExitIndex, nn.Module]) -> TrainReport:
-            held = np.flatnonzero(cache.held_out(share, config.seed))
-            return _replaced(net, cache, heads, held, progress)
-
         cache = cached(fitted or frontier is not None)
         reach = None if frontier is None else _reach(net, cache, frontier)
-        heads = trained(cache, reach)
+        held = cache.held_out(share, config.seed)
+        rows = np.flatnonzero(~held)
+        heads = HeadTrainer(net, cache, config, rows, reach).run(folder, progress)
         if not finetuning:
-            return replaced(cache, heads)
+            return _replaced(net, cache, heads, held, progress)
         with finetuned(net, heads, loader, cache, config, folder, progress):
             after = cached(fitted)
-            change = _backbone_change(net, cache, after, share, config.seed)
-            report = replaced(after, trained(after, None))
+            some = torch.from_numpy(np.flatnonzero(held if held.any() else ~held))
+            before, now = (_mean_quality(net, each, some) for each in (cache, after))
+            change = BackboneChange(before, now, len(some), bool(held.any()))
+            heads = HeadTrainer(net, after, config, rows).run(folder, progress)
+            report = _replaced(net, after, heads, held, progress)
         if change.after < change.before:
             warnings.warn(
                 f"fine-tuning: the full model's quality fell from {change.before:.4f} to {change.after:.4f} "
@@ -180,12 +177,15 @@ def _reach(net: ExitNetwork, cache: Cache, frontier: Sequence[ExitConfig]) -> di
 
 @torch.no_grad()
 def _replaced(
-    net: ExitNetwork, cache: Cache, heads: Mapping[ExitIndex, nn.Module], held: Ints, progress: bool | None
+    net: ExitNetwork,
+    cache: Cache,
+    heads: Mapping[ExitIndex, nn.Module],
+    held: npt.NDArray[np.bool_],
+    progress: bool | None,
 ) -> TrainReport:
     """Put trained heads, and confidences fitted on the rows ``held`` out, into the network."""
-    calibrators: dict[str, nn.Module] = {}
-    if is_fitted(net.confidence) and len(held):
-        rows = torch.from_numpy(held)
+    rows, calibrators = torch.from_numpy(np.flatnonzero(held)), dict[str, nn.Module]()
+    if is_fitted(net.confidence) and len(rows):
         truth = cache.truth(rows)
         outputs = {exit_: _outputs(net, exit_, head, cache, rows) for exit_, head in heads.items()}
         outputs |= {exit_: values[rows] for exit_, values in cache.given.items()}
@@ -210,18 +210,11 @@ def _replaced(
         full_quality=_mean_quality(net, cache, every),
         samples=cache.rows(),
         labelled=cache.labels is not None,
-        held_out=len(held),
+        held_out=len(rows),
     )
     install((net.head(p, net.head_names[c]), head) for (p, c), head in heads.items())
     install((net.calibrators[name], calibrator) for name, calibrator in calibrators.items())
     return report
-
-
-def _backbone_change(net: ExitNetwork, cache: Cache, after: Cache, share: float, seed: int) -> BackboneChange:
-    held = cache.held_out(share, seed)
-    rows = torch.from_numpy(np.flatnonzero(held if held.any() else ~held))
-    before, now = (_mean_quality(net, each, rows) for each in (cache, after))
-    return BackboneChange(before, now, len(rows), bool(held.any()))
 
 
 def _outputs(net: ExitNetwork, exit_: ExitIndex, head: nn.Module, cache: Cache, rows: Tensor) -> Tensor:
