@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,24 +24,24 @@ from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
 from offramp.sources import Splits
 from offramp.tasks import Task
-from offramp.training import DTYPES, TrainConfig, TrainReport, reduction, train_exits
+from offramp.training import (
+    DTYPES,
+    TrainConfig,
+    TrainReport,
+    check_quality,
+    checked_labels,
+    reduction,
+    train_exits,
+)
 
 
 @dataclass(frozen=True)
 class BuildConfig:
     """What ``build`` does; the defaults are good for most classifiers.
 
-    Args:
-        heads: kinds of heads to try, or "auto" for a few that pay at each position.
-        cuts: "auto", "all", or names.
-        task: what an answer is.
-        confidence: name, or None for the task's own.
-        output: key of the answer in what the model returns.
-        input_exits: exits at the input, by name: modules, or kinds of heads.
-        mask: the input that says which tokens are real; None finds "attention_mask".
-        quality: "labels", or "agreement" with the full model, which needs none.
-        max_exits: at most this many exits in a configuration.
-        train: how heads are trained.
+    Most are options of ``attach_exits``; ``train`` says how heads are trained, ``quality`` what answers are
+    compared with ("labels", or "agreement" with the full model, which needs none), and ``max_exits`` how many
+    exits a configuration may have.
     """
 
     heads: str | Sequence[str] = "auto"
@@ -55,8 +56,7 @@ class BuildConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.quality not in ("labels", "agreement"):
-            raise InputError(f"BuildConfig.quality: expected 'labels' or 'agreement', got {self.quality!r}")
+        check_quality("BuildConfig.quality", self.quality)
         if self.max_exits is not None and self.max_exits < 0:
             raise InputError(f"BuildConfig.max_exits: expected at least 0, got {self.max_exits}")
 
@@ -82,12 +82,9 @@ def build(
 ) -> Built:
     """Attach, train, record, search.
 
-    Args:
-        model: trained; not changed.
-        splits: of disjoint samples. Heads train on one, the search sees another, the third is only recorded.
-        config: what to do.
-        work_dir: a run that was killed goes on from here.
-        progress: None shows bars when standard error is a terminal.
+    Heads train on one of the disjoint ``splits``, the search sees another, the third is only recorded. The
+    trained ``model`` is not changed. A run that was killed goes on from ``work_dir``; ``progress`` None shows
+    bars when standard error is a terminal.
 
     Raises:
         InputError: a loader does not fit the model.
@@ -95,8 +92,7 @@ def build(
         StorageError: the working folder cannot be written, is full, or has too little room.
     """
     config = config or BuildConfig()
-    found = {"search": splits.search, "report": splits.report}
-    loaders = {name: loader for name, loader in found.items() if loader is not None}
+    loaders = {"search": splits.search} | ({} if splits.report is None else {"report": splits.report})
     net = attach_exits(
         model,
         splits.example,
@@ -140,10 +136,7 @@ def _named(split: str) -> Iterator[None]:
 
 
 def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed: bool) -> None:
-    """Find out before hours of work that labels do not fit, or are missing where they are needed.
-
-    Only the first batch of each split is looked at.
-    """
+    """Find out before hours of work, on first batches, that labels do not fit, or are missing."""
     for name, loader in loaders.items():
         if isinstance(loader, Iterator):
             continue  # looking would use it up
@@ -151,8 +144,7 @@ def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed
             values, labels = next(iter(checked_batches(net.partition.spec, loader)))
             if labels is not None and (needed or name == "train"):
                 answer = torch.zeros(len(values[0]), *net.answer_shape, device=labels.device)
-                real = net.task.real_labels(labels, net.mask(values))
-                net.task.check_labels(real, net.task.from_model(answer))
+                checked_labels(net, labels, net.task.from_model(answer), net.mask(values))
             elif labels is None and needed and name != "train":
                 raise InputError(
                     "the loader gives no labels; judge by agreement with the full model instead "
@@ -162,9 +154,8 @@ def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed
 
 def _check_room(net: ExitNetwork, splits: Splits, config: TrainConfig, folder: Path) -> None:
     """Find out before hours of work that the features do not fit on the disk, where that can be told."""
-    try:
-        batches = len(splits.train)  # type: ignore[arg-type]
-    except TypeError:
+    batches = 0 if isinstance(splits.train, Iterator) else operator.length_hint(splits.train)
+    if not batches:
         return
     values, _ = next(iter(checked_batches(net.partition.spec, splits.train)))
     needed = batches * len(values[0]) * config.views * kept_bytes(net, config.cache_dtype)
@@ -194,17 +185,15 @@ def kept_bytes(net: ExitNetwork, dtype: str = "float32") -> int:
 
 def summary(built: Built) -> str:
     """One line of JSON about a build, for a machine to read."""
-    low, high = built.frontier[0].expected, built.frontier[-1].expected
-    assert low is not None
-    assert high is not None
+    ends = [config.expected for config in (built.frontier[0], built.frontier[-1]) if config.expected]
     return json.dumps(
         {
             "positions": list(built.net.positions),
             "exits": len(built.training.exits),
             "full_macs": built.costs.full,
             "configurations": len(built.frontier),
-            "expected_cost": [low.relative_cost, high.relative_cost],
-            "expected_quality": [low.quality, high.quality],
+            "expected_cost": [end.relative_cost for end in ends],
+            "expected_quality": [end.quality for end in ends],
             "samples": {name: records.samples for name, records in built.records.items()},
         }
     )

@@ -14,7 +14,7 @@ from offramp.cli.demo import digit_splits, run_demo
 from offramp.cli.digits import DigitsResNet, load_digits
 from offramp.core.evaluate import full_quality
 from offramp.errors import MissingExtraError
-from offramp.measure.throughput import read_batches, run_stream, time_model
+from offramp.measure.throughput import read_batches, run_configs, time_model
 from offramp.report.tables import frontier_rows, non_dominated, shares, thinned, with_exits
 
 BORDER = (
@@ -156,7 +156,7 @@ def test_streams_without_labels(loaded):
     net, frontier, *_ = loaded
     stream = read_batches(net.partition.spec, [torch.rand(5, 1, 14, 14), torch.rand(3, 1, 14, 14)])
     engine = offramp.Engine(net)
-    (result,) = run_stream(engine, stream, [frontier[0]], rounds=1)
+    (result,) = run_configs(engine, stream, [frontier[0]], rounds=1)
     assert result.quality is None
     assert sum(result.exit_shares) == pytest.approx(1)
     assert time_model(engine, stream, rounds=1) > 0

@@ -50,7 +50,7 @@ def test_timm_with_its_own_configuration():
     assert source.model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     assert source.images.size == (3, 160, 160)
     assert (source.images.mean, source.images.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert source.images.sure
+    assert source.images.certain
     assert not source.classes
 
 
@@ -176,7 +176,7 @@ def test_libraries_that_are_not_there(monkeypatch):
 def test_a_users_own_model_tells_what_it_can(bert):
     timm = pytest.importorskip("timm")
     own = of_callable(timm.create_model("test_resnet", num_classes=3))
-    assert not own.images.sure
+    assert not own.images.certain
     assert own.images.mean == (0.5, 0.5, 0.5)
     plain = of_callable(nn.Linear(2, 2))
     assert (plain.images, plain.text, plain.vocabulary) == (None, None, None)

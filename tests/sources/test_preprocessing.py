@@ -79,7 +79,7 @@ def test_pixels_of_0_to_1_are_suspicious_once():
 
 
 def test_a_users_own_model_is_only_warned_about():
-    unsure = images(sure=False)
+    unsure = images(certain=False)
     with pytest.warns(UserWarning, match="got 0 to 255"):
         unsure.check(0, 255 * pixels())
     unsure.check(1, 255 * pixels())

@@ -14,7 +14,6 @@ from offramp.sources.preprocessing import Adapted
 from offramp.sources.project import (
     load_data,
     load_input_exits,
-    load_model,
     load_project,
     load_source_model,
     load_splits,
@@ -98,8 +97,8 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_model_from_the_current_folder():
-    assert isinstance(load_model("user_code:model"), nn.Linear)
-    assert isinstance(load_model("user_package.inner:model"), nn.Linear)
+    assert isinstance(load_source_model("user_code:model").model, nn.Linear)
+    assert isinstance(load_source_model("user_package.inner:model").model, nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_a_model_from_the_current_folder():
 )
 def test_a_model_that_cannot_be_had(spec, message):
     with pytest.raises(InputError, match=message):
-        load_model(spec)
+        load_source_model(spec)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ def test_a_scheme_an_argument_and_options():
     assert spec.options == {"pretrained": "false", "size": "64"}
     assert spec.flag("pretrained", True) is False
     assert spec.flag("other", True) is True
-    assert (spec.integer("size"), spec.integer("other"), spec.number_of("other", 3)) == (64, None, 3)
+    assert spec.integer("size", None) == 64
+    assert [spec.integer("other", default) for default in (None, 3)] == [None, 3]
 
 
 def test_commas_that_no_option_follows_belong_to_the_value():
@@ -68,11 +69,11 @@ def test_what_cannot_be_read(text, message):
         ),
         (
             "timm:a,size=0",
-            lambda s: s.integer("size"),
+            lambda s: s.integer("size", None),
             "size: expected a whole number of at least 1, got '0'",
         ),
-        ("timm:a,size=6.5", lambda s: s.integer("size"), "size: expected a whole number"),
-        ("timm:a,size=²", lambda s: s.integer("size"), "size: expected a whole number"),
+        ("timm:a,size=6.5", lambda s: s.integer("size", None), "size: expected a whole number"),
+        ("timm:a,size=²", lambda s: s.integer("size", None), "size: expected a whole number"),
         (
             "timm:a,mean=1/x",
             lambda s: s.numbers("mean"),
@@ -86,10 +87,11 @@ def test_options_of_another_kind(text, ask, message):
 
 
 def test_numbers():
-    assert numbers_in("0.5") == (0.5,)
-    assert numbers_in("1/2/3e-1") == (1, 2, 0.3)
-    assert numbers_in("nan") is None
-    assert numbers_in("1//2") is None
+    assert numbers_in("here", "0.5") == (0.5,)
+    assert numbers_in("here", "1/2/3e-1") == (1, 2, 0.3)
+    for wrong in ("nan", "1//2"):
+        with pytest.raises(InputError, match=rf"here: expected a number, or several with '/'.*{wrong!r}"):
+            numbers_in("here", wrong)
 
 
 def test_near():

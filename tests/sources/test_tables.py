@@ -132,3 +132,17 @@ def test_ratings_to_be_predicted(tmp_path):
     splits = load(f"csv:{path},text=body,label=stars", text_source(), task=Regression(scale=1.0))
     inputs, labels = next(iter(splits.train))
     torch.testing.assert_close(inputs["attention_mask"].sum(1) - 1.0, labels)
+
+
+@pytest.mark.parametrize("kinds", [("1", "0"), ("good", "bad")])
+def test_a_report_set_without_labels(tmp_path, kinds):
+    rows = [(f"text {i}", kinds[i % 2]) for i in range(12)]
+    write(tmp_path / "train.csv", rows, ("text", "label"))
+    write(tmp_path / "val.csv", rows[:6], ("text", "label"))
+    write(tmp_path / "test.csv", [("three",), ("four",)], ("text",))
+    source = text_source({"good": 0, "bad": 1})
+    splits = load(f"csv:{tmp_path}", source)
+    assert [len(labels) for _, labels in splits.train] == [12]
+    assert [len(labels) for _, labels in splits.search] == [6]
+    (inputs,) = splits.report
+    assert inputs["input_ids"].shape == (2, 12)

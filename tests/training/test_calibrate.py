@@ -17,7 +17,8 @@ from offramp.errors import InputError
 from offramp.tasks.confidence import get_confidence, get_fitted
 from offramp.training import head_trainer
 from offramp.training.cache import Cache
-from offramp.training.calibrate import Truth, calibrate, unfitted
+from offramp.training.calibrate import calibrate, unfitted
+from offramp.training.truth import Truth
 
 QUICK = TrainConfig(epochs=4, batch_size=40, calibration=0.25)
 COUNT = 160

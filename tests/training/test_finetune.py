@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ import toys
 from offramp import TrainConfig, train_exits
 from offramp.errors import InputError
 from offramp.network.fingerprint import graph_digest
-from offramp.training import finetune, head_trainer
+from offramp.training import finetune, head_trainer, train
 
 QUICK = TrainConfig(
     epochs=3, batch_size=20, backbone="finetune", backbone_epochs=2, backbone_rate=1e-2, calibration=0.25
@@ -91,14 +90,13 @@ def frozen_heads(net, x, y, config):
         found.update(heads)
         raise StopError
 
-    training = sys.modules["offramp.training.train"]
-    training.finetuned = caught
+    train.finetuned = caught
     try:
         train_exits(net, small.batches(x, y), config=config)
     except StopError:
         pass
     finally:
-        training.finetuned = original
+        train.finetuned = original
     return found
 
 

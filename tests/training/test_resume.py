@@ -13,7 +13,7 @@ import pytest
 import small
 from offramp.errors import ArtifactError
 from offramp.storage.arrays import load_arrays
-from offramp.training.checkpoint import CHECKPOINT_FORMAT
+from offramp.training.checkpoint import CHECKPOINT_FORMAT, VERSION
 
 BATCHES, EPOCHS, STEPS = 12, 6, 4
 FINISHED = 0
@@ -57,15 +57,15 @@ class Slow(list):
 counted(offramp.ExitNetwork, "features", b"f", 0)
 counted(offramp.ExitNetwork, "answers", b"a", 0)
 counted(head_trainer.HeadTrainer, "_step", b"s", 0.01)
-save = checkpoint.Checkpoint.save
+save = checkpoint.save
 
 
-def stalling(self, epoch, *, force):
-    save(self, epoch, force=force)
+def stalling(path, key, modules, optimiser, epoch):
+    save(path, key, modules, optimiser, epoch)
     time.sleep(60 if stalled == "training" and epoch == {EPOCHS} - 1 else 0)
 
 
-checkpoint.Checkpoint.save = stalling
+checkpoint.save = stalling
 batches = [small.loader(count={BATCHES} * 16, seed=seed, size=16) for seed in (1, 5)]
 net = offramp.attach_exits(small.model(), batches[0][0][0])
 config = offramp.TrainConfig(epochs={EPOCHS}, batch_size={BATCHES} * 16 // {STEPS})
@@ -126,7 +126,7 @@ class Build:
     def epochs(self):
         for path in self.work.glob("heads-*.safetensors"):
             try:
-                return load_arrays(path, CHECKPOINT_FORMAT, 1)[1]["epoch"]
+                return load_arrays(path, CHECKPOINT_FORMAT, VERSION)[1]["epoch"]
             except ArtifactError:  # not there any more: it is being replaced
                 continue
         return 0

@@ -331,7 +331,7 @@ def run(
     if loader is None:
         raise InputError(f"--split: expected train, search or report, given by DATA; got {split!r}")
     measured = measure_loader(Engine(net, config, costs=costs), loader)
-    result, unmodified = measured.result, measured.plain_milliseconds
+    result, unmodified = measured.result, measured.unmodified_milliseconds
     if json_:
         by_position = dict(zip((*net.positions, "output"), result.exit_shares, strict=True))
         print_json(

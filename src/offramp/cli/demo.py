@@ -12,7 +12,7 @@ from offramp._progress import progress_bar
 from offramp.artifacts import save
 from offramp.cli.digits import Digits, augmented, batches, load_digits, train_backbone
 from offramp.core import ExitConfig
-from offramp.measure import Batch, read_batches, run_stream, time_model
+from offramp.measure import LabelledInputs, read_batches, run_configs, time_model
 from offramp.pipeline import BuildConfig, Built, build
 from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.runtime import Engine
@@ -99,9 +99,11 @@ def _describe(built: Built, console: Console) -> None:
     )
 
 
-def _live(engine: Engine, built: Built, stream: list[Batch], console: Console) -> list[dict[str, Any]]:
+def _live(
+    engine: Engine, built: Built, stream: list[LabelledInputs], console: Console
+) -> list[dict[str, Any]]:
     picked = pick_three(built)
-    results = run_stream(engine, stream, [config for _, config in picked])
+    results = run_configs(engine, stream, [config for _, config in picked])
     unmodified = time_model(engine, stream)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("setting", "accuracy", "MACs", "ms per batch", "time / unmodified model"):

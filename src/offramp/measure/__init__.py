@@ -2,9 +2,9 @@
 
 from offramp.measure.cost import measure_cost
 from offramp.measure.record import record_outputs
-from offramp.measure.throughput import Batch, RunResult, measure_loader, read_batches, run_stream, time_model
+from offramp.measure.throughput import LabelledInputs, measure_loader, read_batches, run_configs, time_model
 
 __all__ = [
-    "Batch", "RunResult", "measure_cost", "measure_loader", "read_batches", "record_outputs", "run_stream",
+    "LabelledInputs", "measure_cost", "measure_loader", "read_batches", "record_outputs", "run_configs",
     "time_model",
 ]  # fmt: skip

@@ -1,11 +1,12 @@
-"""Run an engine over a stream of batches and say what came out: quality, MACs, time, where samples left.
+"""Run an engine over batches and say what came out: quality, MACs, time, where samples left.
 
-``run_stream`` switches between configurations on batches in memory; ``measure_stream`` goes through a loader
+``run_configs`` switches between configurations on batches in memory; ``measure_loader`` goes through a loader
 once, batch by batch, however large it is.
 """
 
 from __future__ import annotations
 
+import operator
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -20,21 +21,20 @@ from offramp.core import ExitConfig
 from offramp.data import InputSpec, checked_batches
 from offramp.errors import InputError
 from offramp.graph import evaluating
+from offramp.measure.cost import synchronize
 from offramp.runtime import Engine
+from offramp.training import checked_labels
 
-Batch = tuple[Any, Tensor | None]
-"""Inputs as the model takes them, and labels where there are any."""
+LabelledInputs = tuple[Any, Tensor | None]
+"""Inputs of one batch as the model takes them, and labels where there are any."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Figures of one configuration over a stream.
+    """Figures of one configuration over all batches.
 
-    Args:
-        quality: mean quality against the labels; None where there are none.
-        relative_macs: executed, as a fraction of the full model's.
-        milliseconds: median time of one batch.
-        exit_shares: fraction of samples that left at each position; the last is the model's output.
+    Mean quality against the labels (None without), MACs executed as a fraction of the full model's, median
+    time of one batch, and the fraction of samples that left at each position, the model's output last.
     """
 
     quality: float | None
@@ -43,142 +43,107 @@ class RunResult:
     exit_shares: tuple[float, ...]
 
 
-def read_batches(spec: InputSpec, loader: Iterable[Any]) -> list[Batch]:
-    """A loader's batches, checked, in memory.
-
-    Raises:
-        InputError: it yields nothing, or a batch does not fit the model.
-    """
-    return [(_as_inputs(spec, values), labels) for values, labels in checked_batches(spec, loader)]
-
-
 @dataclass(frozen=True)
 class Measured:
-    """One configuration and the plain model over a loader.
-
-    Args:
-        result: of the engine.
-        plain_milliseconds: median time of one batch through the user's own model.
-        batches: how many there were.
-    """
+    """One configuration over a loader of so many batches, and the user's own model's median time for one."""
 
     result: RunResult
-    plain_milliseconds: float
+    unmodified_milliseconds: float
     batches: int
+
+
+def read_batches(spec: InputSpec, loader: Iterable[Any]) -> list[LabelledInputs]:
+    """A loader's batches in memory; ``InputError`` where it yields nothing or one does not fit the model."""
+    return [(_as_inputs(spec, values), labels) for values, labels in checked_batches(spec, loader)]
 
 
 def measure_loader(
     engine: Engine, loader: Iterable[Any], rounds: int = 3, progress: bool | None = None
 ) -> Measured:
-    """Go through a loader once; each batch is answered by the engine and by the plain model in turns.
+    """Go through a loader once; each batch is answered by the engine and by the unmodified model in turns.
 
-    Args:
-        engine: under the configuration to measure.
-        loader: batches of inputs with or without labels.
-        rounds: how often each batch is answered; times are medians over batches and rounds.
-        progress: None shows a bar when standard error is a terminal.
-
-    Raises:
-        InputError: the loader yields nothing, a batch does not fit the model, or an answer is not finite.
+    Each is answered ``rounds`` times; times are medians over batches and rounds. ``InputError`` where the
+    loader yields nothing, a batch does not fit the model, or an answer is not finite.
     """
-    spec, times, plain = engine.net.partition.spec, list[float](), list[float]()
-    qualities: list[tuple[float, int] | None] = []
+    spec, times, unmodified = engine.net.partition.spec, list[float](), list[float]()
+    qualities = list[list[float]]()
     engine.reset_stats()
-    with progress_bar("Running the engine", _length(loader), progress) as advance:
+    batches = operator.length_hint(loader) or None
+    with progress_bar("Running the engine", batches, progress) as advance:
         for values, labels in checked_batches(spec, loader):
-            batch = (_as_inputs(spec, values), labels)
-            for turn in range(rounds):
-                quality = _timed(engine, batch, times)
-                if turn == 0:
-                    qualities.append(quality)
-                plain.append(_time_plain(engine, batch[0]))
+            inputs = _as_inputs(spec, values)
+            for _ in range(rounds):
+                quality = _timed(engine, (inputs, labels), times)
+                unmodified.append(_time_unmodified(engine, inputs))
+            qualities.append(quality)
             advance(len(qualities))
-    result = _result(engine, qualities, times)
-    return Measured(result, 1e3 * statistics.median(plain), len(qualities))
+    return Measured(_result(engine, qualities, times), 1e3 * statistics.median(unmodified), len(qualities))
 
 
-def _length(loader: Iterable[Any]) -> int | None:
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def run_stream(
-    engine: Engine, batches: Sequence[Batch], configs: Sequence[ExitConfig], rounds: int = 3
+def run_configs(
+    engine: Engine, batches: Sequence[LabelledInputs], configs: Sequence[ExitConfig], rounds: int = 3
 ) -> list[RunResult]:
-    """Answer the same stream under each configuration, switching live, in turns.
+    """Answer the same batches under each configuration, switching live, in turns.
 
-    Args:
-        engine: is switched by ``use``; no reload, no copy.
-        batches: the stream.
-        configs: to switch between; each sees the whole stream in every round.
-        rounds: how often; times are medians over batches and rounds.
+    The engine is switched by ``use``, without reload or copy; each configuration sees all batches in every
+    round, and times are medians over batches and rounds.
     """
     for config in configs:
         engine.prepare(config)
     times: list[list[float]] = [[] for _ in configs]
-    results: list[RunResult] = []
-    for turn in range(rounds):
-        for i, config in enumerate(configs):
+    for _ in range(rounds):
+        results = []
+        for config, taken in zip(configs, times, strict=True):
             engine.use(config)
             engine.reset_stats()
-            qualities = [_timed(engine, batch, times[i]) for batch in batches]
-            if turn == rounds - 1:
-                results.append(_result(engine, qualities, times[i]))
+            qualities = [_timed(engine, batch, taken) for batch in batches]
+            results.append(_result(engine, qualities, taken))
     return results
 
 
-def time_model(engine: Engine, batches: Sequence[Batch], rounds: int = 3) -> float:
+def time_model(engine: Engine, batches: Sequence[LabelledInputs], rounds: int = 3) -> float:
     """Median milliseconds of one batch through the user's own model, without Offramp."""
-    times = [_time_plain(engine, inputs) for _ in range(rounds) for inputs, _labels in batches]
+    times = [_time_unmodified(engine, inputs) for _ in range(rounds) for inputs, _labels in batches]
     return 1e3 * statistics.median(times)
 
 
-def _time_plain(engine: Engine, inputs: Any) -> float:
+def _time_unmodified(engine: Engine, inputs: Any) -> float:
     """Seconds that the user's own model takes for one batch."""
     model, spec = engine.net.backbone, engine.net.partition.spec
     args, kwargs = spec.call([value.clone() for value in spec.flatten(inputs)])  # it may write to them
     with evaluating(model), torch.inference_mode():
         start = time.perf_counter()
         model(*args, **kwargs)
-        _wait(spec.device)
+        synchronize(spec.device)
         return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given: an accelerator answers before it has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _timed(engine: Engine, batch: Batch, times: list[float]) -> tuple[float, int] | None:
-    """Answer one batch; returns (sum of qualities, samples) where there are labels."""
-    inputs, labels = batch
-    net = engine.net
+def _timed(engine: Engine, batch: LabelledInputs, times: list[float]) -> list[float]:
+    """Answer one batch; returns the samples' qualities where there are labels."""
+    (inputs, labels), net = batch, engine.net
     start = time.perf_counter()
     outputs = engine(inputs).outputs
-    _wait(net.partition.spec.device)
+    synchronize(net.partition.spec.device)
     times.append(time.perf_counter() - start)
     if not bool(torch.isfinite(outputs).all()):
         raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
     if labels is None:
-        return None
+        return []
     answers, mask = net.task.from_model(outputs), net.mask(net.partition.spec.flatten(inputs))
-    real = net.task.real_labels(labels, mask)
-    net.task.check_labels(real, answers)
-    return float(net.task.quality(answers, real).sum()), len(outputs)
+    qualities: list[float] = net.task.quality(answers, checked_labels(net, labels, answers, mask)).tolist()
+    return qualities
 
 
-def _result(engine: Engine, qualities: Sequence[tuple[float, int] | None], times: list[float]) -> RunResult:
-    stats = engine.stats()
-    known = [q for q in qualities if q is not None]
-    quality = sum(q for q, _ in known) / sum(n for _, n in known) if known else None
-    shares = tuple(count / stats.samples for count in stats.exits)
-    return RunResult(quality, stats.macs / stats.full_macs, 1e3 * statistics.median(times), shares)
+def _result(engine: Engine, qualities: Sequence[list[float]], times: list[float]) -> RunResult:
+    stats, known = engine.stats(), [quality for batch in qualities for quality in batch]
+    return RunResult(
+        quality=statistics.fmean(known) if known else None,
+        relative_macs=stats.macs / stats.full_macs,
+        milliseconds=1e3 * statistics.median(times),
+        exit_shares=tuple(count / stats.samples for count in stats.exits),
+    )
 
 
 def _as_inputs(spec: InputSpec, values: list[Tensor]) -> Any:
-    return dict(zip(spec.names, values, strict=True)) if spec.keyword else tuple(values)
+    args, kwargs = spec.call(values)
+    return kwargs or args

@@ -1,15 +1,11 @@
-"""Models of libraries, named on the command line, with what they say about their inputs and classes.
-
-timm:NAME          pretrained unless pretrained=false; weights=FILE, classes=K, size=PIXELS, mean=, std=
-torchvision:NAME   the same
-hf:NAME_OR_DIR     a classifier of Hugging Face: for text or for images, by its configuration
-"""
+"""Models of timm, torchvision and Hugging Face, with what they say about their inputs and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +44,10 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A model and what is known about it.
+    """A model in eval mode, and what is known about it.
 
-    Args:
-        model: in eval mode.
-        images: how it takes images; None where it takes none, or nobody knows.
-        text: how it takes text; likewise.
-        vocabulary: rows of its embedding of tokens; None where it has none, or nobody knows.
-        classes: name of a class -> index of its output; empty where not known.
-        fault: why ``text`` or ``images`` is None although it should not be.
+    How it takes images and text (None where it takes none, or nobody knows; ``fault`` says why it should but
+    does not), the rows of its embedding of tokens, and its classes: name -> index of the output.
     """
 
     model: nn.Module
@@ -67,11 +58,7 @@ class SourceModel:
     fault: str = ""
 
     def check(self, index: int, batch: object) -> None:
-        """Refuse a loader's batch that the model cannot have been trained for.
-
-        Raises:
-            InputError: pixels or token ids out of range.
-        """
+        """Refuse a loader's batch with pixels or token ids that the model cannot have been trained for."""
         if self.images is not None:
             self.images.check(index, batch)
         if self.vocabulary is not None:
@@ -81,9 +68,8 @@ class SourceModel:
 def load_source(spec: Spec) -> SourceModel:
     """Make the model that a specification names.
 
-    Raises:
-        InputError: there is no such model, its weights cannot be had, or an option does not fit.
-        MissingExtraError: the library is not installed.
+    ``InputError``: there is no such model, its weights cannot be had, or an option does not fit.
+    ``MissingExtraError``: the library is not installed.
     """
     source = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}[spec.scheme](spec)
     source.model.eval()
@@ -95,7 +81,7 @@ def of_callable(model: nn.Module) -> SourceModel:
     images = None
     if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
         with suppress(MissingExtraError):
-            images = timm_images(model, sure=False)
+            images = timm_images(model, certain=False)
     return SourceModel(model, images, vocabulary=_vocabulary(model))
 
 
@@ -107,50 +93,26 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def with_tokenizer(spec: Spec, source: SourceModel) -> SourceModel:
-    """The model with the tokenizer that data name.
-
-    Args:
-        spec: of data, with the option "tokenizer".
-        source: the model.
-
-    Raises:
-        InputError: it cannot be had, or has more tokens than the model.
-        MissingExtraError: transformers is not installed.
-    """
-    transformers = require("transformers", "text", f"DATA {spec.text}")
-    return _with_text(spec, source, transformers, spec.options["tokenizer"])
+    """The model with the tokenizer that data name by their option "tokenizer"."""
+    return _with_text(spec, source, require("transformers", "text", f"DATA {spec.text}"), "")
 
 
 def _timm(spec: Spec) -> SourceModel:
     timm = require("timm", "timm", f"MODEL {spec.text}")
-    size = spec.integer("size")
-    chosen = _chosen(spec, "num_classes")
+    name, dot, tag = spec.name.partition(".")  # resnet50.a1_in1k names one of several sets of weights
     local = ":" in spec.name or "/" in spec.name
-    if not local and not timm.is_model(spec.name.partition(".")[0]):
+    if not local and not timm.is_model(name):
         raise spec.error(f"timm has no model of this name{near(spec.name, timm.list_models(), 3)}")
-    _check_tag(spec, timm)
-    with_size = {} if size is None else {"img_size": size}
-
-    def make(**more: Any) -> nn.Module:
-        made: nn.Module = timm.create_model(spec.name, pretrained=_pretrained(spec), **chosen, **more)
-        return made
-
-    model = _made(spec, lambda: _with_or_without(make, with_size))
-    _load_weights(spec, model)
-    images = _scaled(spec, timm_images(model, size))
-    if getattr(model, "num_classes", None) != 1000:
-        return SourceModel(model, images)
-    names = timm.data.ImageNetInfo().label_names()
-    return SourceModel(model, images, classes={name: i for i, name in enumerate(names)})
-
-
-def _check_tag(spec: Spec, timm: Any) -> None:
-    """``resnet50.a1_in1k`` names one of several sets of weights."""
-    name, dot, tag = spec.name.partition(".")
     if dot and timm.is_model(name):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
         if tag not in tags:
             raise spec.error(f"no weights {tag!r}{near(tag, tags)}; {name} has {', '.join(tags) or 'none'}")
+    pretrained, classes = _weights_and_classes(spec)
+    create = partial(timm.create_model, spec.name, pretrained=pretrained, **classes)
+    model = _vision_model(spec, create, "img_size")
+    images = timm_images(model, spec.integer("size", None))
+    names = timm.data.ImageNetInfo().label_names() if getattr(model, "num_classes", None) == 1000 else []
+    return _vision_source(spec, model, images, names)
 
 
 def _torchvision(spec: Spec) -> SourceModel:
@@ -158,58 +120,53 @@ def _torchvision(spec: Spec) -> SourceModel:
     known = models.list_models(module=models)  # those for classification
     if spec.name not in known:
         raise spec.error(f"torchvision has no classifier of this name{near(spec.name, known, 3)}")
-    weights, size = models.get_model_weights(spec.name).DEFAULT, spec.integer("size")
-    chosen = {**_chosen(spec, "num_classes"), "weights": weights if _pretrained(spec) else None}
-    with_size = {} if size is None else {"image_size": size}
-
-    def make(**more: Any) -> nn.Module:
-        made: nn.Module = models.get_model(spec.name, **chosen, **more)
-        return made
-
-    model = _made(spec, lambda: _with_or_without(make, with_size))
-    _load_weights(spec, model)
-    names = [] if "classes" in spec.options else weights.meta.get("categories", [])
-    images = torchvision_images(weights, size)
-    return SourceModel(model, _scaled(spec, images), classes={name: i for i, name in enumerate(names)})
+    weights = models.get_model_weights(spec.name).DEFAULT
+    pretrained, classes = _weights_and_classes(spec)
+    create = partial(models.get_model, spec.name, weights=weights if pretrained else None, **classes)
+    model = _vision_model(spec, create, "image_size")
+    images = torchvision_images(weights, spec.integer("size", None))
+    return _vision_source(spec, model, images, [] if classes else weights.meta.get("categories", []))
 
 
-def _with_or_without(make: Callable[..., nn.Module], more: Mapping[str, Any]) -> nn.Module:
-    """A model that takes no size when it is made takes any when it is called."""
-    try:
-        return make(**more)
-    except TypeError:
-        if not more:
-            raise
-        return make()
-
-
-def _pretrained(spec: Spec) -> bool:
-    return spec.flag("pretrained", "weights" not in spec.options)
-
-
-def _chosen(spec: Spec, name: str) -> dict[str, int]:
-    classes = spec.integer("classes")
-    if classes is None:
-        return {}
-    if _pretrained(spec):
+def _weights_and_classes(spec: Spec) -> tuple[bool, dict[str, int]]:
+    """Whether the library's weights are wanted, and the number of classes as a keyword, if one is given."""
+    classes = spec.integer("classes", None)
+    pretrained = spec.flag("pretrained", "weights" not in spec.options)
+    if classes is not None and pretrained:
         raise spec.error(
             "classes= gives the pretrained model an untrained last layer; say weights=FILE with the weights "
             "that you trained, or pretrained=false"
         )
-    return {name: classes}
+    return pretrained, {} if classes is None else {"num_classes": classes}
 
 
-def _scaled(spec: Spec, images: ImageInput) -> ImageInput:
-    mean, std = spec.numbers("mean"), spec.numbers("std")
-    if mean is None and std is None:
-        return images
-    mean, std = mean or images.mean, std or images.std
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, images.size[0]):
-            raise spec.error(f"{name}: expected 1 or {images.size[0]} numbers, got {len(values)}")
-    if min(std) <= 0:
-        raise spec.error(f"std: expected numbers above 0, got {min(std)}")
-    return renormalised(images, mean, std)
+def _vision_model(spec: Spec, create: Callable[..., nn.Module], size_keyword: str) -> nn.Module:
+    """What the library creates, with the weights of the user's file if there is one."""
+    size = spec.integer("size", None)
+
+    def make() -> nn.Module:
+        if size is not None:
+            with suppress(TypeError):  # what takes no size when it is made takes any when it is called
+                return create(**{size_keyword: size})
+        return create()
+
+    model: nn.Module = _made(spec, make)
+    if "weights" in spec.options:
+        _load_weights(spec, model)
+    return model
+
+
+def _vision_source(spec: Spec, model: nn.Module, images: ImageInput, names: Sequence[str]) -> SourceModel:
+    """The model with its class names, and its images by the mean and std that are given."""
+    if {"mean", "std"} & spec.options.keys():
+        mean, std = spec.numbers("mean") or images.mean, spec.numbers("std") or images.std
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, images.size[0]):
+                raise spec.error(f"{name}: expected 1 or {images.size[0]} numbers, got {len(values)}")
+        if min(std) <= 0:
+            raise spec.error(f"std: expected numbers above 0, got {min(std)}")
+        images = renormalised(images, mean, std)
+    return SourceModel(model, images, classes={name: i for i, name in enumerate(names)})
 
 
 def _made(spec: Spec, make: Callable[[], Any]) -> Any:
@@ -236,8 +193,6 @@ def _made(spec: Spec, make: Callable[[], Any]) -> Any:
 
 
 def _load_weights(spec: Spec, model: nn.Module) -> None:
-    if "weights" not in spec.options:
-        return
     path = Path(spec.options["weights"]).expanduser()
     if not path.is_file():
         raise spec.error(f"weights: no file {path}")
@@ -258,10 +213,6 @@ def _load_weights(spec: Spec, model: nn.Module) -> None:
     model.load_state_dict(state)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _few(names: list[str]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
@@ -277,8 +228,9 @@ def _state(spec: Spec, path: Path) -> dict[str, torch.Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # safetensors, zip, restricted unpickling: each has errors of its own
+        said = str(error).partition("\n")[0]
         raise spec.error(
-            f"weights: {path} cannot be read as tensors ({type(error).__name__}: {_first_line(error)}); "
+            f"weights: {path} cannot be read as tensors ({type(error).__name__}: {said}); "
             "expected .safetensors, or a .pth that holds a state dict and nothing else"
         ) from error
     for key in ("state_dict_ema", "state_dict", "model"):

@@ -24,32 +24,13 @@ from offramp.sources.datasets import DATA_SCHEMES, load_samples, to_device_of
 from offramp.sources.models import MODEL_SCHEMES, SourceModel, load_source, of_callable
 from offramp.sources.preprocessing import Adapted
 from offramp.sources.spec import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
-from offramp.sources.splits import Check, Guarded, Splits
+from offramp.sources.splits import NAMES, Check, Guarded, Splits
 from offramp.tasks import Task, make_task
-
-__all__ = [
-    "Project",
-    "Splits",
-    "load_data",
-    "load_input_exits",
-    "load_model",
-    "load_project",
-    "load_source_model",
-    "load_splits",
-    "parse_task",
-]
 
 
 @dataclass(frozen=True)
 class Project:
-    """All that a build needs.
-
-    Args:
-        model: trained.
-        splits: samples, as the model takes them.
-        task: what an answer is.
-        input_exits: exits at the input, by name: modules or kinds of heads.
-    """
+    """What a build needs: a trained model, samples as it takes them, a task, exits at the input by name."""
 
     model: nn.Module
     splits: Splits
@@ -66,19 +47,11 @@ def load_project(
     input_exits: Sequence[str] = (),
     device: str | None = None,
 ) -> Project:
-    """A model, the data for it, and exits at its input.
+    """A MODEL, the DATA for it, a task as ``parse_task`` takes it, and exits as ``load_input_exits`` does.
 
-    Args:
-        model: MODEL.
-        data: DATA.
-        task: as ``parse_task`` takes it.
-        output: key of the answer in what the model returns.
-        input_exits: each "NAME=MODEL" or "NAME=KIND", KIND of a head.
-        device: where to, such as "cuda"; None leaves models where they are.
-
-    Raises:
-        InputError: something is not there, or does not fit.
-        MissingExtraError: a library is not installed.
+    ``output`` is the key of the answer in what the model returns; ``device`` None leaves models where they
+    are. ``InputError``: something is not there, or does not fit. ``MissingExtraError``: a library is not
+    installed.
     """
     source = load_source_model(model, device)
     wanted = parse_task(task)  # after the user's module is imported: it may register one
@@ -89,110 +62,18 @@ def load_project(
 def parse_task(text: str) -> Task:
     """A task on the command line: ``name`` or ``name,option=number,...``, several numbers with "/" between.
 
-    Raises:
-        InputError: an unknown name, or options that are no numbers or not the task's.
+    ``InputError``: an unknown name, or options that are no numbers or not the task's.
     """
     name, options = split_options(text)
-    numbers: dict[str, float | list[float]] = {}
-    for option, value in options.items():
-        found = numbers_in(value)
-        if found is None:
-            raise InputError(
-                f"--task {text}: {option}: expected a number, or several with '/' between, got {value!r}"
-            )
-        numbers[option] = list(found) if len(found) > 1 else found[0]
-    return make_task(name, **numbers)
-
-
-def load_splits(data: str, source: SourceModel, task: Task, output: str | int | None = None) -> Splits:
-    """The data for a model.
-
-    Raises:
-        InputError: something is not there, or does not fit the model.
-    """
-    spec = parse_spec("DATA", data, DATA_SCHEMES)
-    if spec.scheme:
-        return load_samples(spec, source, task, output, _transform(spec))
-    splits = load_data(data, source.check)
-    return replace(splits, example=to_device_of(source.model, splits.example))
-
-
-def load_input_exits(
-    texts: Sequence[str], source: SourceModel, device: str | None = None
-) -> dict[str, nn.Module | str]:
-    """Exits at the input of a model, by name.
-
-    Args:
-        texts: each "NAME=MODEL" or "NAME=KIND", KIND of a head.
-        source: the model.
-        device: of the models.
-
-    Raises:
-        InputError: another form, a name given twice, or a model that cannot take the same inputs.
-    """
-    found = [_input_exit(text, source, device) for text in texts]
-    twice = [name for i, (name, _) in enumerate(found) if name in dict(found[:i])]
-    if twice:
-        raise InputError(f"--input-exit: {twice[0]!r} is given twice; choose another name")
-    return dict(found)
-
-
-def load_model(spec: str) -> nn.Module:
-    """The model alone.
-
-    Raises:
-        InputError: it cannot be found, fails, or is something else than a module.
-        MissingExtraError: a library is not installed.
-    """
-    return load_source_model(spec).model
-
-
-def load_data(spec: str, check: Check | None = None) -> Splits:
-    """Call the user's data function.
-
-    Args:
-        spec: ``package.module:callable``.
-        check: looks at every batch.
-
-    Raises:
-        InputError: it cannot be found, fails, or returns something else than the loaders.
-    """
-    found = _called(parse_spec("DATA", spec, DATA_SCHEMES), DATA_SCHEMES)
-    if not isinstance(found, Mapping) or not {"train", "search"} <= set(found):
-        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise InputError(
-            f"DATA {spec}: expected a mapping with 'train', 'search' and 'report' loaders, got {got}"
-        )
-    for split in ("train", "search", "report"):
-        loader = found.get(split)
-        if loader is None and split == "report":
-            continue
-        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
-            raise InputError(
-                f"DATA {spec}: expected {split!r} to be a loader that can be gone through more than once, "
-                f"got a {type(loader).__name__}; a list of batches or a DataLoader will do"
-            )
-    train, search = (Guarded(f"DATA {spec}: {name}", found[name], check) for name in ("train", "search"))
-    report = found.get("report")
-    if report is not None:
-        report = Guarded(f"DATA {spec}: report", report, check)
-    example = found.get("example_inputs")
-    if example is None:
-        example = _example(spec, train)
-    return Splits(train, search, report, example, _class_count(found["train"]))
+    numbers = {option: numbers_in(f"--task {text}: {option}", value) for option, value in options.items()}
+    return make_task(name, **{o: list(found) if len(found) > 1 else found[0] for o, found in numbers.items()})
 
 
 def load_source_model(text: str, device: str | None = None, what: str = "MODEL") -> SourceModel:
-    """A model with what is known about its inputs.
+    """A MODEL with what is known about its inputs, on a device; ``what`` opens messages.
 
-    Args:
-        text: MODEL.
-        device: where to, such as "cuda"; None leaves it where it is.
-        what: for messages.
-
-    Raises:
-        InputError: it cannot be found, fails, or is something else than a module.
-        MissingExtraError: a library is not installed.
+    ``InputError``: it cannot be found, fails, or is something else than a module. ``MissingExtraError``: a
+    library is not installed.
     """
     spec = parse_spec(what, text, MODEL_SCHEMES)
     if spec.scheme:
@@ -210,48 +91,89 @@ def load_source_model(text: str, device: str | None = None, what: str = "MODEL")
     return source
 
 
-def _transform(spec: Spec) -> Any:
-    text = spec.options.get("transform")
-    return None if text is None else _found(parse_spec(f"DATA {spec.text}: transform", text, ()), ())
+def load_splits(data: str, source: SourceModel, task: Task, output: str | int | None = None) -> Splits:
+    """The DATA for a model; ``InputError`` where something is not there, or does not fit the model."""
+    spec = parse_spec("DATA", data, DATA_SCHEMES)
+    if not spec.scheme:
+        splits = load_data(data, source.check)
+        return replace(splits, example=to_device_of(source.model, splits.example))
+    name = spec.options.get("transform")
+    transform = None if name is None else _found(parse_spec(f"DATA {data}: transform", name, ()), ())
+    return load_samples(spec, source, task, output, transform)
 
 
-def _input_exit(text: str, source: SourceModel, device: str | None) -> tuple[str, nn.Module | str]:
-    """NAME=MODEL or NAME=KIND; a model that takes images otherwise is adapted."""
-    name, equals, what = text.partition("=")
-    if not equals or not name or not what:
-        raise InputError(
-            f"--input-exit: expected NAME=MODEL or NAME=KIND, such as small=timm:resnet18 or pooled=linear; "
-            f"got {text!r}"
-        )
-    if ":" not in what:
-        return name, what
+def load_data(text: str, check: Check | None = None) -> Splits:
+    """Call the user's data function ``package.module:callable``; ``check`` looks at every batch.
+
+    ``InputError``: it cannot be found, fails, or returns something else than the loaders.
+    """
+    spec = parse_spec("DATA", text, DATA_SCHEMES)
+    found = _called(spec, DATA_SCHEMES)
+    if not isinstance(found, Mapping) or not {"train", "search"} <= set(found):
+        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise spec.error(f"expected a mapping with 'train', 'search' and 'report' loaders, got {got}")
+    loaders: dict[str, Guarded] = {}
+    for split in NAMES:
+        loader = found.get(split)
+        if loader is None and split == "report":
+            continue
+        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
+            raise spec.error(
+                f"expected {split!r} to be a loader that can be gone through more than once, "
+                f"got a {type(loader).__name__}; a list of batches or a DataLoader will do"
+            )
+        loaders[split] = Guarded(f"DATA {text}: {split}", loader, check)
+    example = found.get("example_inputs")
+    return Splits(
+        train=loaders["train"],
+        search=loaders["search"],
+        report=loaders.get("report"),
+        example=_example(spec, loaders["train"]) if example is None else example,
+        classes=_class_count(found["train"]),
+    )
+
+
+def load_input_exits(
+    texts: Sequence[str], source: SourceModel, device: str | None = None
+) -> dict[str, nn.Module | str]:
+    """Exits at the input of a model, by name, from "NAME=MODEL" or "NAME=KIND", KIND of a head.
+
+    ``InputError``: another form, a name given twice, or a model that cannot take the same inputs.
+    """
+    found: dict[str, nn.Module | str] = {}
+    for text in texts:
+        name, _, what = text.partition("=")
+        if not name or not what:
+            raise InputError(
+                f"--input-exit: expected NAME=MODEL or NAME=KIND, such as small=timm:resnet18 or "
+                f"pooled=linear; got {text!r}"
+            )
+        if name in found:
+            raise InputError(f"--input-exit: {name!r} is given twice; choose another name")
+        found[name] = _input_model(name, what, source, device) if ":" in what else what
+    return found
+
+
+def _input_model(name: str, what: str, source: SourceModel, device: str | None) -> nn.Module:
+    """A model for the inputs of another; one that takes images otherwise is adapted."""
     other = load_source_model(what, device, f"--input-exit {name}")
     given, wanted = source.images, other.images
-    if _vocabulary(source) != (_vocabulary(other) or _vocabulary(source)):
+    own, others = (text and text.tokenizer.get_vocab() for text in (source.text, other.text))
+    if others and own != others:
         raise InputError(
-            f"--input-exit {text}: its tokenizer is not the model's, and both are given the same tokens; "
-            "take a model that was trained with the model's tokenizer"
+            f"--input-exit {name}={what}: its tokenizer is not the model's, and both are given the same "
+            "tokens; take a model that was trained with the model's tokenizer"
         )
     if given is None or wanted is None or not given.mean or not wanted.mean:
-        return name, other.model
+        return other.model
     if given.size[0] != wanted.size[0]:
         raise InputError(
-            f"--input-exit {text}: it takes {wanted.size[0]} channels, the model {given.size[0]}"
+            f"--input-exit {name}={what}: it takes {wanted.size[0]} channels, the model {given.size[0]}"
         )
-    same = (given.mean, given.std, given.size, given.key) == (
-        wanted.mean,
-        wanted.std,
-        wanted.size,
-        wanted.key,
-    )
-    if same:
-        return name, other.model
+    if all(getattr(given, each) == getattr(wanted, each) for each in ("mean", "std", "size", "key")):
+        return other.model
     parameter = next(source.model.parameters(), torch.empty(0))
-    return name, Adapted(other.model, given, wanted).to(parameter.device)
-
-
-def _vocabulary(source: SourceModel) -> Any:
-    return None if source.text is None else source.text.tokenizer.get_vocab()
+    return Adapted(other.model, given, wanted).to(parameter.device)
 
 
 def _called(spec: Spec, schemes: Sequence[Scheme]) -> Any:
@@ -293,14 +215,15 @@ def _class_count(loader: Any) -> int | None:
     return len(classes) if isinstance(classes, (list, tuple)) else None
 
 
-def _example(spec: str, loader: Iterable[Any]) -> Any:
+def _example(spec: Spec, loader: Iterable[Any]) -> Any:
+    """The inputs of a loader's first batch."""
     batch = next(iter(loader), None)
     if batch is None:
-        raise InputError(f"DATA {spec}: the train loader yields nothing; expected at least one batch")
+        raise spec.error("the train loader yields nothing; expected at least one batch")
     if isinstance(batch, Mapping):
         return {name: value for name, value in batch.items() if name not in LABEL_KEYS}
     if not isinstance(batch, (tuple, list)):
         return batch
     if not batch:
-        raise InputError(f"DATA {spec}: the first train batch is an empty {type(batch).__name__}")
+        raise spec.error(f"the first train batch is an empty {type(batch).__name__}")
     return batch[0] if len(batch) <= 2 else tuple(batch[:-1])

@@ -15,29 +15,26 @@ import difflib
 import importlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from offramp.errors import InputError, MissingExtraError
 
 _OPTION = re.compile(r",(?=[a-z_]+=)")
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_UNREACHABLE = (
+_UNREACHABLE = {
     "LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout",
     "ReadTimeout", "URLError", "gaierror", "TimeoutError", "MaxRetryError",
-)  # fmt: skip
+}  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to name a model or data.
-
-    Args:
-        name: what stands before the colon.
-        argument: what stands after it, for messages.
-        options: names understood.
-    """
+    """What may stand before a colon, what stands after it (for messages), and the options understood."""
 
     name: str
     argument: str
@@ -46,14 +43,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed specification.
+    """A specification of a "MODEL" or of "DATA" (``what``, for messages), parsed and as it was written.
 
-    Args:
-        what: "MODEL" or "DATA", for messages.
-        text: as it was written.
-        scheme: its name; empty for ``package.module:callable``.
-        name: what follows the scheme; the whole text for a callable.
-        options: by name.
+    ``scheme`` is empty for ``package.module:callable``, whose ``name`` is the whole text; else ``name`` is
+    what follows the scheme. Options that are not what they are read as raise ``InputError``.
     """
 
     what: str
@@ -67,24 +60,14 @@ class Spec:
         return InputError(f"{self.what} {self.text}: {message}")
 
     def flag(self, name: str, default: bool) -> bool:
-        """An option that is true or false.
-
-        Raises:
-            InputError: it is something else.
-        """
-        value = self.options.get(name)
-        if value is None:
-            return default
+        """An option that is true or false."""
+        value = self.options.get(name, str(default))
         if value.lower() not in ("true", "false"):
             raise self.error(f"{name}: expected true or false, got {value!r}")
         return value.lower() == "true"
 
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int | None:
-        """An option that is a whole number.
-
-        Raises:
-            InputError: it is something else, or too small.
-        """
+    def integer(self, name: str, default: T, least: int = 1) -> int | T:
+        """An option that is an integer of at least ``least``."""
         value = self.options.get(name)
         if value is None:
             return default
@@ -92,37 +75,16 @@ class Spec:
             raise self.error(f"{name}: expected a whole number of at least {least}, got {value!r}")
         return int(value)
 
-    def number_of(self, name: str, default: int, least: int = 1) -> int:
-        """``integer`` with a default."""
-        found = self.integer(name, default, least)
-        assert found is not None
-        return found
-
     def numbers(self, name: str) -> tuple[float, ...] | None:
-        """An option that is one number or several, separated by "/".
-
-        Raises:
-            InputError: it is something else.
-        """
+        """An option that is one number or several, separated by "/"."""
         value = self.options.get(name)
-        if value is None:
-            return None
-        found = numbers_in(value)
-        if found is None:
-            raise self.error(f"{name}: expected a number, or several with '/' between, got {value!r}")
-        return found
+        return None if value is None else numbers_in(f"{self.what} {self.text}: {name}", value)
 
 
 def parse_spec(what: str, text: str, schemes: Sequence[Scheme]) -> Spec:
-    """Read a specification.
+    """Read a specification as it is on the command line, of one of the schemes or a callable.
 
-    Args:
-        what: "MODEL" or "DATA".
-        text: as on the command line.
-        schemes: those that may be used, besides ``package.module:callable``.
-
-    Raises:
-        InputError: neither a known scheme nor a callable, or an option that the scheme has not.
+    ``InputError`` where it is neither, or has an option that the scheme has not. ``what`` is for messages.
     """
     name, colon, rest = text.partition(":")
     scheme = next((scheme for scheme in schemes if scheme.name == name), None)
@@ -141,13 +103,15 @@ def parse_spec(what: str, text: str, schemes: Sequence[Scheme]) -> Spec:
     return spec
 
 
-def numbers_in(text: str) -> tuple[float, ...] | None:
-    """Finite numbers with "/" between; None for anything else."""
+def numbers_in(where: str, text: str) -> tuple[float, ...]:
+    """Finite numbers with "/" between; ``InputError``, opened by ``where``, for anything else."""
     try:
         found = tuple(float(part) for part in text.split("/"))
     except ValueError:
-        return None
-    return found if all(map(math.isfinite, found)) else None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise InputError(f"{where}: expected a number, or several with '/' between, got {text!r}")
+    return found
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
@@ -177,15 +141,9 @@ def near(name: str, known: Iterable[str], most: int = 1) -> str:
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Import a library that is an extra.
+    """Import a library that the ``extra`` of this package installs, for a ``purpose``.
 
-    Args:
-        module: its name.
-        extra: the extra of this package that installs it.
-        purpose: what needs it.
-
-    Raises:
-        MissingExtraError: it is not installed, or does not fit the torch beside it.
+    ``MissingExtraError`` where it is not installed, or does not fit the torch beside it.
     """
     try:
         return importlib.import_module(module)
@@ -202,16 +160,12 @@ def require(module: str, extra: str, purpose: str) -> Any:
         ) from error
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
 def unreachable(error: BaseException) -> bool:
-    """Whether an error comes from a hub that cannot be asked."""
-    return any(
-        kind.__name__ in _UNREACHABLE for cause in chain(error) for kind in type(cause).__mro__
-    ) or any("couldn't connect to" in str(cause) for cause in chain(error))
+    """Whether an error, or what caused it, comes from a hub that cannot be reached."""
+    cause: BaseException | None = error
+    while cause is not None:
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & _UNREACHABLE or "couldn't connect to" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -7,7 +7,9 @@ report   nothing is chosen on it; figures are of it
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,12 @@ from offramp.errors import InputError
 
 NAMES = ("train", "search", "report")
 ALIASES = {"val": "search", "valid": "search", "validation": "search", "dev": "search", "test": "report"}
-SHARES = (0.6, 0.2, 0.2)
+_DIVISIONS: dict[frozenset[str], dict[str, tuple[Sequence[str], Sequence[float]]]] = {
+    frozenset({"train"}): {"train": (NAMES, (0.6, 0.2, 0.2))},
+    frozenset({"train", "search"}): {"search": (("search", "report"), (0.5, 0.5))},
+    frozenset({"train", "report"}): {"train": (("train", "search"), (0.8, 0.2))},
+}
+"""Splits that there are -> which of them is divided into what, by which shares."""
 
 Check = Callable[[int, object], None]
 """(index of the batch, batch); raises ``InputError`` where it does not fit the model."""
@@ -26,13 +33,13 @@ Check = Callable[[int, object], None]
 
 @dataclass(frozen=True)
 class Splits:
-    """Loaders of three disjoint sets of samples, and example inputs for tracing.
+    """Loaders of three disjoint sets of samples, which go through the same batches each time.
 
     Args:
-        train: what heads learn from; goes through the same batches each time.
+        train: what heads learn from.
         search: what configurations are found on.
         report: what nothing is chosen on, or None.
-        example: inputs as the model takes them.
+        example: inputs as the model takes them, for tracing.
         classes: how many there are, where the data say so.
     """
 
@@ -44,13 +51,7 @@ class Splits:
 
 
 class Guarded:
-    """A loader whose failures come out as a message that names the split and the batch.
-
-    Args:
-        where: for messages.
-        loader: to go through.
-        check: looks at every batch.
-    """
+    """A loader whose failures, and those of a check of every batch, name the split and the batch."""
 
     def __init__(self, where: str, loader: Iterable[Any], check: Check | None = None) -> None:
         self._where, self._loader, self._check = where, loader, check
@@ -78,19 +79,11 @@ class Guarded:
 def divided(
     groups: Mapping[str, Sequence[Any]], names: Sequence[str], shares: Sequence[float], seed: int
 ) -> dict[str, list[Any]]:
-    """Divide every group among splits, at random by a seed, disjointly.
+    """Divide every group of samples (content, label) among splits by their shares, disjointly.
 
-    A group's division depends on the seed, its name and its members alone: another group changes nothing.
-    Samples of one group with the same content, such as a mail that was sent twice, stay together.
-
-    Args:
-        groups: name of a class -> its samples (content, label), in a fixed order.
-        names: of the splits.
-        shares: of each, adding up to 1.
-        seed: of the division.
-
-    Returns:
-        Members by split, each split in a random order fixed by the seed.
+    A group's division is random and depends on the seed, its name and its members alone: another group
+    changes nothing. Samples of one group with the same content, such as a mail that was sent twice, stay
+    together. Each split comes in a random order fixed by the seed.
     """
     found: dict[str, list[Any]] = {name: [] for name in names}
     for group, members in groups.items():
@@ -120,13 +113,8 @@ def three_sets(
     train, report           a fifth of train becomes search
     ======================  ==============================================================================
 
-    Args:
-        found: name of a set ("" for the only one) -> class -> samples.
-        seed: of the division.
-        where: for messages.
-
-    Raises:
-        InputError: no set called train, two of one meaning, or a split without samples.
+    ``found`` is name of a set ("" for the only one) -> class -> samples. ``InputError``, opened by ``where``:
+    no set called train, two of one meaning, or a split without samples.
     """
     named: dict[str, str] = {}
     for name in found:
@@ -139,24 +127,17 @@ def three_sets(
     if "train" not in named:
         raise InputError(f"{where}: expected a set 'train', got {', '.join(sorted(found))}")
     sets = {split: found[name] for split, name in named.items()}
-    if set(sets) == {"train"}:
-        splits = divided(sets["train"], NAMES, SHARES, seed)
-    elif set(sets) == {"train", "search"} and named["search"] != "search":
-        halves = divided(sets["search"], ("search", "report"), (0.5, 0.5), seed)
-        splits = {"train": _all_of(sets["train"], seed), **halves}
-    elif set(sets) == {"train", "report"}:
-        parts = divided(sets["train"], ("train", "search"), (0.8, 0.2), seed)
-        splits = {**parts, "report": _all_of(sets["report"], seed)}
-    else:
-        splits = {split: _all_of(members, seed) for split, members in sets.items()}
+    division = {} if named.get("search") == "search" else _DIVISIONS.get(frozenset(sets), {})
+    splits: dict[str, list[Any]] = {}
+    for split, groups in sets.items():
+        if split in division:
+            splits |= divided(groups, *division[split], seed)
+        else:
+            splits[split] = shuffled([*itertools.chain(*groups.values())], seed)
     for split, members in splits.items():
         if not members:
             raise InputError(f"{where}: no samples for the {split} split; give more")
     return splits
-
-
-def _all_of(groups: Mapping[str, Sequence[Any]], seed: int) -> list[Any]:
-    return shuffled([member for members in groups.values() for member in members], seed)
 
 
 def shuffled(members: Sequence[Any], seed: int) -> list[Any]:
@@ -166,28 +147,17 @@ def shuffled(members: Sequence[Any], seed: int) -> list[Any]:
 
 def limited(members: Sequence[Any], group_of: Callable[[Any], object], most: int) -> list[Any]:
     """At most so many, as evenly from all groups as there are, in the order they came in."""
-    seen: dict[object, int] = {}
-    ranks = []
-    for i, member in enumerate(members):
-        rank = seen[group_of(member)] = seen.get(group_of(member), -1) + 1
-        ranks.append((rank, i))
+    counts: dict[object, itertools.count[int]] = defaultdict(itertools.count)
+    ranks = [(next(counts[group_of(member)]), i) for i, member in enumerate(members)]
     return [members[i] for i in sorted(i for _, i in sorted(ranks)[:most])]
 
 
 def class_numbers(names: Iterable[str], known: Mapping[str, int], outputs: int, where: str) -> dict[str, int]:
     """Name of a class -> index of the model's output.
 
-    The model's own names count where it knows all that are here. Else the names are numbered in alphabetical
-    order, as the ImageFolder layout has it, which makes sense only where there are as many as outputs.
-
-    Args:
-        names: of the classes in the data.
-        known: the model's names.
-        outputs: K.
-        where: for messages.
-
-    Raises:
-        InputError: the number of classes differs from the number of outputs, and the names do not help.
+    The model's own names (``known``) count where it knows all that are here. Else the names are numbered in
+    alphabetical order, as the ImageFolder layout has it, which makes sense only where there are as many as
+    outputs: ``InputError`` otherwise.
     """
     found = sorted(set(names))
     if all(name in known for name in found):

@@ -7,8 +7,6 @@ Only as much is in memory as the system cares to map; 16-bit types halve what is
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,9 @@ from offramp.data import Array, collect
 from offramp.errors import InputError
 from offramp.graph import eval_mode
 from offramp.heads import reduced
-from offramp.network import ExitIndex, ExitNetwork, graph_digest, model_digest
+from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, graph_digest, model_digest
+from offramp.storage import document_digest
+from offramp.training.truth import Truth, checked_labels
 
 Key = tuple[int, str]
 """(position, reduction): heads with equal keys share cached features."""
@@ -38,14 +38,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Cache:
     """Rows of N samples (views of them, one view after the other), mapped from disk.
 
-    Args:
-        features: reduced features (N, ...) by key.
-        answers: the full model's outputs (N, M) or (N, L, K).
-        labels: (N, ...), or None.
-        mask: (N, L) bool, real tokens, where the task has an answer per token and the model a mask.
-        given: outputs of exits that are not trained, by exit, where they were asked for.
-        digest: of the samples and of all that the features depend on.
-        views: N is so many times the number of samples.
+    Reduced features (N, ...), the full model's outputs, labels or None, the mask (N, L) of real tokens where
+    the task has an answer per token, a digest of all that they depend on, outputs of exits not trained.
     """
 
     features: Mapping[Key, Tensor]
@@ -60,13 +54,53 @@ class Cache:
         """N."""
         return len(self.answers)
 
+    def samples(self) -> int:
+        """N by the number of views, rounded up."""
+        return -(-self.rows() // self.views)
+
+    def truth(self, rows: Tensor) -> Truth:
+        """What outputs for some rows are compared with."""
+        labels, mask = (None if values is None else values[rows] for values in (self.labels, self.mask))
+        return Truth(self.answers[rows], labels, mask)
+
     def held_out(self, share: float, seed: int) -> npt.NDArray[np.bool_]:
         """(N,) rows of a random share of the samples, in all their views; at least one sample stays."""
-        samples = -(-self.rows() // self.views)
+        samples = self.samples()
         count = min(round(share * samples), samples - 1)
         picked = np.zeros(samples, bool)
         picked[np.random.default_rng((seed, 1)).permutation(samples)[:count]] = True
         return np.tile(picked, self.views)[: self.rows()]
+
+
+def collect_rows(
+    net: ExitNetwork,
+    loader: Iterable[Any],
+    folder: Path,
+    compute: Callable[[list[Tensor], Tensor | None], Mapping[str, Tensor]],
+    depends_on: Mapping[str, Any],
+    **options: Any,
+) -> tuple[dict[str, Tensor], str]:
+    """Rows (N, ...) by name of what ``compute`` gives for (inputs, labels) of a batch, and their digest.
+
+    They are kept in ``folder``, whose name is continued by a digest of the backbone, the task and what else
+    they depend on. ``options`` are those of ``collect``.
+    """
+    depends_on = {
+        **depends_on,
+        "graph": graph_digest(net),
+        "positions": net.positions,
+        "output": net.output,
+        "mask": net.mask_input,
+        "task": net.task.identity,
+    }
+    name = document_digest(depends_on)[:16]
+
+    def arrays(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
+        return {name: value.cpu().numpy() for name, value in compute(values, labels).items()}
+
+    folder = folder.with_name(f"{folder.name}-{name}")
+    rows = collect(folder, net.partition.spec, loader, arrays, **options)
+    return {key: torch.from_numpy(array) for key, array in rows.arrays.items()}, name + rows.digest
 
 
 def run_backbone(
@@ -80,113 +114,76 @@ def run_backbone(
     lasting: bool = True,
     progress: bool | None = None,
 ) -> Cache:
-    """Make the cache, or go on with what is stored of it.
+    """Make the cache in a folder of ``base``, or go on with what is stored of it.
 
-    Args:
-        net: whose features are wanted.
-        loader: see ``train_exits``.
-        base: folder to put a folder of rows in.
-        views: passes over the loader.
-        dtype: of stored features, a key of ``DTYPES``.
-        given: whether exits that are not trained are asked, too.
-        lasting: whether the folder outlives the process.
-        progress: None shows a bar when standard error is a terminal.
-
-    Raises:
-        InputError: as ``train_exits`` says.
-        StorageError: the folder cannot be written or is full.
+    The loader is gone through ``views`` times; features are stored in ``dtype``, a key of ``DTYPES``. With
+    ``given``, exits that are not trained are run, too. Errors are those of ``train_exits``.
     """
-    work = _Work(net, DTYPES[dtype], given)
-    parts = [*work.identity(), dtype, views]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    rows = collect(
-        base / f"features-{name}", net.partition.spec, loader, work.compute,
+    wanted = {(p, reduction(head, c)): head for p, c, head in net.trained_exits()}
+    trained = {(p, c) for p, c, _ in net.trained_exits()}
+    untrained = {(p, c): head for p, c, head in net.exits() if given and (p, c) not in trained}
+    stored = DTYPES[dtype]
+
+    @torch.inference_mode()
+    def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        rows, mask = dict[str, Tensor](), net.mask(values)
+        with eval_mode(net):
+            for p, c in untrained:
+                outputs = net.forward_exit(p, c, values, mask)
+                rows[f"given {p}|{c}"] = _finite(outputs, "an input exit")
+            for p, feature in net.features(values):
+                if p == len(net.positions):
+                    rows["answers"] = _finite(feature, "the model's output")
+                for (position, key), head in wanted.items():
+                    if position == p:
+                        kept = reduced(head, feature, feature_mask(net, p, mask))
+                        what = f"the feature at {net.positions[p]!r}"
+                        rows[f"{p}|{key}"] = _finite(kept, what, stored)
+        if mask is not None and net.task.per_token:
+            rows["mask"] = mask
+        if labels is not None:
+            rows["labels"] = checked_labels(net, labels, rows["answers"], mask)
+        return rows
+
+    depends_on = {
+        "features": sorted(wanted),
+        "given": [[*exit_, model_digest(head), repr(head)] for exit_, head in untrained.items()],
+        "dtype": dtype,
+        "views": views,
+    }
+    tensors, digest = collect_rows(
+        net, loader, base / "features", compute, depends_on,
         label="Running the backbone once", passes=views, lasting=lasting, progress=progress,
     )  # fmt: skip
-    tensors = {name: torch.from_numpy(array) for name, array in rows.arrays.items()}
     return Cache(
-        {(p, key): _restored(tensors[f"{p}|{key}"], DTYPES[dtype]) for p, key in work.wanted},
-        tensors["answers"],
-        tensors.get("labels"),
-        tensors.get("mask"),
-        name + rows.digest,
-        {exit_: tensors[_given_name(exit_)] for exit_ in work.given},
-        views,
+        features={(p, key): tensors[f"{p}|{key}"].view(stored) for p, key in wanted},
+        answers=tensors["answers"],
+        labels=tensors.get("labels"),
+        mask=tensors.get("mask"),
+        digest=digest,
+        given={(p, c): tensors[f"given {p}|{c}"] for p, c in untrained},
+        views=views,
     )
 
 
-class _Work:
-    """One batch to rows."""
-
-    def __init__(self, net: ExitNetwork, dtype: torch.dtype, given: bool) -> None:
-        self.net, self._dtype = net, dtype
-        self.wanted = {(p, reduction(head, c)): head for p, c, head in net.trained_exits()}
-        trained = {(p, c) for p, c, _ in net.trained_exits()}
-        self.given = {(p, c): head for p, c, head in net.exits() if given and (p, c) not in trained}
-
-    def identity(self) -> list[Any]:
-        """Of everything that the rows depend on, beside the samples."""
-        net = self.net
-        modules = [[*exit_, model_digest(head), repr(head)] for exit_, head in self.given.items()]
-        keys = sorted(self.wanted)
-        return [
-            graph_digest(net),
-            net.positions,
-            keys,
-            net.output,
-            net.mask_input,
-            net.task.identity,
-            modules,
-        ]
-
-    def compute(self, values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
-        net, arrays, mask = self.net, dict[str, Array](), self.net.mask(values)
-        with torch.inference_mode(), eval_mode(net):
-            for exit_ in self.given:
-                arrays[_given_name(exit_)] = self._finite(
-                    net.forward_exit(*exit_, values, mask), "an input exit"
-                )
-            for p, feature in net.features(values):
-                if p == len(net.positions):
-                    arrays["answers"] = self._finite(feature, "the model's output")
-                for (position, key), head in self.wanted.items():
-                    if position == p:
-                        kept = reduced(head, feature, mask if self._masked(p) else None)
-                        what = f"the feature at {net.positions[p]!r}"
-                        arrays[f"{p}|{key}"] = self._finite(kept, what, self._dtype)
-        if mask is not None and net.task.per_token:
-            arrays["mask"] = mask.cpu().numpy()
-        if labels is not None:
-            labels = net.task.real_labels(labels, mask)
-            net.task.check_labels(labels, torch.from_numpy(arrays["answers"]))
-            arrays["labels"] = labels.cpu().numpy()
-        return arrays
-
-    def _masked(self, position: int) -> bool:
-        spec = self.net.specs[position]
-        return spec is not None and spec.mask
-
-    def _finite(self, values: Tensor, what: str, dtype: torch.dtype = torch.float32) -> Array:
-        values = values.float()
-        if not bool(torch.isfinite(values).all()):
-            raise InputError(f"{what} is not finite; check the inputs for NaN and the model's weights")
-        stored = values.to(dtype)
-        if dtype == torch.float16 and not bool(torch.isfinite(stored).all()):
-            raise InputError(
-                f"{what} reaches {float(values.abs().amax()):g}, more than float16 holds; "
-                "pass cache_dtype='bfloat16' or 'float32'"
-            )
-        stored = stored.cpu()
-        array: Array = (stored.view(torch.int16) if dtype == torch.bfloat16 else stored).numpy()
-        return array
+def feature_mask(net: ExitNetwork, position: int, mask: Tensor | None) -> Tensor | None:
+    """The mask, where the feature at a position has one."""
+    spec = net.specs[position]
+    return mask if spec is not None and spec.mask else None
 
 
-def _restored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.view(dtype) if values.dtype == torch.int16 else values  # numpy has no bfloat16
-
-
-def _given_name(exit_: ExitIndex) -> str:
-    return f"given {exit_[0]}|{exit_[1]}"
+def _finite(values: Tensor, what: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values as they are stored; ``InputError`` where they are not finite or ``dtype`` does not hold them."""
+    values = values.float()
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"{what} is not finite; check the inputs for NaN and the model's weights")
+    stored = values.to(dtype)
+    if dtype == torch.float16 and not bool(torch.isfinite(stored).all()):
+        raise InputError(
+            f"{what} reaches {float(values.abs().amax()):g}, more than float16 holds; "
+            "pass cache_dtype='bfloat16' or 'float32'"
+        )
+    return stored.view(torch.int16) if dtype == torch.bfloat16 else stored  # numpy has no bfloat16
 
 
 def reduction(head: nn.Module, index: int) -> str:
@@ -232,3 +229,43 @@ class Scale:
         """Standardised, of the same shape."""
         scaled: Tensor = (z.flatten(1) - self.mean) / self.std
         return scaled.view_as(z)
+
+
+def cached_outputs(
+    net: ExitNetwork,
+    exit_: ExitIndex,
+    head: nn.Module,
+    cache: Cache,
+    rows: Tensor | slice,
+    scale: Scale | None = None,
+) -> Tensor:
+    """Outputs (n, ...) of an exit on some cached rows, in float32 on the network's device."""
+    device = net.partition.spec.device
+    if exit_ in cache.given:
+        return cache.given[exit_][rows].to(device)
+    z = rows_to_device(cache.features[exit_[0], reduction(head, exit_[1])], rows, device)
+    dtype = next((p.dtype for p in head.parameters()), torch.float32)
+    z = (z if scale is None else scale(z)).to(dtype)
+    return net.task.from_head(predicted(head.eval(), z)).float()
+
+
+@torch.no_grad()
+def cached_confidences(
+    net: ExitNetwork,
+    exits: Mapping[ExitIndex, nn.Module],
+    cache: Cache,
+    confidence_of: Callable[[ExitIndex], ConfidenceFn],
+    scales: Mapping[ExitIndex, Scale],
+) -> dict[ExitIndex, Tensor]:
+    """(N,) of each exit on all cached rows; ``scales`` standardise what some heads are given."""
+    device, found = net.partition.spec.device, {}
+    for exit_, head in exits.items():
+        confidence_fn, scale = confidence_of(exit_), scales.get(exit_)
+
+        def of_part(part: slice) -> Tensor:
+            outputs = cached_outputs(net, exit_, head, cache, part, scale)  # noqa: B023 (called at once)
+            mask = None if cache.mask is None else cache.mask[part].to(device)
+            return confidence_fn(outputs, mask)  # noqa: B023
+
+        found[exit_] = in_parts(cache.rows(), of_part)
+    return found

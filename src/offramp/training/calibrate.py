@@ -1,14 +1,7 @@
-"""Fitting a network's confidences  on samples that its heads were not trained on.
-
-unfitted     the network's confidence before anything is fitted
-fit_calibrators outputs and what is right -> the states of all calibrators
-calibrate    the verb: network + loader -> the network's calibrators fitted
-"""
+"""Fitting a network's confidences on samples that its heads were not trained on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +12,12 @@ from torch import Tensor, nn
 
 from offramp._progress import progress_bar
 from offramp.core import auroc
-from offramp.data import Array, collect
 from offramp.errors import InputError
-from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, check_finite, graph_digest, model_digest
+from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, check_finite, model_digest
 from offramp.storage import scratch
 from offramp.tasks import get_confidence, get_fitted, is_fitted, token_mean
+from offramp.training.cache import collect_rows
+from offramp.training.truth import Truth, batch_truth, check_quality
 
 
 @dataclass(frozen=True)
@@ -51,11 +45,12 @@ class CalibrationReport:
 
 
 def unfitted(net: ExitNetwork) -> ConfidenceFn:
-    """How sure a head is, (outputs, mask) -> (B,), as the network's confidence is before any fit."""
-    name = net.confidence
-    width = net.task.head_outputs(net.outputs)
+    """A head's confidence, (outputs, mask) -> (B,), as the network's is before any fit."""
+    width, device = net.task.head_outputs(net.outputs), net.partition.spec.device
     confidence_fn: Callable[[Tensor], Tensor] = (
-        get_fitted(name)(width).to(net.partition.spec.device) if is_fitted(name) else get_confidence(name)
+        get_fitted(net.confidence)(width).to(device)
+        if is_fitted(net.confidence)
+        else get_confidence(net.confidence)
     )
     if not net.task.per_token:
         return lambda outputs, mask=None: confidence_fn(outputs)
@@ -65,16 +60,9 @@ def unfitted(net: ExitNetwork) -> ConfidenceFn:
 
 
 def fit_calibrators(
-    net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth, progress: bool | None = None
+    net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth, progress: bool | None
 ) -> dict[str, nn.Module]:
-    """Calibrators by their names in ``net.calibrators``, on the CPU; the network is not changed.
-
-    Args:
-        net: of a fitted confidence.
-        outputs: (n, M) or (n, L, K) by exit; position P is the model's own output.
-        truth: of the same n samples.
-        progress: None shows a bar when standard error is a terminal.
-    """
+    """Calibrators by their names in ``net.calibrators``, on the CPU, fitted on outputs (n, ...) by exit."""
     made: dict[str, nn.Module] = {}
     with progress_bar("Fitting confidences", len(outputs), progress) as advance:
         for (p, c), values in outputs.items():
@@ -85,45 +73,10 @@ def fit_calibrators(
     return made
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What outputs are held against.
-
-    Args:
-        answers: (n, ...) the full model's outputs.
-        labels: (n, ...), or None: then the full model's answer is right.
-        mask: (n, L) real tokens, or None.
-    """
-
-    answers: Tensor
-    labels: Tensor | None
-    mask: Tensor | None
-
-    def quality(self, net: ExitNetwork, outputs: Tensor) -> Tensor:
-        """(n,) in [0, 1]."""
-        if self.labels is None:
-            return net.task.agreement(outputs, self.answers, self.mask)
-        return net.task.quality(outputs, self.labels)
-
-    def rows(self, net: ExitNetwork, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (m, M) and quality (m,): one row per sample, or per token that counts."""
-        if not net.task.per_token:
-            return outputs, self.quality(net, outputs)
-        one = outputs.flatten(0, 1).unsqueeze(1)  # each token a sample of one token
-        counts = torch.ones(outputs.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
-        if self.labels is None:
-            quality = net.task.agreement(one, self.answers.flatten(0, 1).unsqueeze(1))
-        else:
-            quality = net.task.quality(one, self.labels.flatten().unsqueeze(1))
-            counts = counts & (self.labels >= 0)  # tokens that are not to be judged have labels below
-        return one.squeeze(1)[counts.flatten()], quality[counts.flatten()]
-
-
-def install(net: ExitNetwork, calibrators: Mapping[str, nn.Module]) -> None:
-    """Put fitted states into the network's calibrators."""
-    states = [(net.calibrators[name], calibrator.state_dict()) for name, calibrator in calibrators.items()]
-    for calibrator, state in states:
-        calibrator.load_state_dict(state)
+def install(states: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Load into the first module of each pair what the second holds; all is read before any is changed."""
+    for module, state in [(module, source.state_dict()) for module, source in states]:
+        module.load_state_dict(state)
 
 
 def calibrate(
@@ -150,63 +103,47 @@ def calibrate(
             model or has no labels although they are asked for, or an output is not finite.
         StorageError: the folder cannot be written or is full.
     """
-    if quality not in ("labels", "agreement"):
-        raise InputError(f"quality: expected 'labels' or 'agreement', got {quality!r}")
+    check_quality("quality", quality)
     if not is_fitted(net.confidence):
         raise InputError(
             f"calibrate: the confidence {net.confidence!r} has nothing to fit; "
             "attach exits with confidence='temperature' or 'learned'"
         )
+    exits = [(p, c) for p, c, _ in net.exits()]
+
+    def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        answers, final = net.answers(values)
+        check_finite(net, answers, final)
+        truth = batch_truth(net, quality, labels, final, net.mask(values))
+        rows = {f"{p}|{c}": answers[p, c].float() for p, c in exits} | {"final": final.float()}
+        if truth.mask is not None and net.task.per_token:
+            rows["mask"] = truth.mask
+        return rows if truth.labels is None else rows | {"labels": truth.labels}
+
+    depends_on = {
+        "heads": [model_digest(net.heads), repr(net.heads), net.head_names],
+        "quality": quality,
+    }
     with scratch(work_dir) as base, torch.inference_mode(False), torch.no_grad():
-        outputs, truth = _outputs(net, loader, quality, base, work_dir is not None, progress)
+        rows, _ = collect_rows(
+            net, loader, base / "outputs", compute, depends_on,
+            label="Running every exit", apart=True, lasting=work_dir is not None, progress=progress,
+        )  # fmt: skip
+        truth = Truth(rows["final"], rows.get("labels"), rows.get("mask"))
+        outputs = {(p, c): rows[f"{p}|{c}"] for p, c in exits}
+        outputs[len(net.positions), 0] = truth.answers
         calibrators = fit_calibrators(net, outputs, truth, progress)
-        install(net, calibrators)
+        install((net.calibrators[name], calibrator) for name, calibrator in calibrators.items())
         return _report(net, outputs, truth)
 
 
-def _outputs(
-    net: ExitNetwork, loader: Iterable[Any], quality: str, base: Path, lasting: bool, progress: bool | None
-) -> tuple[dict[ExitIndex, Tensor], Truth]:
-    exits = [(p, c) for p, c, _ in net.exits()]
-
-    def compute(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
-        answers, final = net.answers(values)
-        check_finite(net, answers, final)
-        arrays = {f"{p}|{c}": answers[p, c].float() for p, c in exits} | {"final": final.float()}
-        mask = net.mask(values)
-        if mask is not None and net.task.per_token:
-            arrays["mask"] = mask
-        if quality == "labels":
-            if labels is None:
-                raise InputError("expected labels, got none; pass quality='agreement' to do without")
-            labels = net.task.real_labels(labels, mask)
-            net.task.check_labels(labels, final)
-            arrays["labels"] = labels
-        return {name: value.cpu().numpy() for name, value in arrays.items()}
-
-    parts = [
-        graph_digest(net), model_digest(net.heads), repr(net.heads), net.positions, net.head_names,
-        net.task.identity, net.mask_input, net.output, quality,
-    ]  # fmt: skip
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    rows = collect(
-        base / f"outputs-{name}", net.partition.spec, loader, compute,
-        label="Asking every exit", apart=True, lasting=lasting, progress=progress,
-    )  # fmt: skip
-    tensors = {name: torch.from_numpy(array) for name, array in rows.arrays.items()}
-    truth = Truth(tensors["final"], tensors.get("labels"), tensors.get("mask"))
-    outputs = {(p, c): tensors[f"{p}|{c}"] for p, c in exits}
-    return outputs | {(len(net.positions), 0): tensors["final"]}, truth
-
-
 def _report(net: ExitNetwork, outputs: Mapping[ExitIndex, Tensor], truth: Truth) -> CalibrationReport:
-    entries, last = [], len(net.positions)
-    device = net.partition.spec.device
+    entries, device = [], net.partition.spec.device
+    mask = None if truth.mask is None else truth.mask.to(device)
     for (p, c), values in outputs.items():
-        confidence_fn = net.confidence_of(p, c)(
-            values.to(device), None if truth.mask is None else truth.mask.to(device)
-        )
-        figure = auroc(confidence_fn.cpu().numpy(), truth.quality(net, values).numpy())
-        name, head = ("output", None) if p == last else (net.positions[p], net.head_names[c])
-        entries.append(CalibratedExit(name, head, figure))
+        confidence = net.confidence_of(p, c)(values.to(device), mask)
+        figure = auroc(confidence.cpu().numpy(), truth.quality(net, values).numpy())
+        last = p == len(net.positions)
+        position, head = ("output", None) if last else (net.positions[p], net.head_names[c])
+        entries.append(CalibratedExit(position, head, figure))
     return CalibrationReport(tuple(entries), len(truth.answers))

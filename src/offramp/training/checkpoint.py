@@ -1,89 +1,111 @@
-"""The training checkpoint: heads, optimiser state and epoch in one checksummed file, replaced whole."""
+"""Training in epochs that a kill does not lose: modules, optimiser and epoch in one checksummed file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp._progress import progress_bar
 from offramp.errors import ArtifactError
-from offramp.network import tensor_bytes
-from offramp.storage import load_arrays, save_arrays
+from offramp.network import ExitIndex, ExitNetwork
+from offramp.storage import document_digest, load_arrays, save_arrays
+from offramp.training.config import TrainConfig
 
 CHECKPOINT_FORMAT = "offramp.checkpoint"
-VERSION = 1
+VERSION = 2
 _SAVE_EVERY = 2.0  # seconds of training that a kill may cost, besides the epoch under way
 
 
-class Checkpoint:
-    """Heads, optimiser state and epoch in one checksummed file, replaced whole.
+def resume(path: Path, key: str, modules: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load what is stored under this key; returns the number of epochs done, 0 where nothing of use is."""
+    try:
+        arrays, meta = load_arrays(path, CHECKPOINT_FORMAT, VERSION)
+    except ArtifactError:  # none yet, or damaged: training again gives the same
+        return 0
+    if meta.get("key") != key:
+        return 0
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    modules.load_state_dict({name[2:]: value for name, value in tensors.items() if name.startswith("w|")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("o|"):
+            _, index, slot = name.split("|")
+            slots.setdefault(int(index), {})[slot] = value
+    state = optimiser.state_dict()
+    optimiser.load_state_dict({**state, "state": slots})  # puts each on its parameter's device
+    return int(meta["epoch"])
 
-    Args:
-        path: of the file; None saves nothing.
-        key: of everything the training depends on; a file with another key is not resumed.
-        heads: what is trained, by (position, head index).
-        optimiser: of their parameters.
+
+def save(path: Path, key: str, modules: nn.Module, optimiser: torch.optim.Optimizer, epoch: int) -> None:
+    """Store the state after ``epoch`` epochs."""
+    tensors = {f"w|{name}": value for name, value in modules.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"o|{index}|{slot}": value for slot, value in slots.items()}
+    arrays = {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+        for name, value in tensors.items()  # numpy has no bfloat16; float32 holds it exactly
+    }
+    save_arrays(path, arrays, CHECKPOINT_FORMAT, VERSION, {"key": key, "epoch": epoch})
+
+
+def run_epochs(
+    net: ExitNetwork,
+    config: TrainConfig,
+    optimiser: torch.optim.Optimizer,
+    modules: Mapping[ExitIndex, nn.Module],
+    run_epoch: Callable[[int], None],
+    depends_on: Mapping[str, Any],
+    *,
+    epochs: int,
+    folder: Path | None,
+    name: str,
+    label: str,
+    every_epoch: bool,
+    progress: bool | None,
+) -> None:
+    """Run all epochs, each from a seed of its own, from where a checkpoint in ``folder`` stopped.
+
+    The checkpoint is called after a digest of all that the weights depend on: the config, the task, the
+    modules and ``depends_on``. It is saved after every epoch, or after the last and every two seconds.
     """
-
-    def __init__(
-        self,
-        path: Path | None,
-        key: str,
-        heads: Mapping[tuple[int, int], nn.Module],
-        optimiser: torch.optim.Optimizer,
-    ) -> None:
-        self._path, self._key = path, key
-        self._modules = nn.ModuleDict({f"{p}|{c}": head for (p, c), head in heads.items()})
-        self._optimiser = optimiser
-        self._saved = time.monotonic()
-
-    def resume(self) -> int:
-        """Load what is stored; returns the number of epochs done, 0 where nothing of use is stored."""
-        if self._path is None:
-            return 0
-        try:
-            arrays, meta = load_arrays(self._path, CHECKPOINT_FORMAT, VERSION)
-        except ArtifactError:  # none yet, or damaged: training again gives the same
-            return 0
-        if meta.get("key") != self._key:
-            return 0
-        dtypes = {name: getattr(torch, dtype) for name, dtype in meta["dtypes"].items()}
-        tensors = {
-            name: torch.from_numpy(array).view(dtypes[name]).reshape(meta["shapes"][name])
-            for name, array in arrays.items()
+    key = document_digest(
+        {
+            **depends_on,
+            "config": asdict(config),
+            "task": net.task.identity,
+            "modules": [[*index, repr(module)] for index, module in modules.items()],
+            "torch": torch.__version__,
         }
-        self._modules.load_state_dict({n[2:]: value for n, value in tensors.items() if n.startswith("w|")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("o|"):
-                _, index, slot = name.split("|")
-                slots.setdefault(int(index), {})[slot] = value
-        state = self._optimiser.state_dict()
-        self._optimiser.load_state_dict({**state, "state": slots})  # puts each on its parameter's device
-        return int(meta["epoch"])
+    )
+    path = folder and folder / f"{name}-{key[:16]}.safetensors"
+    state = nn.ModuleDict({f"{p}|{c}": module for (p, c), module in modules.items()})
+    first = resume(path, key, state, optimiser) if path else 0
+    saved = time.monotonic()
+    with progress_bar(label, epochs, progress) as advance:
+        for epoch in range(first, epochs):
+            with _seeded(net.partition.spec.device, config.seed * 1_000_003 + epoch):
+                run_epoch(epoch)
+            due = every_epoch or epoch + 1 == epochs or time.monotonic() - saved >= _SAVE_EVERY
+            if path and due:
+                save(path, key, state, optimiser, epoch + 1)
+                saved = time.monotonic()
+            advance(epoch + 1)
 
-    def save(self, epoch: int, *, force: bool) -> None:
-        """Store the state after ``epoch`` epochs, at most every two seconds unless forced.
 
-        Raises:
-            StorageError: the folder cannot be written or is full.
-        """
-        if self._path is None:
-            return
-        if not force and time.monotonic() - self._saved < _SAVE_EVERY:
-            return
-        tensors = {f"w|{name}": value for name, value in self._modules.state_dict().items()}
-        for index, slots in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"o|{index}|{slot}": value for slot, value in slots.items()}
-        meta = {
-            "key": self._key,
-            "epoch": epoch,
-            "dtypes": {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()},
-            "shapes": {name: list(value.shape) for name, value in tensors.items()},
-        }
-        arrays = {name: tensor_bytes(value) for name, value in tensors.items()}
-        save_arrays(self._path, arrays, CHECKPOINT_FORMAT, VERSION, meta)
-        self._saved = time.monotonic()
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """The random state seeded inside (for heads with dropout), as it was afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

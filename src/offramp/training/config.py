@@ -11,7 +11,17 @@ from typing import Any
 from offramp.errors import InputError
 from offramp.training.cache import DTYPES
 
-BACKBONES = ("frozen", "finetune")
+_INTEGERS = {"epochs": 1, "batch_size": 1, "views": 1, "seed": 0, "backbone_epochs": 1}
+_REALS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "learning_rate": ("above 0", lambda v: v > 0),
+    "temperature": ("above 0", lambda v: v > 0),
+    "backbone_rate": ("above 0", lambda v: v > 0),
+    "weight_decay": ("of at least 0", lambda v: v >= 0),
+    "distillation": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "survivors": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "calibration": ("from 0 to below 1", lambda v: 0 <= v < 1),
+}
+_NAMES = {"cache_dtype": tuple(DTYPES), "backbone": ("frozen", "finetune")}
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,8 @@ class TrainConfig:
         temperature: of the distillation.
         views: passes over the loader; more than one pays where the loader augments at random.
         seed: of initial weights, of the order of samples, and of which are held out.
-        survivors: 0 to 1, how much a head's loss is for the samples likely to reach it (see
-            ``offramp.survivors``); 0 weighs all alike.
+        survivors: 0 to 1, how much a head's loss is for the samples likely to reach it (arXiv 2509.08318); 0
+            weighs all alike.
         calibration: share of the samples held out from training to fit confidences on, 0 to below 1. Used
             where the confidence is of a fitted kind, or the backbone is fine-tuned.
         cache_dtype: "float32", or "float16" or "bfloat16" for half the disk.
@@ -57,20 +67,11 @@ class TrainConfig:
     backbone_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        whole = (("epochs", 1), ("batch_size", 1), ("views", 1), ("seed", 0), ("backbone_epochs", 1))
-        for name, least in whole:
+        for name, least in _INTEGERS.items():
             object.__setattr__(self, name, _integer(name, getattr(self, name), least))
-        for name, wanted, fits in (
-            ("learning_rate", "above 0", lambda v: v > 0),
-            ("temperature", "above 0", lambda v: v > 0),
-            ("backbone_rate", "above 0", lambda v: v > 0),
-            ("weight_decay", "of at least 0", lambda v: v >= 0),
-            ("distillation", "from 0 to 1", lambda v: 0 <= v <= 1),
-            ("survivors", "from 0 to 1", lambda v: 0 <= v <= 1),
-            ("calibration", "from 0 to below 1", lambda v: 0 <= v < 1),
-        ):
+        for name, (wanted, fits) in _REALS.items():
             object.__setattr__(self, name, _real(name, getattr(self, name), wanted, fits))
-        for name, known in (("cache_dtype", tuple(DTYPES)), ("backbone", BACKBONES)):
+        for name, known in _NAMES.items():
             if getattr(self, name) not in known:
                 raise InputError(
                     f"TrainConfig.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"

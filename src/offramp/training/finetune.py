@@ -9,28 +9,22 @@ On any error, and on Ctrl-C, the parameters are what they were.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp._progress import progress_bar
 from offramp.data import checked_batches
 from offramp.errors import InputError
 from offramp.heads import apply_head
 from offramp.network import ExitIndex, ExitNetwork
-from offramp.training.cache import Cache
-from offramp.training.checkpoint import Checkpoint
+from offramp.training.cache import Cache, feature_mask
+from offramp.training.checkpoint import run_epochs
 from offramp.training.config import TrainConfig
-from offramp.training.head_trainer import check_finite, cycle, mixed_losses, seeded
+from offramp.training.head_trainer import adamw, check_finite, cycle, mixed_losses
 
 _HEADS_RATE = 0.1  # of config.learning_rate: the heads are trained already and follow
 
@@ -45,25 +39,23 @@ def finetuned(
     base: Path | None,
     progress: bool | None,
 ) -> Iterator[None]:
-    """The backbone trained together with heads; left as it was if what is done inside fails.
+    """The backbone trained, in place, together with trained heads; put back if what is done inside fails.
 
-    Args:
-        net: whose backbone is trained, in place.
-        heads: trained on the backbone as it is; they change, too.
-        loader: of the samples that ``cache`` was made of; gone through ``config.backbone_epochs`` times.
-        cache: tells which samples are held out, by their place in the loader.
-        config: how to train.
-        base: folder for a checkpoint.
-        progress: None shows a bar when standard error is a terminal.
-
-    Raises:
-        InputError: no parameter can be trained, training diverges, or the loader is not what it was.
+    ``loader`` gives the samples that ``cache`` was made of, which tells those held out by their place; it is
+    gone through ``config.backbone_epochs`` times. ``base`` is for a checkpoint.
     """
     parameters = _trainable(net.backbone)
     before = [parameter.detach().clone() for parameter in parameters]
     gradients = [parameter.grad for parameter in parameters]
+    mixed = _Mixed(net, heads, loader, cache, config, parameters, before)
     try:
-        _Mixed(net, heads, parameters, before, cache, config).run(loader, base, progress)
+        run_epochs(
+            net, config, mixed.optimiser, {(-1, 0): nn.ParameterList(parameters), **heads}, mixed.epoch,
+            {"cache": cache.digest}, epochs=config.backbone_epochs, folder=base, name="backbone",
+            label="Training backbone and heads", every_epoch=True, progress=progress,
+        )  # fmt: skip
+        for head in heads.values():
+            head.eval()
         yield
     except BaseException:
         with torch.no_grad():
@@ -92,56 +84,30 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 class _Mixed:
-    """One optimiser over the backbone's parameters and the heads'."""
+    """One optimiser over the backbone's parameters, which were ``before``, and the heads'."""
 
     def __init__(
         self,
         net: ExitNetwork,
         heads: Mapping[ExitIndex, nn.Module],
-        parameters: Sequence[nn.Parameter],
-        before: Sequence[Tensor],
+        loader: Iterable[Any],
         cache: Cache,
         config: TrainConfig,
+        parameters: Sequence[nn.Parameter],
+        before: Sequence[Tensor],
     ) -> None:
-        self._net, self._heads, self._cache, self._config = net, heads, cache, config
+        self._net, self._heads, self._loader, self._config = net, heads, loader, config
         self._parameters, self._before = parameters, before
-        self._device = net.partition.spec.device
-        self._samples = -(-cache.rows() // cache.views)
+        self._held = cache.held_out(config.calibration, config.seed)[: cache.samples()]
+        both = (list(parameters), [p for head in heads.values() for p in head.parameters()])
         self._rates = (config.backbone_rate, _HEADS_RATE * config.learning_rate)
-        both = [list(parameters), [p for head in heads.values() for p in head.parameters()]]
-        self._optimiser = torch.optim.AdamW(
-            [{"params": group, "lr": rate} for group, rate in zip(both, self._rates, strict=True)],
-            weight_decay=config.weight_decay,
-            fused=self._device.type in ("cpu", "cuda"),
-        )
+        groups = [{"params": group, "lr": rate} for group, rate in zip(both, self._rates, strict=True)]
+        self.optimiser = adamw(net, config, groups)
 
-    def run(self, loader: Iterable[Any], base: Path | None, progress: bool | None) -> None:
-        """All epochs, from where a checkpoint stopped."""
-        config, key = self._config, self._key()
-        held = self._cache.held_out(config.calibration, config.seed)[: self._samples]
-        # the parameters alone: what else a model's state holds does not change
-        modules = {(-1, 0): nn.ParameterList(self._parameters), **self._heads}
-        checkpoint = Checkpoint(
-            base and base / f"backbone-{key[:16]}.safetensors", key, modules, self._optimiser
-        )
-        with progress_bar("Training backbone and heads", config.backbone_epochs, progress) as advance:
-            for epoch in range(checkpoint.resume(), config.backbone_epochs):
-                with seeded(self._device, config.seed * 1_000_003 + epoch):
-                    self._epoch(epoch, loader, held)
-                self._check()
-                checkpoint.save(epoch + 1, force=True)
-                advance(epoch + 1)
-        for head in self._heads.values():
-            head.eval()
-
-    def _key(self) -> str:
-        layers = [[*exit_, repr(head)] for exit_, head in self._heads.items()]
-        parts = [self._cache.digest, asdict(self._config), layers, self._net.task.identity, torch.__version__]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def _epoch(self, epoch: int, loader: Iterable[Any], held: npt.NDArray[np.bool_]) -> None:
-        seen = 0
-        for values, labels in checked_batches(self._net.partition.spec, loader):
+    def epoch(self, epoch: int) -> None:
+        """One pass over the loader, without the samples that are held out."""
+        seen, held, spec = 0, self._held, self._net.partition.spec
+        for values, labels in checked_batches(spec, self._loader):
             count = len(values[0])
             if seen + count > len(held):
                 raise InputError(
@@ -152,15 +118,21 @@ class _Mixed:
             done = (epoch + seen / len(held)) / self._config.backbone_epochs
             seen += count
             if bool(keep.any()):
-                here = keep.to(self._device)
-                kept = None if labels is None else labels.to(self._device)[here]
+                here = keep.to(spec.device)
+                kept = None if labels is None else labels.to(spec.device)[here]
                 self._step([value[here] for value in values], kept, cycle(done))
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+            raise InputError(
+                "training diverged: the backbone is not finite any more, and is put back; lower "
+                f"backbone_rate (it is {self._config.backbone_rate:g})"
+            )
+        check_finite(self._net, self._heads, self._config.learning_rate)
 
     def _step(self, values: list[Tensor], labels: Tensor | None, rate: float) -> None:
-        for group, peak in zip(self._optimiser.param_groups, self._rates, strict=True):
+        for group, peak in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = peak * rate
         teacher = self._said_before(values)
-        self._optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         loss = self._loss(values, labels, teacher)
         try:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -171,7 +143,7 @@ class _Mixed:
                 f"backbone='finetune': {type(self._net.backbone).__name__} writes over what its gradient "
                 "needs, so it cannot be trained as it is; replace the in-place operation, or keep 'frozen'"
             ) from error
-        self._optimiser.step()
+        self.optimiser.step()
 
     @torch.no_grad()
     def _said_before(self, values: Sequence[Tensor]) -> Tensor:
@@ -187,30 +159,16 @@ class _Mixed:
         return answer
 
     def _loss(self, values: Sequence[Tensor], labels: Tensor | None, teacher: Tensor) -> Tensor:
-        net, mask = self._net, self._net.mask(values)
+        net, config, mask = self._net, self._config, self._net.mask(values)
         labels = None if labels is None else net.task.real_labels(labels, mask)
-        by_position: dict[int, list[nn.Module]] = {}
-        for (p, _), head in self._heads.items():
-            by_position.setdefault(p, []).append(head.train(len(values[0]) > 1))
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=net.partition.spec.device)
         for p, feature in net.features(values):
             if p == len(net.positions):
-                total = total + self._mixed(feature, teacher, labels, mask)
-            for head in by_position.get(p, []):
-                spec = net.specs[p]
-                seen = mask if spec is not None and spec.mask else None
+                total = total + mixed_losses(net, feature, teacher, labels, mask, config).mean()
+            for head in (head for (position, _), head in self._heads.items() if position == p):
                 # a copy: the backbone may write to the feature before the gradient is taken
-                outputs = net.task.from_head(apply_head(head, feature.clone(), seen))
-                total = total + self._mixed(outputs, teacher, labels, mask) / len(self._heads)
+                seen = feature.clone()
+                raw = apply_head(head.train(len(values[0]) > 1), seen, feature_mask(net, p, mask))
+                losses = mixed_losses(net, net.task.from_head(raw), teacher, labels, mask, config)
+                total = total + losses.mean() / len(self._heads)
         return total
-
-    def _mixed(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
-        return mixed_losses(self._net, outputs, teacher, labels, mask, self._config).mean()
-
-    def _check(self) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
-            raise InputError(
-                "training diverged: the backbone is not finite any more, and is put back; lower "
-                f"backbone_rate (it is {self._config.backbone_rate:g})"
-            )
-        check_finite(self._net, self._heads, self._config.learning_rate)

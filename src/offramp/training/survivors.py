@@ -1,12 +1,12 @@
 """Which samples reach an exit: what its head should be good at.
 
-Samples that are sure early leave early, so a later head meets the others (arXiv 2509.08318, CalexNet). The
-loss of a head weighs sample n by
+Samples that early exits are confident of leave early, so a later head meets the others (arXiv 2509.08318,
+CalexNet). The loss of a head weighs sample n by
 
     1 - s + s * reach[n] / mean(reach)
 
     by_rank       no configuration is known yet: if each exit before let go a random share of the samples, the
-                  surest first, a sample would pass it with the probability of its rank
+                  most confident first, a sample would pass it with the probability of its rank
     by_frontier   the share of a frontier's configurations under which the sample gets there
 """
 
@@ -22,11 +22,7 @@ from offramp.network import ExitIndex, ExitNetwork
 
 
 def weights(reach: Mapping[ExitIndex, Tensor], share: float) -> dict[ExitIndex, Tensor]:
-    """Weights of mean 1 for each exit.
-
-    Args:
-        reach: (N,) of at least 0, for each exit.
-        share: s, 0 to 1; 0 gives ones.
+    """Weights (N,) of mean 1 for each exit, from ``reach`` (N,) of at least 0; ``share`` is s, 0 to 1.
 
     >>> weights({(1, 0): torch.tensor([0.0, 1.0])}, 0.5)[1, 0].tolist()
     [0.5, 1.5]
@@ -40,33 +36,23 @@ def weights(reach: Mapping[ExitIndex, Tensor], share: float) -> dict[ExitIndex, 
 
 
 def by_rank(confidence: Mapping[ExitIndex, Tensor]) -> dict[ExitIndex, Tensor]:
-    """How likely samples are to pass all exits before, by the mean rank of their confidences there.
+    """How likely samples are to pass all exits before: (N,) in [0, 1] for each, from confidences (N,).
 
-    Args:
-        confidence: (N,) of each exit; of those at one position, all count alike.
-
-    Returns:
-        (N,) in [0, 1] for each exit: the share of samples that are surer, mean over the exits before; 1 at
-        the first position.
+    It is the share of samples that are more confident, mean over the exits before; 1 at the first position.
 
     >>> by_rank({(1, 0): torch.tensor([0.9, 0.5]), (2, 0): torch.tensor([0.0, 0.0])})[2, 0].tolist()
     [0.25, 0.75]
     """
-    found: dict[ExitIndex, Tensor] = {}
-    total, count, position = torch.zeros(()), 0, -1
-    ranks: list[Tensor] = []  # of the position under way, not before it
-    for exit_ in sorted(confidence):
-        if exit_[0] != position:
-            total, count = total + sum(ranks, torch.zeros(())), count + len(ranks)
-            position, ranks = exit_[0], []
-        values = confidence[exit_].float()
-        found[exit_] = total / count if count else torch.ones_like(values)
-        ranks.append(_surer(values))
+    ranks = {exit_: _rank(values.float()) for exit_, values in sorted(confidence.items())}
+    found = {}
+    for exit_, values in confidence.items():
+        before = [rank for (position, _), rank in ranks.items() if position < exit_[0]]
+        found[exit_] = sum(before, torch.zeros(())) / len(before) if before else torch.ones(len(values))
     return found
 
 
-def _surer(values: Tensor) -> Tensor:
-    """Share of samples that are surer than each, half of itself counted; equal ones share their mean."""
+def _rank(values: Tensor) -> Tensor:
+    """Share of samples more confident than each, half of itself counted; equal ones share their mean."""
     values = torch.nan_to_num(values, nan=-torch.inf, neginf=-torch.inf)
     order = values.sort().values
     below = torch.searchsorted(order, values)
@@ -75,31 +61,19 @@ def _surer(values: Tensor) -> Tensor:
 
 
 def by_frontier(
-    net: ExitNetwork,
-    configs: Sequence[ExitConfig],
-    confidence: Mapping[ExitIndex, Tensor],
+    net: ExitNetwork, configs: Sequence[ExitConfig], confidence: Mapping[ExitIndex, Tensor]
 ) -> dict[ExitIndex, Tensor]:
-    """Share of the configurations under which a sample reaches an exit.
+    """Share (N,) of a frontier's configurations under which a sample reaches each exit.
 
-    Args:
-        net: which positions and heads there are.
-        configs: of a frontier; of those, the ones that enable an exit count for it, and all where none does.
-        confidence: (N,) for each exit of the network, also of those that are not trained.
-
-    Returns:
-        (N,) in [0, 1] for each exit.
-
-    Raises:
-        InputError: a configuration is of another network.
+    Only configurations that enable an exit count for it, and all where none does. ``confidence`` (N,) is of
+    every exit of the network. ``InputError`` where a configuration is of another network.
     """
     plans = [resolve(net.positions, net.head_names, net.exists, config) for config in configs]
     found = {}
     for exit_, values in confidence.items():
         using = [plan for plan in plans if exit_ in {(at, head) for at, head, _ in plan}] or plans
-        total = torch.zeros(len(values))
-        for plan in using:
-            total += _stays(plan, exit_[0], confidence, len(values))
-        found[exit_] = total / max(len(using), 1)
+        stays = (_stays(plan, exit_[0], confidence, len(values)) for plan in using)
+        found[exit_] = sum(stays, torch.zeros(len(values))) / max(len(using), 1)
     return found
 
 
@@ -110,6 +84,6 @@ def _stays(
     stays = torch.ones(samples, dtype=torch.bool)
     for at, head, threshold in plan:
         if at < position:
-            confidence_fn = confidence[at, head]
-            stays &= ~((confidence_fn > float(threshold)) & confidence_fn.isfinite())
+            values = confidence[at, head]
+            stays &= ~((values > float(threshold)) & values.isfinite())
     return stays.float()

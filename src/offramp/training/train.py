@@ -1,8 +1,8 @@
 """Train every head of every position at once, the backbone frozen and run once per sample and view.
 
-    loader ──backbone──▶ cached features (caching) ──▶ all heads, one optimiser (head_training) ──▶ net
+    loader ──backbone──▶ cached features (cache) ──▶ all heads, one optimiser (head_trainer) ──▶ net
                                   │
-                                  └─ rows held out ──▶ fitted confidences (calibration)
+                                  └─ rows held out ──▶ fitted confidences (calibrate)
 
 Each head learns from the labels and from the full model's own outputs; without labels, from the outputs
 alone. The network is changed only when training is complete. Only ``backbone="finetune"`` changes the model.
@@ -10,6 +10,7 @@ alone. The network is changed only when training is complete. Only ``backbone="f
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,28 +24,29 @@ from torch import Tensor, nn
 
 from offramp.core import ExitConfig
 from offramp.errors import InputError
-from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, mac_table
+from offramp.network import ExitIndex, ExitNetwork, mac_table
 from offramp.storage import scratch
 from offramp.tasks import is_fitted
 from offramp.training import survivors
-from offramp.training.cache import Cache, Ints, in_parts, predicted, reduction, rows_to_device, run_backbone
-from offramp.training.calibrate import Truth, fit_calibrators, install
-from offramp.training.config import TrainConfig  # imported from here, beside the verb
+from offramp.training.cache import (
+    Cache,
+    cached_confidences,
+    cached_outputs,
+    in_parts,
+    run_backbone,
+)
+from offramp.training.calibrate import fit_calibrators, install
+from offramp.training.config import TrainConfig
 from offramp.training.finetune import finetuned
 from offramp.training.head_trainer import HeadTrainer
 
 
 @dataclass(frozen=True)
 class TrainedExit:
-    """One head after training.
+    """One head after training: names of position and head, quality, and costs in MACs.
 
-    Args:
-        position: its name.
-        head: its name.
-        quality: mean quality on the loader's samples (optimistic; record a held-out split to judge).
-        head_macs: of the head alone.
-        total_macs: of the backbone up to here and the head.
-        relative_cost: ``total_macs`` over the full model's.
+    ``quality`` is the mean on the loader's samples (optimistic; record a held-out split to judge),
+    ``total_macs`` of the backbone up to here and the head, ``relative_cost`` that over the full model's.
     """
 
     position: str
@@ -57,14 +59,10 @@ class TrainedExit:
 
 @dataclass(frozen=True)
 class BackboneChange:
-    """What fine-tuning did to the full model.
+    """The full model's mean quality before and after fine-tuning, on so many samples.
 
-    Args:
-        before: its mean quality.
-        after: the same, after fine-tuning.
-        samples: these figures are of so many, held out by their place in the loader; where
-            ``calibration`` is 0, of all that it was trained on.
-        held_out: whether they were held out.
+    They were held out by their place in the loader; where ``calibration`` is 0, ``held_out`` is false and the
+    samples are all that it was trained on.
     """
 
     before: float
@@ -77,13 +75,8 @@ class BackboneChange:
 class TrainReport:
     """What training gave: one entry per trained exit, and the full model's quality on the same samples.
 
-    Args:
-        exits: in order.
-        full_quality: of the full model, as it is now.
-        samples: rows trained on and held out, all views counted.
-        labelled: whether there were labels.
-        held_out: rows that heads were not trained on, for the confidences.
-        backbone: what became of the full model, where it was fine-tuned.
+    ``samples`` counts rows trained on and held out, of all views; ``held_out`` those that heads were not
+    trained on; ``backbone`` is what became of the full model, where it was fine-tuned.
     """
 
     exits: tuple[TrainedExit, ...]
@@ -128,13 +121,39 @@ def train_exits(
     config = config or TrainConfig()
     if frontier is not None:
         _check_second_round(config)
+    fitted, finetuning = is_fitted(net.confidence), config.backbone == "finetune"
+    share = config.calibration if fitted or finetuning else 0.0
+
     with scratch(work_dir) as base, torch.inference_mode(False), torch.enable_grad():
-        run = _Run(net, loader, config, base, work_dir is not None, progress)
-        cache = run.cache(frontier is not None)
-        reach = None if frontier is None else run.reach(cache, frontier)
-        if config.backbone == "finetune":
-            return run.finetune(cache)
-        return run.train(cache, reach)
+        folder = None if work_dir is None else base
+
+        def cached(given: bool) -> Cache:
+            return run_backbone(
+                net, loader, base, views=config.views, dtype=config.cache_dtype,
+                given=given, lasting=folder is not None, progress=progress,
+            )  # fmt: skip
+
+        cache = cached(fitted or frontier is not None)
+        reach = None if frontier is None else _reach(net, cache, frontier)
+        held = cache.held_out(share, config.seed)
+        rows = np.flatnonzero(~held)
+        heads = HeadTrainer(net, cache, config, rows, reach).run(folder, progress)
+        if not finetuning:
+            return _replaced(net, cache, heads, held, progress)
+        with finetuned(net, heads, loader, cache, config, folder, progress):
+            after = cached(fitted)
+            some = torch.from_numpy(np.flatnonzero(held if held.any() else ~held))
+            before, now = (_mean_quality(net, each, some) for each in (cache, after))
+            change = BackboneChange(before, now, len(some), bool(held.any()))
+            heads = HeadTrainer(net, after, config, rows).run(folder, progress)
+            report = _replaced(net, after, heads, held, progress)
+        if change.after < change.before:
+            warnings.warn(
+                f"fine-tuning: the full model's quality fell from {change.before:.4f} to {change.after:.4f} "
+                f"on {change.samples} samples; lower backbone_rate or raise distillation if that is too much",
+                stacklevel=2,
+            )
+        return dataclasses.replace(report, backbone=change)
 
 
 def _check_second_round(config: TrainConfig) -> None:
@@ -149,158 +168,69 @@ def _check_second_round(config: TrainConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One call of ``train_exits``."""
-
-    net: ExitNetwork
-    loader: Iterable[Any]
-    config: TrainConfig
-    base: Path
-    lasting: bool
-    progress: bool | None
-
-    def cache(self, given: bool = False) -> Cache:
-        return run_backbone(
-            self.net, self.loader, self.base, views=self.config.views, dtype=self.config.cache_dtype,
-            given=given or self.fitted, lasting=self.lasting, progress=self.progress,
-        )  # fmt: skip
-
-    @property
-    def fitted(self) -> bool:
-        return is_fitted(self.net.confidence)
-
-    @property
-    def folder(self) -> Path | None:
-        return self.base if self.lasting else None
-
-    def heads(
-        self, cache: Cache, reach: Mapping[ExitIndex, Tensor] | None = None
-    ) -> dict[ExitIndex, nn.Module]:
-        """Trained heads; the network's own are left alone."""
-        rows = np.flatnonzero(~self.held_out(cache))
-        return HeadTrainer(self.net, cache, self.config, rows, reach).run(self.folder, self.progress)
-
-    def held_out(self, cache: Cache) -> npt.NDArray[np.bool_]:
-        wanted = self.fitted or self.config.backbone == "finetune"
-        return cache.held_out(self.config.calibration if wanted else 0.0, self.config.seed)
-
-    def train(
-        self, cache: Cache, reach: Mapping[ExitIndex, Tensor] | None, change: Any = None
-    ) -> TrainReport:
-        """Heads and confidences, into the network."""
-        heads, held = self.heads(cache, reach), self.held_out(cache)
-        calibrators = self.calibrators(cache, heads, np.flatnonzero(held))
-        report = _report(self.net, heads, cache, int(held.sum()), change)
-        states = [(self.net.head(p, self.net.head_names[c]), h.state_dict()) for (p, c), h in heads.items()]
-        for head, state in states:
-            head.load_state_dict(state)
-        install(self.net, calibrators)
-        return report
-
-    @torch.no_grad()
-    def calibrators(
-        self, cache: Cache, heads: Mapping[ExitIndex, nn.Module], rows: Ints
-    ) -> dict[str, nn.Module]:
-        """Confidences fitted on the rows held out, by name; none where there is nothing to fit (on)."""
-        if not (self.fitted and len(rows)):
-            return {}
-        pick = torch.from_numpy(rows)
-        truth = _truth(cache, pick)
-        outputs = {exit_: _outputs(self.net, exit_, head, cache, pick) for exit_, head in heads.items()}
-        outputs |= {exit_: values[pick] for exit_, values in cache.given.items()}
-        outputs[len(self.net.positions), 0] = truth.answers
-        return fit_calibrators(self.net, outputs, truth, self.progress)
-
-    @torch.no_grad()
-    def reach(self, cache: Cache, frontier: Sequence[ExitConfig]) -> dict[ExitIndex, Tensor]:
-        """How likely each row gets to each exit, with the heads that the network has now."""
-        net, every, device = self.net, torch.arange(cache.rows()), self.net.partition.spec.device
-        confidence = {}
-        for p, c, head in net.exits():
-            confidence_fn = net.confidence_of(p, c)
-
-            def some(
-                part: slice,
-                exit_: ExitIndex = (p, c),
-                head: nn.Module = head,
-                confidence_fn: ConfidenceFn = confidence_fn,
-            ) -> Tensor:
-                given = cache.given.get(exit_)
-                outputs = _outputs(net, exit_, head, cache, every[part]) if given is None else given[part]
-                return confidence_fn(
-                    outputs.to(device), None if cache.mask is None else cache.mask[part].to(device)
-                )
-
-            confidence[p, c] = in_parts(cache.rows(), some)
-        return survivors.by_frontier(net, frontier, confidence)
-
-    def finetune(self, cache: Cache) -> TrainReport:
-        """Heads on the model as it is; both together; heads anew on what the model has become."""
-        heads, held = self.heads(cache), self.held_out(cache)
-        rows = held if held.any() else ~held
-        with finetuned(self.net, heads, self.loader, cache, self.config, self.folder, self.progress):
-            after = self.cache()
-            some = torch.from_numpy(np.flatnonzero(rows))
-            before, now = (_mean_quality(self.net, each, some) for each in (cache, after))
-            change = BackboneChange(before, now, len(some), bool(held.any()))
-            report = self.train(after, None, change)
-        if change.after < change.before:
-            warnings.warn(
-                f"fine-tuning: the full model's quality fell from {change.before:.4f} to {change.after:.4f} "
-                f"on {change.samples} samples; lower backbone_rate or raise distillation if that is too much",
-                stacklevel=3,
-            )
-        return report
-
-
-def _outputs(net: ExitNetwork, exit_: ExitIndex, head: nn.Module, cache: Cache, rows: Tensor) -> Tensor:
-    """A trained head's outputs (n, ...) on cached rows, in float32 on the CPU."""
-    features, device = cache.features[exit_[0], reduction(head, exit_[1])], net.partition.spec.device
-    dtype = next((p.dtype for p in head.parameters()), torch.float32)
-    head.eval()
-
-    def some(part: slice) -> Tensor:
-        return net.task.from_head(
-            predicted(head, rows_to_device(features, rows[part], device).to(dtype))
-        ).float()
-
-    return in_parts(len(rows), some)
-
-
-def _truth(cache: Cache, rows: Tensor) -> Truth:
-    labels, mask = (None if values is None else values[rows] for values in (cache.labels, cache.mask))
-    return Truth(cache.answers[rows], labels, mask)
+def _reach(net: ExitNetwork, cache: Cache, frontier: Sequence[ExitConfig]) -> dict[ExitIndex, Tensor]:
+    """How likely each row gets to each exit, with the heads that the network has now."""
+    exits = {(p, c): head for p, c, head in net.exits()}
+    confidence = cached_confidences(net, exits, cache, lambda exit_: net.confidence_of(*exit_), {})
+    return survivors.by_frontier(net, frontier, confidence)
 
 
 @torch.no_grad()
-def _report(
+def _replaced(
     net: ExitNetwork,
-    heads: Mapping[ExitIndex, nn.Module],
     cache: Cache,
-    held: int,
-    change: BackboneChange | None,
+    heads: Mapping[ExitIndex, nn.Module],
+    held: npt.NDArray[np.bool_],
+    progress: bool | None,
 ) -> TrainReport:
-    costs, entries, every = mac_table(net), [], torch.arange(cache.rows())
+    """Put trained heads, and confidences fitted on the rows ``held`` out, into the network."""
+    rows, calibrators = torch.from_numpy(np.flatnonzero(held)), dict[str, nn.Module]()
+    if is_fitted(net.confidence) and len(rows):
+        truth = cache.truth(rows)
+        outputs = {exit_: _outputs(net, exit_, head, cache, rows) for exit_, head in heads.items()}
+        outputs |= {exit_: values[rows] for exit_, values in cache.given.items()}
+        outputs[len(net.positions), 0] = truth.answers
+        calibrators = fit_calibrators(net, outputs, truth, progress)
+    costs, every, entries = mac_table(net), torch.arange(cache.rows()), list[TrainedExit]()
     for (p, c), head in heads.items():
         macs = int(costs.heads[p, c])
         total = int(costs.backbone[p]) + macs
-        quality = _mean_quality(net, cache, every, ((p, c), head))
         entries.append(
-            TrainedExit(net.positions[p], net.head_names[c], quality, macs, total, total / costs.full)
+            TrainedExit(
+                position=net.positions[p],
+                head=net.head_names[c],
+                quality=_mean_quality(net, cache, every, ((p, c), head)),
+                head_macs=macs,
+                total_macs=total,
+                relative_cost=total / costs.full,
+            )
         )
-    full = _mean_quality(net, cache, every)
-    return TrainReport(tuple(entries), full, cache.rows(), cache.labels is not None, held, change)
+    report = TrainReport(
+        exits=tuple(entries),
+        full_quality=_mean_quality(net, cache, every),
+        samples=cache.rows(),
+        labelled=cache.labels is not None,
+        held_out=len(rows),
+    )
+    install((net.head(p, net.head_names[c]), head) for (p, c), head in heads.items())
+    install((net.calibrators[name], calibrator) for name, calibrator in calibrators.items())
+    return report
 
 
+def _outputs(net: ExitNetwork, exit_: ExitIndex, head: nn.Module, cache: Cache, rows: Tensor) -> Tensor:
+    """A head's outputs (n, ...) on cached rows, in float32 on the CPU."""
+    return in_parts(len(rows), lambda part: cached_outputs(net, exit_, head, cache, rows[part]))
+
+
+@torch.no_grad()
 def _mean_quality(
-    net: ExitNetwork, cache: Cache, rows: Tensor, head: tuple[ExitIndex, nn.Module] | None = None
+    net: ExitNetwork, cache: Cache, rows: Tensor, exit_: tuple[ExitIndex, nn.Module] | None = None
 ) -> float:
-    """Of a head, or of the full model, on some rows."""
+    """Of an exit, or of the full model, on some rows."""
 
-    def some(part: slice) -> Tensor:
-        truth = _truth(cache, rows[part])
-        outputs = truth.answers if head is None else _outputs(net, *head, cache, rows[part])
+    def of_part(part: slice) -> Tensor:
+        truth = cache.truth(rows[part])
+        outputs = truth.answers if exit_ is None else _outputs(net, *exit_, cache, rows[part])
         return truth.quality(net, outputs).double()
 
-    return float(in_parts(len(rows), some).mean())
+    return float(in_parts(len(rows), of_part).mean())
