@@ -106,7 +106,7 @@ def _live(
     results = run_configs(engine, stream, [config for _, config in picked])
     unmodified = time_model(engine, stream)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / unmodified model"):
+    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / eager model"):
         table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
     for (label, _), result in zip(picked, results, strict=True):
         table.add_row(
