@@ -127,11 +127,9 @@ class HeadTrainer:
                 for (exit_, head), key in zip(self._heads.items(), self._keys.values(), strict=True)
             ]  # a batch norm over one sample has no variance
         )
-        answers, labels, mask = (
-            None if values is None else self._repeated(values[rows])
-            for values in (cache.answers, cache.labels, cache.mask)
-        )
-        losses = mixed_losses(net, net.task.from_head(outputs), answers, labels, mask, self._config)
+        teacher = self._repeated(cache.answers[rows])
+        labels, mask = (v if v is None else self._repeated(v[rows]) for v in (cache.labels, cache.mask))
+        losses = mixed_losses(net, net.task.from_head(outputs), teacher, labels, mask, self._config)
         if self._weights is not None:
             losses = losses * self._weights[:, rows].to(self._device).flatten()
         return losses.sum() / len(rows)
@@ -150,7 +148,7 @@ def adamw(net: ExitNetwork, config: TrainConfig, groups: list[dict[str, Any]]) -
 def mixed_losses(
     net: ExitNetwork,
     outputs: Tensor,
-    teacher: Tensor | None,
+    teacher: Tensor,
     labels: Tensor | None,
     mask: Tensor | None,
     config: TrainConfig,
@@ -159,7 +157,6 @@ def mixed_losses(
     weight = 1.0 if labels is None else config.distillation
     loss = outputs.new_zeros(len(outputs))
     if weight > 0:
-        assert teacher is not None  # there always is a full model
         loss = weight * net.task.distillation(outputs, teacher, config.temperature, mask)
     if labels is not None and weight < 1:
         loss = loss + (1 - weight) * net.task.loss(outputs, labels)
