@@ -123,7 +123,7 @@ def build(
             )
     costs = measure_cost(net)
     frontier = search(records["search"], costs, max_exits=config.max_exits, progress=progress)
-    return Built(net, frontier, costs, records, training)
+    return Built(net=net, frontier=frontier, costs=costs, records=records, training=training)
 
 
 @contextmanager

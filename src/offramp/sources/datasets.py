@@ -90,7 +90,13 @@ def load_samples(
 
     check = None if found.prepared else source.check
     loaders = {name: Guarded(f"{where}: {name}", loader(samples), check) for name, samples in splits.items()}
-    return Splits(loaders["train"], loaders["search"], loaders.get("report"), example, classes)
+    return Splits(
+        train=loaders["train"],
+        search=loaders["search"],
+        report=loaders.get("report"),
+        example=example,
+        classes=classes,
+    )
 
 
 def _read(spec: Spec, source: SourceModel, task: Task, transform: Callable[[Any], Tensor] | None) -> Readings:

@@ -82,7 +82,7 @@ def of_callable(model: nn.Module) -> SourceModel:
     if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
         with suppress(MissingExtraError):
             images = timm_images(model, certain=False)
-    return SourceModel(model, images, vocabulary=_vocabulary(model))
+    return SourceModel(model=model, images=images, vocabulary=_vocabulary(model))
 
 
 def _vocabulary(model: nn.Module) -> int | None:
@@ -166,7 +166,7 @@ def _vision_source(spec: Spec, model: nn.Module, images: ImageInput, names: Sequ
         if min(std) <= 0:
             raise spec.error(f"std: expected numbers above 0, got {min(std)}")
         images = renormalised(images, mean, std)
-    return SourceModel(model, images, classes={name: i for i, name in enumerate(names)})
+    return SourceModel(model=model, images=images, classes={name: i for i, name in enumerate(names)})
 
 
 def _made(spec: Spec, make: Callable[[], Any]) -> Any:
@@ -267,7 +267,7 @@ def _hugging_face(spec: Spec) -> SourceModel:
         model = _made(spec, lambda: auto.from_config(config))
     generic = all(str(label).startswith("LABEL_") for label in config.label2id)
     source = SourceModel(
-        model, classes={} if generic else {str(k): int(v) for k, v in config.label2id.items()}
+        model=model, classes={} if generic else {str(k): int(v) for k, v in config.label2id.items()}
     )
     if kind == "ForImageClassification":
         processor = _made(spec, lambda: transformers.AutoImageProcessor.from_pretrained(name))

@@ -163,7 +163,9 @@ def torchvision_images(weights: Any, size: int | None = None) -> ImageInput:
     chosen = {} if size is None else {"crop_size": size, "resize_size": size}
     transform = weights.transforms(**chosen)
     crop = transform.crop_size[0]
-    return ImageInput(transform, tuple(transform.mean), tuple(transform.std), (3, crop, crop))
+    return ImageInput(
+        transform=transform, mean=tuple(transform.mean), std=tuple(transform.std), size=(3, crop, crop)
+    )
 
 
 def processor_images(processor: Any, key: str) -> ImageInput:

@@ -90,10 +90,10 @@ def parse_spec(what: str, text: str, schemes: Sequence[Scheme]) -> Spec:
     scheme = next((scheme for scheme in schemes if scheme.name == name), None)
     if scheme is None or not colon:
         if _CALLABLE.fullmatch(text):
-            return Spec(what, text, "", text)
+            return Spec(what=what, text=text, scheme="", name=text)
         raise InputError(f"{what}: expected {expected(schemes)}, got {text!r}{scheme_hint(text, schemes)}")
     argument, options = split_options(rest)
-    spec = Spec(what, text, name, argument, options)
+    spec = Spec(what=what, text=text, scheme=name, name=argument, options=options)
     if not argument:
         raise spec.error(f"expected {name}:{scheme.argument}, got nothing after the colon")
     for option in spec.options:
