@@ -148,9 +148,13 @@ def _curves(problem: Problem, head: Ints, prefix: Ints) -> Iterator[tuple[int, F
         gained = ((position.quality[own] - quality) * arrive)[order].cumsum()
         spent = ((position.backbone - cost) * arrive)[order].cumsum()
         fits = 0.0 if position.ends is None else np.where(position.ends[own] == 0, 0.0, np.inf)
-        now = int(prefix[p]) - 1
-        changes.append((p, gained - gained[now], spent - spent[now] + fits))
+        changes.append((p, int(prefix[p]) - 1, gained, spent, fits))
         quality = np.where(leaves, position.quality[own], quality)
         cost = np.where(leaves, position.backbone, cost) + position.cost[own]
-    for p, gained, spent in changes:
-        yield p, (quality.sum() + gained) / problem.samples, (cost.sum() + spent) / problem.samples
+    total_quality, total_cost = quality.sum(), cost.sum()
+    for p, now, gained, spent, fits in changes:
+        yield (
+            p,
+            (total_quality - gained[now] + gained) / problem.samples,
+            (total_cost - spent[now] + spent + fits) / problem.samples,
+        )

@@ -298,8 +298,8 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
         leaves = alive & (position.rank[here] < prefix[:, p, None])
         count = np.count_nonzero(leaves, axis=1)
         taken = count > 0
-        cost += count * position.backbone
-        cost += np.where(taken, np.count_nonzero(alive, axis=1) * position.cost[here], 0)
+        passed = np.where(taken, np.count_nonzero(alive, axis=1), 0)
+        cost += passed * position.cost[here] + count * position.backbone
         quality += np.where(leaves, position.quality[here], 0.0).sum(axis=1)
         head[~taken, p], prefix[~taken, p] = OFF, 0
         leavers[:, p] = count
