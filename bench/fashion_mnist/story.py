@@ -27,7 +27,7 @@ from bench.shared import command, results
 from bench.shared.backbones import accuracy, macs
 from bench.shared.measures import only
 from offramp import CostTable, ExitRecords, Frontier
-from offramp.baselines import rules
+from offramp.baselines import greedy_grid
 
 LAMBDAS = np.round(np.concatenate([np.linspace(0.5, 0.9, 41), np.linspace(0.905, 1, 20)]), 4).tolist()
 BUDGETS = (0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -42,7 +42,7 @@ def _search(method: str) -> Find:
 
 
 def _greedy(records: ExitRecords, costs: CostTable) -> Frontier:
-    return Frontier.of(rules.greedy_grid(records, costs, LAMBDAS).values())
+    return Frontier.of(greedy_grid(records, costs, LAMBDAS).values())
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from bench.search import recordsets
 from bench.shared.measures import objective_of
-from offramp import CostTable, ExitConfig, ExitRecords, evaluate, search
-from offramp.baselines import rules
+from offramp import CostTable, ExitConfig, ExitRecords, baselines, evaluate, search
+from offramp.baselines.derived_records import entropy_records, patience_records
 from offramp.core.evaluate import full_quality
 
 CLASSES, RIVAL = 10, 0.7
@@ -41,8 +41,8 @@ class Split:
         """The records a method's configurations are evaluated on."""
         makers: dict[str, Callable[[], ExitRecords]] = {
             "recorded": lambda: self.records,
-            "entropy": lambda: rules.entropy_records(self.records),
-            "patience": lambda: rules.patience_records(self.records, self.classes),
+            "entropy": lambda: entropy_records(self.records),
+            "patience": lambda: patience_records(self.records, self.classes),
         }
         if name not in self.derived:
             self.derived[name] = makers[name]()
@@ -155,18 +155,18 @@ def _search(method: str, regularise: str | None = None) -> Method:
 
 
 def _patience(split: Split, costs: CostTable, lambdas: Sequence[float]) -> Answers:
-    return rules.patience(split.records, costs, lambdas, predictions=split.classes)
+    return baselines.patience(split.records, costs, lambdas, predictions=split.classes)
 
 
 SAME, PUBLISHED, EXACT, DEFAULT = "same-threshold", "brent-iterative", "search/exact", "search/auto"
 METHODS = {
-    SAME: _baseline(rules.same_threshold),
-    "entropy": Method(_baseline(rules.entropy_thresholds).choose, "entropy"),
+    SAME: _baseline(baselines.same_threshold),
+    "entropy": Method(_baseline(baselines.entropy_thresholds).choose, "entropy"),
     "patience": Method(_patience, "patience"),
-    "single-exit": _baseline(rules.single_exit),
-    "greedy-grid": _baseline(rules.greedy_grid),
-    "brent-single-pass": _baseline(rules.brent_single_pass),
-    PUBLISHED: _baseline(rules.brent_iterative, incremental=True),
+    "single-exit": _baseline(baselines.single_exit),
+    "greedy-grid": _baseline(baselines.greedy_grid),
+    "brent-single-pass": _baseline(baselines.brent_single_pass),
+    PUBLISHED: _baseline(baselines.brent_iterative, incremental=True),
     "search/same-threshold": _search("same-threshold"),
     "search/single-pass": _search("single-pass"),
     "search/iterative": _search("iterative"),

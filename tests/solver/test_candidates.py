@@ -91,13 +91,9 @@ def test_names_and_cuts_lead_to_each_other(seed):
             size = position.prefix_near(own, int(rng.integers(1, 10))) if own != OFF else 0
             head[row, p], prefix[row, p] = (own, size) if size else (OFF, 0)
     first = candidates.add(head, prefix)
-    again = candidates.add(
-        *place(problem, records, [exits_of(candidates, i, records) for i in first.tolist()])
-    )
+    again = candidates.add(*place(problem, [exits_of(candidates, i) for i in first.tolist()]))
     for i, j in zip(first.tolist(), again.tolist(), strict=True):  # cuts may count samples gone before
-        left = [
-            evaluate(records, costs, ExitConfig(exits_of(candidates, k, records))).position for k in (i, j)
-        ]
+        left = [evaluate(records, costs, ExitConfig(exits_of(candidates, k))).position for k in (i, j)]
         assert left[0].tolist() == left[1].tolist()
         assert (candidates.quality[i], candidates.cost[i]) == (candidates.quality[j], candidates.cost[j])
         assert (candidates.head[i] == candidates.head[j]).all()
@@ -108,7 +104,7 @@ def test_thresholds_of_other_records_find_their_place():
     records, costs = synthetic(n=60, p=3)
     problem = Problem.of(records, costs)
     exits = (ExitChoice("p1", "h1", 0.7), ExitChoice("p2", "h0", 2.0))
-    head, prefix = place(problem, records, [exits, ()])
+    head, prefix = place(problem, [exits, ()])
     assert head.tolist() == [[OFF, 1, OFF], [OFF, OFF, OFF]]
     assert prefix[0, 1] == np.count_nonzero(records.confidence[1, 1] > np.float32(0.7))
 
@@ -116,9 +112,9 @@ def test_thresholds_of_other_records_find_their_place():
 def test_a_common_threshold_is_kept():
     records, costs = synthetic(n=30, p=3)
     candidates = CandidateSet(Problem.of(records, costs))
-    head, prefix = place(candidates.problem, records, [[ExitChoice(p, "h0", 0.7) for p in ("p1", "p2")]])
+    head, prefix = place(candidates.problem, [[ExitChoice(p, "h0", 0.7) for p in ("p1", "p2")]])
     (at,) = candidates.add(head, prefix, np.array([0.7]))
-    assert {choice.threshold for choice in exits_of(candidates, int(at), records)} == {0.7}
+    assert {choice.threshold for choice in exits_of(candidates, int(at))} == {0.7}
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (101, 9), (2, 1), (64, 64), (1000, 64)])

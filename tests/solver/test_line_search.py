@@ -171,7 +171,7 @@ def test_figures_equal_those_of_evaluate_sample_by_sample(seed):
     at = candidates.add(rows.head, rows.prefix)
     full = records.final_quality.astype(float).mean() or 1
     for i in at.tolist():
-        config = ExitConfig(exits_of(candidates, i, records))
+        config = ExitConfig(exits_of(candidates, i))
         outcome = evaluate(records, costs, config)
         assert candidates.quality[i] == pytest.approx(outcome.quality / full)
         assert candidates.cost[i] == pytest.approx(outcome.relative_cost)
@@ -193,7 +193,4 @@ def test_stages_are_where_samples_leave():
     stage = stages(problem, rows)
     candidates = CandidateSet(problem)
     for row, i in zip(stage, candidates.add(rows.head, rows.prefix).tolist(), strict=True):
-        assert (
-            row.tolist()
-            == evaluate(records, costs, ExitConfig(exits_of(candidates, i, records))).position.tolist()
-        )
+        assert row.tolist() == evaluate(records, costs, ExitConfig(exits_of(candidates, i))).position.tolist()

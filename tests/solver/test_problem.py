@@ -92,7 +92,7 @@ def test_a_full_model_of_quality_0_leaves_qualities_alone():
 def test_no_head_anywhere():
     records, costs = random_case(0, 3, 2, 30, gaps=1.1)
     problem = Problem.of(records, costs)
-    assert problem.positions == (None, None, None)
+    assert [position.heads for position in problem.positions] == [(), (), ()]
     assert problem.used == []
     assert problem.cells == 0
     assert problem.batch >= 1

@@ -7,12 +7,11 @@ from instances import every_choice, generated, make_records, objective_of_each, 
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
-from offramp.solver.line_search import OFF
+from offramp.solver.line_search import OFF, own_line
 from offramp.solver.problem import Problem
 from offramp.solver.pruning import (
     PRICE_GRID,
     SELECTION_BIAS,
-    _weighted_line,
     parsimonious,
     path,
     significant_exits,
@@ -47,7 +46,7 @@ def test_deserving_exits_are_missed_by_more_than_one_standard_error(lam, make):
     records, costs = make(n=300, seed=3) if make is synthetic else make(3, 300, positions=6, heads=2)
     config = search(records, costs, tradeoffs=[lam], regularise=None).by_tradeoff[lam]
     candidates = CandidateSet(Problem.of(records, costs))
-    (head,), (prefix,) = place(candidates.problem, records, [config.choices])
+    (head,), (prefix,) = place(candidates.problem, [config.choices])
     before = head.copy(), prefix.copy()
     kept = significant_exits(candidates.problem, lam, head, prefix)
     assert (head == before[0]).all()
@@ -57,7 +56,7 @@ def test_deserving_exits_are_missed_by_more_than_one_standard_error(lam, make):
         least = int(np.argmin(missed(records, costs, config, lam)))
         config = ExitConfig(config.choices[:least] + config.choices[least + 1 :])
     (at,) = candidates.add(kept[0][None], kept[1][None])
-    found = ExitConfig(exits_of(candidates, int(at), records))
+    found = ExitConfig(exits_of(candidates, int(at)))
     assert [c.position for c in found.choices] == [c.position for c in config.choices]
     assert (evaluate(records, costs, found).position == evaluate(records, costs, config).position).all()
 
@@ -104,14 +103,14 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
             head, prefix = np.full((1, 2), OFF), np.zeros((1, 2), np.int64)
             head[0, p], prefix[0, p] = own, start
             continue_cost = (1 - lam) - lam * problem.final[None]
-            line = _weighted_line(
+            line = own_line(
                 problem, p, objectives.rows(np.array([0]), head, prefix),
                 np.ones((1, 10), bool), continue_cost,
                 weight=weight.astype(float),
             )  # fmt: skip
             prefix[0, p] = line.prefix[0]
             (at,) = candidates.add(head, prefix)
-            reached = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at), records)), lam, scale)
+            reached = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at))), lam, scale)
             every = [
                 cost_of(drawn, costs, ExitConfig((choice,)), lam, scale)
                 for choice in every_choice(records, p)[1:]
@@ -122,7 +121,7 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
             assert reached == pytest.approx(min(every), abs=1e-9)
             prefix[0, p] = start
             (at,) = candidates.add(head, prefix)
-            before = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at), records)), lam, scale)
+            before = cost_of(drawn, costs, ExitConfig(exits_of(candidates, int(at))), lam, scale)
             assert line.improvement[0] == pytest.approx(before - reached, abs=1e-9)
 
 
@@ -158,7 +157,7 @@ def test_averaged_thresholds_fit_ties():
                         position.prefix_near(int(candidates.head[i, p]), int(candidates.prefix[i, p]))
                         == candidates.prefix[i, p]
                     )
-            outcome = evaluate(records, costs, ExitConfig(exits_of(candidates, i, records)))
+            outcome = evaluate(records, costs, ExitConfig(exits_of(candidates, i)))
             assert candidates.cost[i] == pytest.approx(outcome.relative_cost)
 
 
@@ -181,10 +180,13 @@ def test_auto_uses_no_more_exits_than_needed():
     for seed in range(3):
         records, costs = synthetic(n=400, seed=seed)
         plan = SearchPlan("exact", SELECTION_BIAS / 400, 99, parsimonious=True)
-        solved, best = (solve(records, costs, p, LAMBDAS) for p in (plan, SearchPlan("exact", 0.0, 99)))
-        for lam, own, optimum in zip(LAMBDAS, solved.picks, best.picks, strict=True):
-            config = ExitConfig(solved.exits(int(own)))
-            against = ExitConfig(best.exits(int(optimum)))
+        solved, best = (
+            [ExitConfig(exits_of(candidates, i)) for i in picks.tolist()]
+            for candidates, picks in (
+                solve(records, costs, p, LAMBDAS) for p in (plan, SearchPlan("exact", 0.0, 99))
+            )
+        )
+        for lam, config, against in zip(LAMBDAS, solved, best, strict=True):
             assert len(config.choices) <= len(against.choices)
             assert min(missed(records, costs, config, lam, against), default=9) > 1
 

@@ -1,7 +1,6 @@
 """What a search aims at, and every configuration it has met.
 
-J is linear in a configuration's quality and cost, so what any objective finds is a candidate for all: the
-candidates remembers every configuration met, and each objective picks its best.
+J is linear in a configuration's quality and cost, so what any objective finds is a candidate for all.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, descend, simulate
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, descend, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
@@ -61,53 +60,40 @@ class CandidateSet:
     def add(self, head: Ints, prefix: Ints, common: Floats | None = None) -> Ints:
         """Take in configurations (B, P); ``common`` (B,) is their one threshold, NaN if they differ.
 
-        Returns their places in the candidates, (B,).
+        Where some of their exits are never taken, the rest may be known. Returns their places in the
+        candidates, (B,).
         """
         common = np.full(len(head), np.nan) if common is None else common
-        raw = [h.tobytes() + c.tobytes() for h, c in zip(head, prefix, strict=True)]
-        first = {key: i for i, key in reversed(list(enumerate(raw)))}
-        self._simulate(
-            [first[key] for key in dict.fromkeys(raw) if key not in self._place], head, prefix, common
-        )
-        return np.array([self._place[key] for key in raw])
-
-    def rows(self, objectives: Objectives, index: Ints, found: Ints) -> ConfigBatch:
-        """Candidates ``found`` (B,), each to minimise the objective that ``index`` (B,) names."""
-        return objectives.rows(index, self.head[found], self.prefix[found])
-
-    def rows_of(self, objectives: Objectives, picks: Ints) -> ConfigBatch:
-        """The candidate picked for each objective (G,)."""
-        return self.rows(objectives, np.arange(len(picks)), picks)
-
-    def descend(self, rows: ConfigBatch) -> None:
-        """Sweep rows to local optima, in place, and take them in."""
-        descend(self.problem, rows)
-        self.add(rows.head, rows.prefix)
-
-    def _simulate(self, index: list[int], head: Ints, prefix: Ints, common: Floats) -> None:
-        """Take in rows not met before; where some of their exits are never taken, the rest may be known."""
+        keys = _keys(head, prefix)
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._place}
+        index = sorted(first.values())
         heads, prefixes = head[index], prefix[index]
-        names = [h.tobytes() + c.tobytes() for h, c in zip(heads, prefixes, strict=True)]
-
-        def one(part: slice) -> tuple[Floats, Floats, Ints, Ints]:
-            h, c = heads[part], prefixes[part]
-            quality, cost, _ = simulate(self.problem, h, c)
-            return quality, cost, h, c
-
-        parts = self.problem.by_batch(len(heads), one)
-        if not parts:
-            return
-        quality, cost, heads, prefixes = (np.concatenate(part) for part in zip(*parts, strict=True))
+        parts = self.problem.by_batch(
+            len(index), lambda part: simulate(self.problem, heads[part], prefixes[part])[:2]
+        )
         new: list[int] = []
-        for i, name in enumerate(names):
-            key = heads[i].tobytes() + prefixes[i].tobytes()
+        for i, key in enumerate(_keys(heads, prefixes)):
             if key not in self._place:
                 self._place[key] = len(self.cost) + len(new)
                 new.append(i)
-            self._place[name] = self._place[key]
-        self.head, self.prefix = np.vstack([self.head, heads[new]]), np.vstack([self.prefix, prefixes[new]])
-        self.quality, self.cost = np.append(self.quality, quality[new]), np.append(self.cost, cost[new])
-        self.common = np.append(self.common, common[index][new])
+            self._place[keys[index[i]]] = self._place[key]
+        if parts:
+            quality, cost = (np.concatenate(part)[new] for part in zip(*parts, strict=True))
+            self.quality, self.cost = np.append(self.quality, quality), np.append(self.cost, cost)
+            self.head = np.vstack([self.head, heads[new]])
+            self.prefix = np.vstack([self.prefix, prefixes[new]])
+            self.common = np.append(self.common, common[index][new])
+        return np.array([self._place[key] for key in keys])
+
+    def rows(self, objectives: Objectives, found: Ints, index: Ints | None = None) -> ConfigBatch:
+        """Candidates ``found`` (B,), each to minimise the objective ``index`` (B,); by default 0, 1, ..."""
+        index = np.arange(len(found)) if index is None else index
+        return objectives.rows(index, self.head[found], self.prefix[found])
+
+    def descend(self, rows: ConfigBatch, find: FindLine = best_line) -> Ints:
+        """Sweep rows to local optima, in place, and take them in; returns their places."""
+        descend(self.problem, rows, find)
+        return self.add(rows.head, rows.prefix)
 
     def best(self, objectives: Objectives) -> tuple[Ints, Floats]:
         """The best candidate of each objective (G,) and its J (G,); at equal J the fewest exits."""
@@ -120,5 +106,9 @@ class CandidateSet:
         return pick, value[np.arange(len(pick)), pick]
 
 
+def _keys(head: Ints, prefix: Ints) -> list[bytes]:
+    return [h.tobytes() + k.tobytes() for h, k in zip(head, prefix, strict=True)]
+
+
 Step = Callable[[Objectives, CandidateSet], Ints]
-"""Adds candidates to the candidates and returns which one it would answer for each objective, (G,)."""
+"""Adds candidates and returns which one it would answer for each objective, (G,)."""

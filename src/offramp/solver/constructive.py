@@ -21,7 +21,6 @@ from offramp.solver.line_search import (
     backward,
     by_batch,
     commit_best,
-    descend,
     finals,
     forward,
     simulate,
@@ -56,8 +55,7 @@ def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
         backward(problem, free, stages(problem, free), part.set_line)
 
     by_batch(problem, rows, sweep)
-    descend(problem, rows)
-    return candidates.add(rows.head, rows.prefix)
+    return candidates.descend(rows)
 
 
 def iterative(objectives: Objectives, candidates: CandidateSet) -> Ints:
@@ -88,17 +86,14 @@ def same_threshold(objectives: Objectives, candidates: CandidateSet) -> Ints:
         candidates.add(head, prefix, thresholds)
         return candidates.best(objectives)[0]
     for heads in sets:
-        enabled = [(p, position) for p, position in problem.used if heads[p] != OFF]
-        if not enabled:
+        own = [(position, int(heads[p])) for p, position in problem.used if heads[p] != OFF]
+        if not own:
             continue
-        own = [int(heads[p]) for p, _ in enabled]
-        paid = np.cumsum([position.cost[c] for (_, position), c in zip(enabled, own, strict=True)])
+        paid = np.cumsum([position.cost[c] for position, c in own])
         values, quality, cost = curve(
-            np.stack([position.confidence[c] for (_, position), c in zip(enabled, own, strict=True)]),
-            np.stack(
-                [*(position.quality[c] for (_, position), c in zip(enabled, own, strict=True)), problem.final]
-            ),
-            np.append([position.backbone for _, position in enabled], 1.0) + np.append(paid, paid[-1]),
+            np.stack([position.confidence[c] for position, c in own]),
+            np.stack([*(position.quality[c] for position, c in own), problem.final]),
+            np.append([position.backbone for position, _ in own], 1.0) + np.append(paid, paid[-1]),
         )
         if quality.size:
             lam = objectives.tradeoff[:, None]
@@ -121,8 +116,8 @@ def _at_common(problem: Problem, head: Ints, thresholds: Floats) -> tuple[Ints, 
 
 def _grid(problem: Problem, sets: int) -> Floats:
     """Quantiles of all confidences there are, and -inf, for each set of heads: (sets * (grid + 1),)."""
-    parts = [position.confidence[np.isfinite(position.confidence)] for _, position in problem.used]
-    known = np.unique(np.concatenate([np.zeros(1, np.float32), *parts]))
+    known = np.concatenate([[np.float32(0)], *(position.confidence.ravel() for _, position in problem.used)])
+    known = np.unique(known[np.isfinite(known)])
     picked = known[np.linspace(0, known.size - 1, EFFORT.grid).round().astype(int)]
     return np.tile(np.append(np.float32(-np.inf), picked).astype(np.float64), sets)
 

@@ -1,4 +1,4 @@
-"""How dear an exit should be, or one threshold for all: folds of the records, held out, decide.
+"""What an exit should cost, or one threshold for all: folds of the records, held out, decide.
 
 J on held-out samples is the only thing that counts, but folds are noisy judges: the usual price stands unless
 another beats it by more than two standard errors of the differences between folds. One threshold for all
@@ -80,14 +80,13 @@ def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.f
 def _answers(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
 ) -> list[list[Exits]]:
+    """The exits for each lambda under each price and, last, one common threshold."""
     candidates, objectives = quick_candidates(records, costs, plan, lambdas)
-    answers = []
-    for price in PRICE_GRID:
-        priced = objectives.priced(price / records.samples)
-        answers.append([exits_of(candidates, i, records) for i in candidates.best(priced)[0].tolist()])
     common = CandidateSet(candidates.problem)
-    best = same_threshold(objectives, common)
-    return [*answers, [exits_of(common, i, records) for i in best.tolist()]]
+    prices = [objectives.priced(price / records.samples) for price in PRICE_GRID]
+    found = [(candidates, candidates.best(priced)[0]) for priced in prices]
+    found.append((common, same_threshold(objectives, common)))
+    return [[exits_of(known, i) for i in picks.tolist()] for known, picks in found]
 
 
 def folds(samples: int, seed: int) -> Masks:

@@ -1,18 +1,16 @@
 """The frontier made fine: configurations for the budgets between those that any trade-off finds.
 
-No lambda reaches the budgets between two neighbours on the convex hull of cost and quality. There the search
-is a constrained one: the best quality at no more than a given cost. From either neighbour it walks to the
-other in small steps; each step is an exact line under the constraint: of all thresholds of all enabled exits,
-the one with the best quality among those whose cost lies just below the budget. Quality above the segment
-between the neighbours is not believed: on the hull there is none, and beside careful neighbours it is
-selection bias.
+No lambda reaches the budgets between two neighbours on the convex hull of cost and quality. From either
+neighbour the search walks to the other in small steps, each an exact line under a constraint: of all
+thresholds of all enabled exits, the one with the best quality among those whose cost lies just below the
+budget. Quality above the segment between the neighbours is not believed: on the hull there is none, and
+beside careful neighbours it is selection bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +18,7 @@ import numpy as np
 from offramp.solver.candidates import CandidateSet
 from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import OFF
-from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
+from offramp.solver.problem import Bools, Floats, Ints, Problem
 
 
 def fill(candidates: CandidateSet, picks: Ints, step: float, cap: int) -> tuple[Ints, Ints]:
@@ -68,16 +66,16 @@ class _Segment:
     low: tuple[float, float]
     high: tuple[float, float]
 
-    def at(self, cost: Floats) -> Floats:
-        """Quality on the line."""
-        (c, q), (d, r) = self.low, self.high
-        line: Floats = q + (r - q) * (cost - c) / (d - c)
-        return line
-
     def around(self, quality: Floats) -> Bools:
         """Which qualities lie between those of the ends."""
         between: Bools = (quality >= self.low[1]) & (quality <= self.high[1])
         return between
+
+    def credit(self, quality: Floats, cost: Floats) -> Floats:
+        """Quality, but what is above the line counts as much below it."""
+        (c, q), (d, r) = self.low, self.high
+        limit: Floats = q + (r - q) * (cost - c) / (d - c)
+        return limit - np.abs(quality - limit)
 
 
 def _between(candidates: CandidateSet, low: int, high: int, step: float, cap: int) -> Ints:
@@ -89,25 +87,17 @@ def _between(candidates: CandidateSet, low: int, high: int, step: float, cap: in
     allowed = np.flatnonzero(
         segment.around(candidates.quality) & (np.count_nonzero(candidates.head != OFF, axis=1) <= cap)
     )
-    known = (
-        _best_end(candidates.quality[allowed], candidates.cost[allowed], b, segment, width)
-        for b in budgets.tolist()
-    )
-    walk = partial(_walk, candidates, segment=segment, width=width)
+    quality, cost = candidates.quality[allowed], candidates.cost[allowed]
+    known = (_best_end(quality, cost, budget, segment, width) for budget in budgets.tolist())
     found = [int(allowed[k]) for k in known if k is not None]
-    return np.array([*found, *walk(low, budgets), *walk(high, budgets[::-1])], np.int64)
-
-
-def _walk(
-    candidates: CandidateSet, start: int, budgets: Floats, *, segment: _Segment, width: float
-) -> Iterator[int]:
-    at = start
-    for few in np.array_split(budgets, np.arange(EFFORT.stride, budgets.size, EFFORT.stride)):
-        found = _best_within(candidates, at, few.tolist(), segment, width)
-        yield from found
-        if not found:
-            return
-        at = found[-1]
+    for at, way in ((low, budgets), (high, budgets[::-1])):
+        for few in np.array_split(way, np.arange(EFFORT.stride, way.size, EFFORT.stride)):
+            reached = _best_within(candidates, at, few.tolist(), segment, width)
+            if not reached:
+                break
+            found += reached
+            at = reached[-1]
+    return np.array(found, np.int64)
 
 
 def _best_within(
@@ -122,9 +112,9 @@ def _best_within(
             k = _best_end(quality[inside], cost[inside], budget, segment, width)
             if k is None:
                 continue
-            reached = _credit(quality[inside[k]], cost[inside[k]], segment)
+            reached = float(segment.credit(quality[inside[k]], cost[inside[k]]))
             if budget not in best or reached > best[budget][0]:
-                best[budget] = float(reached), p, int(inside[k]) + 1
+                best[budget] = reached, p, int(inside[k]) + 1
     prefixes = np.tile(now, (len(best), 1))
     for row, (_, p, prefix) in zip(prefixes, best.values(), strict=True):
         row[p] = prefix
@@ -135,17 +125,11 @@ def _best_end(quality: Floats, cost: Floats, budget: float, segment: _Segment, w
     """The end of the best quality with a cost just below the budget; of the nearest cost if none is near."""
     near = np.flatnonzero((cost <= budget) & (cost > budget * (1 - width)))
     if near.size:
-        return int(near[_credit(quality[near], cost[near], segment).argmax()])
+        return int(near[segment.credit(quality[near], cost[near]).argmax()])
     if not cost.size:
         return None
     below = int(np.where(cost <= budget, cost, -np.inf).argmax())
     return below if budget * (1 - 2 * width) < cost[below] <= budget else None
-
-
-def _credit(quality: Floats, cost: Floats, segment: _Segment) -> Floats:
-    """Quality, but what is above the segment counts as much below it."""
-    limit = segment.at(cost)
-    return limit - np.abs(quality - limit)
 
 
 def _curves(problem: Problem, head: Ints, prefix: Ints) -> Iterator[tuple[int, Floats, Floats]]:
@@ -153,35 +137,24 @@ def _curves(problem: Problem, head: Ints, prefix: Ints) -> Iterator[tuple[int, F
 
     Prefixes at which no threshold fits cost infinitely much.
     """
-    enabled = [(p, position) for p, position in problem.used if head[p] != OFF]
+    enabled = [(p, position, int(head[p])) for p, position in problem.used if head[p] != OFF]
     alive = [np.ones(problem.samples, bool)]
-    for p, position in enabled:
-        alive.append(alive[-1] & (position.rank[head[p]] >= prefix[p]))
-    quality, cost = problem.final.copy(), np.ones(problem.samples)
-    curves = []
-    for (p, position), arrive in zip(reversed(enabled), reversed(alive[:-1]), strict=True):
-        own = int(head[p])
-        gained, spent = _prefix(position, own, arrive, quality, cost)
-        curves.append((p, position, gained, spent))
-        leaves = position.rank[own] < prefix[p]
+    for p, position, own in enabled:
+        alive.append(alive[-1] & (position.rank[own] >= prefix[p]))
+    quality, cost = problem.final, np.ones(problem.samples)
+    changes = []
+    for (p, position, own), arrive in zip(reversed(enabled), reversed(alive[:-1]), strict=True):
+        order, leaves = position.ordered(own), position.rank[own] < prefix[p]
+        gained = ((position.quality[own] - quality) * arrive)[order].cumsum()
+        spent = ((position.backbone - cost) * arrive)[order].cumsum()
+        fits = 0.0 if position.ends is None else np.where(position.ends[own] == 0, 0.0, np.inf)
+        changes.append((p, int(prefix[p]) - 1, gained, spent, fits))
         quality = np.where(leaves, position.quality[own], quality)
         cost = np.where(leaves, position.backbone, cost) + position.cost[own]
     total_quality, total_cost = quality.sum(), cost.sum()
-    for p, position, gained, spent in curves:
-        now = int(prefix[p]) - 1
-        rest = 0.0 if position.ends is None else np.where(position.ends[int(head[p])] == 0, 0.0, np.inf)
+    for p, now, gained, spent, fits in changes:
         yield (
             p,
             (total_quality - gained[now] + gained) / problem.samples,
-            (total_cost - spent[now] + spent + rest) / problem.samples,
+            (total_cost - spent[now] + spent + fits) / problem.samples,
         )
-
-
-def _prefix(
-    position: SortedPosition, own: int, arrive: Ints, quality: Floats, cost: Floats
-) -> tuple[Floats, Floats]:
-    """Running sums, most confident first, of what leaving here changes in quality and in cost."""
-    order = position.ordered(own)
-    gained = ((position.quality[own] - quality) * arrive)[order].cumsum()
-    spent = ((position.backbone - cost) * arrive)[order].cumsum()
-    return gained, spent

@@ -5,11 +5,8 @@ costs, both in units of the objective J. With samples sorted by confidence, the 
 prefix of the running sum of these gains. One sort (done once per head), one cumulative sum: the global
 optimum of that line, over all thresholds and heads of the position.
 
-    ConfigBatch   B configurations with what each one minimises; a prefix of k means "the k most confident
-    samples leave" sweeps        lines at every position, back to front or front to back; descend alternates
-    until none helps
-
-Letters: B rows, P positions, C heads at a position, N samples.
+Sweeps are lines at every position, back to front or front to back. Letters: B rows, P positions, C heads at a
+position, N samples. A prefix of k means "the k most confident samples leave".
 """
 
 from __future__ import annotations
@@ -96,18 +93,15 @@ def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continu
     here, in units of J.
     """
     position = problem.positions[p]
-    assert position is not None  # callers go through Problem.used
     cumulative_gain = _prefix_gains(position, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
     step = 1 / (problem.unit * problem.samples)
     entry_cost = (1 - rows.tradeoff)[:, None] * position.cost * np.count_nonzero(alive, axis=1)[:, None]
     fixed = entry_cost / problem.samples + rows.price[:, None]  # (B, C): what having the exit costs
     ends = cumulative_gain.argmax(axis=2)
     gains = np.take_along_axis(cumulative_gain, ends[:, :, None], axis=2)[:, :, 0] * step - fixed
-    every, head = np.arange(len(rows)), gains.argmax(axis=1)
-    on = rows.head[:, p] >= 0
-    now = (
-        cumulative_gain[every, rows.head[:, p], rows.prefix[:, p] - 1] * step - fixed[every, rows.head[:, p]]
-    )
+    every, head, own = np.arange(len(rows)), gains.argmax(axis=1), rows.head[:, p]
+    on = own >= 0
+    now = cumulative_gain[every, own, rows.prefix[:, p] - 1] * step - fixed[every, own]
     now = np.where(on, now, 0.0)
     gain = gains[every, head]
     enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
@@ -115,38 +109,34 @@ def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continu
     return Line(np.where(enable, head, OFF), prefix, np.where(enable, gain, 0.0) - now)
 
 
-def own_cumulative_gain(
-    problem: Problem, p: int, rows: ConfigBatch, i: int, arrive: Bools | Floats, continue_cost: Floats
-) -> Ints:
-    """(N,): sum of gains, times unit, if the samples up to here, most confident by row i's own head, leave.
+def own_line(
+    problem: Problem,
+    p: int,
+    rows: ConfigBatch,
+    alive: Bools,
+    continue_cost: Floats,
+    weight: Floats | None = None,
+) -> Line:
+    """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off.
 
-    ``arrive`` (N,) is how often each sample counts, ``continue_cost`` (N,) what it costs if it goes on from
-    position ``p``, in units of J.
+    With ``weight`` (N,), how often each sample counts, no exit goes off either.
     """
-    position, own, lam = problem.positions[p], int(rows.head[i, p]), rows.tradeoff[i]
-    assert position is not None  # callers go through Problem.used
-    gains = lam * position.quality[own] + (continue_cost - (1 - lam) * position.backbone)
-    gains *= arrive * problem.unit
-    cumulative_gain: Ints = gains.astype(np.int64).take(position.ordered(own)).cumsum()
-    if position.ends is not None:
-        cumulative_gain += position.ends[own]
-    return cumulative_gain
-
-
-def own_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
-    """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off."""
     position = problem.positions[p]
-    assert position is not None  # callers go through Problem.used
     head, prefix, improvement = rows.head[:, p].copy(), rows.prefix[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0).tolist():
-        own, cumulative_gain = head[i], own_cumulative_gain(problem, p, rows, i, alive[i], continue_cost[i])
+        own, lam = head[i], rows.tradeoff[i]
+        gains = lam * position.quality[own] + (continue_cost[i] - (1 - lam) * position.backbone)
+        gains *= (alive[i] if weight is None else alive[i] * weight) * problem.unit
+        cumulative_gain = gains.astype(np.int64).take(position.ordered(own)).cumsum()
+        if position.ends is not None:
+            cumulative_gain += position.ends[own]
         end = int(cumulative_gain.argmax())
-        entry_cost = (1 - rows.tradeoff[i]) * position.cost[own] * np.count_nonzero(alive[i])
-        fixed = entry_cost / problem.samples + rows.price[i]
+        fixed = (1 - lam) * position.cost[own] * np.count_nonzero(alive[i]) / problem.samples + rows.price[i]
         gain, now = cumulative_gain[end] * step - fixed, cumulative_gain[prefix[i] - 1] * step - fixed
-        head[i], prefix[i] = (own, end + 1) if gain > SAME else (OFF, 0)
-        improvement[i] = max(gain, 0.0) - now
+        stays = gain > SAME or weight is not None
+        head[i], prefix[i] = (own, end + 1) if stays else (OFF, 0)
+        improvement[i] = (gain if stays else 0.0) - now
     return Line(head, prefix, improvement)
 
 
@@ -168,9 +158,7 @@ def _prefix_gains(
 
 def leaving(position: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
     """(B, N): which samples would leave if they arrived."""
-    return (
-        position.rank[rows.head[:, p]] < rows.prefix[:, p, None]
-    )  # where off the cut is 0 and nobody leaves
+    return position.rank[rows.head[:, p]] < rows.prefix[:, p, None]  # where off that is 0: nobody
 
 
 def finals(problem: Problem, tradeoff: Floats) -> Floats:
@@ -250,25 +238,22 @@ def descend(
 
 
 def _descend_batch(problem: Problem, rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
-    active = np.arange(len(rows))
+    active = keep = np.arange(len(rows))
     part, stage = rows.take(active), stages(problem, rows)
     continue_cost: dict[int, Floats] = {}
     for sweep in range(sweeps):
         moved = np.zeros(len(part), bool)
         visit = _commit(part, moved)
         if sweep % 2 == 0:
-            continue_cost = backward(problem, part, stage, visit, find)
+            continue_cost = backward(problem, part, stage[keep], visit, find)
         else:
-            stage = forward(problem, part, continue_cost, visit, find)
+            kept = {p: cost[keep] for p, cost in continue_cost.items()}
+            stage = forward(problem, part, kept, visit, find)
         rows.put(active, part)
         keep = np.flatnonzero(moved)
         if not keep.size:
             return
         active, part = active[keep], part.take(keep)
-        if sweep % 2 == 0:
-            continue_cost = {p: cost[keep] for p, cost in continue_cost.items()}
-        else:
-            stage = stage[keep]
 
 
 def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
@@ -313,10 +298,8 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
         leaves = alive & (position.rank[here] < prefix[:, p, None])
         count = np.count_nonzero(leaves, axis=1)
         taken = count > 0
-        cost += (
-            np.where(taken, np.count_nonzero(alive, axis=1) * position.cost[here], 0)
-            + count * position.backbone
-        )
+        passed = np.where(taken, np.count_nonzero(alive, axis=1), 0)
+        cost += passed * position.cost[here] + count * position.backbone
         quality += np.where(leaves, position.quality[here], 0.0).sum(axis=1)
         head[~taken, p], prefix[~taken, p] = OFF, 0
         leavers[:, p] = count
@@ -328,17 +311,12 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
 
 def per_sample(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats]:
     """Quality and cost (N,) each, of every sample under one configuration (P,), in the problem's scale."""
-    alive, spent = np.ones(problem.samples, bool), 0.0
-    quality, cost = problem.final.copy(), np.empty(problem.samples)
-    for p, position in problem.used:
-        own = head[p]
-        if own == OFF:
-            continue
-        spent += float(position.cost[own])
-        leaves = alive & (position.rank[own] < prefix[p])
-        quality[leaves], cost[leaves] = position.quality[own][leaves], position.backbone + spent
-        alive &= ~leaves
-    cost[alive] = 1 + spent
+    quality, cost = problem.final, np.ones(problem.samples)
+    for p, position in reversed(problem.used):
+        if head[p] != OFF:
+            leaves = position.rank[head[p]] < prefix[p]
+            quality = np.where(leaves, position.quality[head[p]], quality)
+            cost = np.where(leaves, position.backbone, cost) + position.cost[head[p]]
     return quality, cost
 
 

@@ -1,14 +1,15 @@
 """Out of local optima: coordinate descent from the best candidates, and moves larger than one line.
 
-settle      descend from each objective's best candidate and its neighbours' ones, until nothing is new
-escape      switch exits off, alone or in runs, or move one to the next place; then descend again
-enumerate   every configuration, on tiny problems
+_settle      descend from each objective's best candidate and its neighbours' ones, until nothing is new
+_escape      switch exits off, alone or in runs, or move one to the next place; then descend again
+_enumerate   every configuration, on tiny problems
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -65,26 +66,22 @@ def _settle(
             return
         tried |= starts
         index, found = np.array(sorted(starts)).T
-        candidates.descend(candidates.rows(objectives, index, found))
+        candidates.descend(candidates.rows(objectives, found, index))
 
 
 def _escape(
-    objectives: Objectives,
-    candidates: CandidateSet,
-    tried: set[tuple[int, int]],
-    cells: int,
+    objectives: Objectives, candidates: CandidateSet, tried: set[tuple[int, int]], cells: int
 ) -> None:
     """Leave local optima: a larger move, the best single change after it, descend; until none helps."""
     problem = candidates.problem
     escaped: set[int] = set()
-    widest = max(len(position.heads) for _, position in problem.used)
-    budget = cells // (len(problem.used) * widest * problem.samples)
+    budget = cells // (len(problem.used) * problem.widest * problem.samples)
     while budget > 0:
-        index, head, prefix = _escapes(objectives, candidates, escaped, budget)
-        if not index.size:
+        moves = _escapes(objectives, candidates, escaped, budget)
+        if not moves:
             return
-        budget -= len(index)
-        rows = objectives.rows(index, head, prefix)
+        budget -= len(moves)
+        rows = objectives.rows(*(np.array(part) for part in zip(*moves, strict=True)))
         if objectives.cap < len(problem.used):  # sweeps alone would fill a free place at the first chance
             by_batch(problem, rows, lambda part: commit_best(problem, part))
         candidates.descend(rows)
@@ -93,24 +90,19 @@ def _escape(
 
 def _escapes(
     objectives: Objectives, candidates: CandidateSet, escaped: set[int], budget: int
-) -> tuple[Ints, Ints, Ints]:
+) -> list[tuple[int, Ints, Ints]]:
     """Moves from the best candidates not escaped from yet, for the middle one of the objectives each serves.
 
-    Returns objective (M,), head and prefix (M, P); of too many candidates evenly spread ones are taken.
+    Objective, head (P,) and prefix (P,) of each; of too many candidates evenly spread ones are taken.
     """
-    problem = candidates.problem
     pick = candidates.best(objectives)[0]
     found = [i for i in dict.fromkeys(pick.tolist()) if i not in escaped]
-    moves = {i: list(_moves(problem, candidates.head[i], candidates.prefix[i])) for i in found}
+    moves = {i: list(_moves(candidates.problem, candidates.head[i], candidates.prefix[i])) for i in found}
     stride = max(1, math.ceil(sum(map(len, moves.values())) / budget))
     escaped.update(found[::stride])
-    served = {i: np.flatnonzero(pick == i) for i in found[::stride]}
-    flat = [(goal[goal.size // 2], *move) for i, goal in served.items() for move in moves[i]]
-    flat = [flat[i] for i in np.linspace(0, len(flat) - 1, min(budget, len(flat))).astype(int)]
-    if not flat:
-        return np.zeros(0, np.int64), np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64)
-    index, head, prefix = (np.array(part) for part in zip(*flat, strict=True))
-    return index, head, prefix
+    served = {i: np.flatnonzero(pick == i).tolist() for i in found[::stride]}
+    flat = [(goal[len(goal) // 2], *move) for i, goal in served.items() for move in moves[i]]
+    return [flat[i] for i in np.linspace(0, len(flat) - 1, min(budget, len(flat))).astype(int)]
 
 
 def _moves(problem: Problem, head: Ints, prefix: Ints) -> Iterator[tuple[Ints, Ints]]:
@@ -130,10 +122,7 @@ def _moves(problem: Problem, head: Ints, prefix: Ints) -> Iterator[tuple[Ints, I
 
 def _moved(problem: Problem, head: Ints, prefix: Ints, p: int, to: int) -> tuple[Ints, Ints]:
     """The exit at p put at ``to``: the same kind of head if it is there, about the same share leaving."""
-    source, target = problem.positions[p], problem.positions[to]
-    assert source is not None
-    assert target is not None
-    kind = source.heads[head[p]]
+    target, kind = problem.positions[to], problem.positions[p].heads[head[p]]
     there = target.heads.index(kind) if kind in target.heads else 0
     size = target.prefix_near(there, int(prefix[p]))
     head, prefix = without(head, prefix, p)
@@ -145,62 +134,48 @@ def thin_out(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """From the best without a cap, drop the exit that raises J least and descend, until the cap is met."""
     problem = candidates.problem
     if objectives.cap < len(problem.used):
-        free = Objectives(objectives.tradeoff, objectives.price, len(problem.positions))
+        free = replace(objectives, cap=len(problem.positions))
         _settle(free, candidates, set())
-        _thin(objectives, candidates, free, candidates.best(free)[0])
+        rows = candidates.rows(free, candidates.best(free)[0])
+        while (active := np.flatnonzero(np.count_nonzero(rows.head != OFF, axis=1) > objectives.cap)).size:
+            part = _drop_one(problem, rows.take(active))
+            part.cap = np.count_nonzero(part.head != OFF, axis=1)
+            candidates.descend(part)
+            rows.put(active, part)
     return candidates.best(objectives)[0]
 
 
-def _thin(objectives: Objectives, candidates: CandidateSet, free: Objectives, found: Ints) -> None:
-    problem = candidates.problem
-    rows = candidates.rows_of(free, found)
-    while True:
-        count = np.count_nonzero(rows.head != OFF, axis=1)
-        active = np.flatnonzero(count > objectives.cap)
-        if not active.size:
-            return
-        part = rows.take(active)
-        _drop_one(problem, part)
-        part.cap = count[active] - 1
-        candidates.descend(part)
-        rows.put(active, part)
-
-
-def _drop_one(problem: Problem, rows: ConfigBatch) -> None:
-    """Switch off the exit whose removal raises J least, in place."""
+def _drop_one(problem: Problem, rows: ConfigBatch) -> ConfigBatch:
+    """The rows, each without the exit whose removal raises J least."""
     row, place = np.nonzero(rows.head != OFF)
     variants = rows.take(row)
     variants.head[np.arange(len(row)), place] = OFF
     variants.prefix[np.arange(len(row)), place] = 0
-    value = np.concatenate(problem.by_batch(len(variants), lambda part: _value(problem, variants.take(part))))
+    value = np.concatenate(problem.by_batch(len(row), lambda part: _value(problem, variants.take(part))))
     order = np.lexsort((place, value, row))
-    first = order[np.unique(row[order], return_index=True)[1]]
-    rows.put(np.arange(len(rows)), variants.take(first))
+    return variants.take(order[np.unique(row[order], return_index=True)[1]])
 
 
 def _value(problem: Problem, rows: ConfigBatch) -> Floats:
     """(B,) J with prices; exits that nobody takes are switched off in place."""
     quality, cost, _ = simulate(problem, rows.head, rows.prefix)
-    exits = np.count_nonzero(rows.head != OFF, axis=1)
     value: Floats = rows.tradeoff * (problem.full - quality) + (1 - rows.tradeoff) * cost
-    value += rows.price * exits
+    value += rows.price * np.count_nonzero(rows.head != OFF, axis=1)
     return value
 
 
 def _enumerate(objectives: Objectives, candidates: CandidateSet) -> bool:
     """Every configuration, the longest position by its exact line. Returns False if there are too many."""
     problem = candidates.problem
-    sizes = {p: _size(position) for p, position in problem.used}
-    if not sizes:
+    options = {p: _options(position) for p, position in problem.used}
+    if not options:
         return True
-    star = max(sizes, key=lambda p: sizes[p])
-    rest = [p for p in sizes if p != star]
-    count = math.prod(sizes[p] for p in rest)
-    widest = max(len(position.heads) for _, position in problem.used)
-    if count > EFFORT.enumerated or count * widest * problem.samples > EFFORT.enumerated_cells:
+    star = max(options, key=lambda p: len(options[p]))
+    rest = [p for p in options if p != star]
+    count = math.prod(len(options[p]) for p in rest)
+    if count > EFFORT.enumerated or count * problem.widest * problem.samples > EFFORT.enumerated_cells:
         return False
-    options = [_options(position) for p, position in problem.used if p != star]
-    grid = np.array(list(product(*options))).reshape(count, len(rest), 2)
+    grid = np.array(list(product(*(options[p] for p in rest)))).reshape(count, len(rest), 2)
     head = np.full((count, len(problem.positions)), OFF)
     prefix = np.zeros_like(head)
     head[:, rest], prefix[:, rest] = grid[:, :, 0], grid[:, :, 1]
@@ -212,15 +187,10 @@ def _enumerate(objectives: Objectives, candidates: CandidateSet) -> bool:
     return True
 
 
-def _size(position: SortedPosition) -> int:
-    """How many options there are."""
-    return 1 + (position.rank.size if position.ends is None else int(np.count_nonzero(position.ends == 0)))
-
-
-def _options(position: SortedPosition) -> list[tuple[int, int]]:
-    """Off, and every head with every prefix."""
-    prefixes = [(h, k + 1) for h in range(len(position.heads)) for k in range(position.rank.shape[1])]
-    return [(OFF, 0)] + [(h, k) for h, k in prefixes if position.prefix_near(h, k) == k]
+def _options(position: SortedPosition) -> Ints:
+    """Head and prefix of all settings: off, and every head with every prefix at which a threshold fits."""
+    fits = np.ones(position.rank.shape, bool) if position.ends is None else position.ends == 0
+    return np.vstack([[[OFF, 0]], np.argwhere(fits) + np.array([0, 1])])
 
 
 def _best_at(problem: Problem, star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
@@ -228,7 +198,7 @@ def _best_at(problem: Problem, star: int, rows: ConfigBatch, candidates: Candida
 
     def take(p: int, line: Line) -> None:
         if p == star:
-            rows.head[:, p], rows.prefix[:, p] = line.head, line.prefix
+            rows.set_line(p, line)
 
     backward(problem, rows, stages(problem, rows), take)
     value = _value(problem, rows)

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
-from offramp.solver.line_search import OFF, ConfigBatch, best_line, finals
+from offramp.solver.candidates import Objectives
+from offramp.solver.line_search import best_line, finals
 from offramp.solver.problem import Problem
 
 
@@ -35,21 +36,14 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 
 
 def _bound(problem: Problem, tradeoff: float) -> float:
-    shape = 1, len(problem.positions)
-    lam, cost_weight = np.array([tradeoff]), 1 - tradeoff
-    rows = ConfigBatch(
-        head=np.full(shape, OFF),
-        prefix=np.zeros(shape, np.int64),
-        tradeoff=lam,
-        price=np.zeros(1),
-        cap=np.full(1, shape[1]),
-    )
+    lam, places = np.array([tradeoff]), len(problem.positions)
+    rows = Objectives(lam, np.zeros(1), places).all_off(places)
     everyone = np.ones((1, problem.samples), bool)
     continue_cost = finals(problem, lam)
     lowest = float(continue_cost.mean())
     for p, position in reversed(problem.used):
         line = best_line(problem, p, rows, everyone, continue_cost)
         lowest = min(lowest, float(continue_cost.mean() - line.improvement[0]))
-        leave = cost_weight * (position.backbone + position.cost[:, None]) - tradeoff * position.quality
+        leave = (1 - tradeoff) * (position.backbone + position.cost[:, None]) - tradeoff * position.quality
         continue_cost = np.minimum(continue_cost, leave.min(axis=0))
     return tradeoff * problem.full + lowest

@@ -1,8 +1,5 @@
 """Records and costs prepared for search: sorted once, scaled once.
 
-    SortedPosition   the heads of one position, their samples in order of confidence
-    Problem          all positions, sorted, the backbone's own output, and the step that gains are counted in
-
 Letters: P positions, C heads at a position, N samples. A prefix of k means "the k most confident samples
 leave".
 """
@@ -36,7 +33,7 @@ class SortedPosition:
     """The heads of one position, sorted.
 
     Args:
-        heads: C indices into the records' heads.
+        heads: C indices into the records' heads; none where there is no head.
         confidence: (C, N) float32, -inf where it is not finite.
         order: (C * N,) flat index into (C, N), most confident first within each head.
         rank: (C, N) place of each sample in that order.
@@ -62,16 +59,6 @@ class SortedPosition:
         each: Ints = self.order[head * n : (head + 1) * n] - head * n
         return each
 
-    def shared_rank(self) -> Ints:
-        """(C, N) how many samples are more confident; equal ones share their place."""
-        shared = np.empty(self.rank.shape, np.int64)
-        for c in range(len(self.heads)):
-            order = self.ordered(c)
-            falling = self.confidence[c, order]
-            new = np.append(True, falling[1:] != falling[:-1])
-            shared[c, order] = np.maximum.accumulate(np.where(new, np.arange(order.size), 0))
-        return shared
-
     def prefix_near(self, head: int, prefix: int) -> int:
         """The shortest prefix of at least this size at which a threshold fits; 0 if there is none."""
         if self.ends is None:
@@ -89,7 +76,8 @@ class Problem:
     """Records and costs prepared for lines.
 
     Args:
-        positions: P entries, None where a position has no head.
+        records: what it was made from.
+        positions: P of them.
         final: (N,) the backbone's quality over its mean (or as it is where that mean is 0).
         full: that mean after scaling: 1, or 0.
         unit: gains are summed as integers in steps of 1 / unit: seven times faster than in floating point,
@@ -97,7 +85,8 @@ class Problem:
         workers: threads to work with; the answers are the same for any number.
     """
 
-    positions: tuple[SortedPosition | None, ...]
+    records: ExitRecords
+    positions: tuple[SortedPosition, ...]
     final: Floats
     full: float
     unit: float
@@ -110,12 +99,19 @@ class Problem:
         scale = mean if mean > 0 else 1.0
         positions = tuple(_sorted_position(records, costs, p, scale) for p in range(len(records.positions)))
         final = records.final_quality.astype(np.float64) / scale
-        return cls(positions, final, mean / scale, _unit(positions, final), workers)
+        return cls(
+            records=records,
+            positions=positions,
+            final=final,
+            full=mean / scale,
+            unit=_unit(positions, final),
+            workers=workers,
+        )
 
     @property
     def used(self) -> list[tuple[int, SortedPosition]]:
         """Positions with heads, front to back."""
-        return [(p, position) for p, position in enumerate(self.positions) if position is not None]
+        return [(p, position) for p, position in enumerate(self.positions) if position.heads]
 
     @property
     def samples(self) -> int:
@@ -123,24 +119,30 @@ class Problem:
         return int(self.final.size)
 
     def canonical(self) -> Ints:
-        """(N,) the samples by mean rank, most confident first: the same however they came."""
-        ranks = [position.shared_rank() for _, position in self.used] or [
-            np.zeros((1, self.samples), np.int64)
-        ]
-        places = np.concatenate(ranks)
+        """(N,) the samples by mean rank (equal confidences share theirs), most confident first.
+
+        It is the same however the samples came.
+        """
+        values = np.concatenate([position.confidence for position in self.positions])
+        places = self.samples - np.array([np.searchsorted(np.sort(v), v, side="right") for v in values])
+        places = places.reshape(-1, self.samples)
         quality = sum((position.quality.sum(axis=0) for _, position in self.used), self.final * len(places))
         return np.lexsort((self.final, quality, (places**2).sum(axis=0), places.sum(axis=0)))
 
     @property
+    def widest(self) -> int:
+        """The most heads at one position, at least 1."""
+        return max(1, *(len(position.heads) for position in self.positions))
+
+    @property
     def cells(self) -> int:
         """Numbers that one sweep over all lines touches: P * C * N, of the heads there are."""
-        return self.samples * sum(len(position.heads) for _, position in self.used)
+        return self.samples * sum(len(position.heads) for position in self.positions)
 
     @property
     def batch(self) -> int:
         """How many rows to work on at once."""
-        widest = max((len(position.heads) for _, position in self.used), default=1)
-        return max(1, EFFORT.cells // (widest * self.samples))
+        return max(1, EFFORT.cells // (self.widest * self.samples))
 
     def by_batch(self, rows: int, work: Callable[[slice], T]) -> list[T]:
         """Do ``work`` on slices of so many rows that are quick to work on together; results in order."""
@@ -151,18 +153,15 @@ class Problem:
         return [work(part) for part in parts]
 
 
-def _unit(positions: Iterable[SortedPosition | None], final: Floats) -> float:
+def _unit(positions: Iterable[SortedPosition], final: Floats) -> float:
     """The power of two that keeps any sum of N gains below 2 ** 61."""
-    used = [position for position in positions if position is not None]
-    largest = max(final.max(), *(position.quality.max() for position in used)) if used else final.max()
-    bound = largest + 2 + sum(float(position.cost.max()) for position in used)
+    largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
+    bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
     return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
 
 
-def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition | None:
+def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition:
     heads = np.flatnonzero(records.exists[p])
-    if not heads.size:
-        return None
     confidence = records.confidence[p, heads]
     confidence = np.where(np.isfinite(confidence), confidence, np.float32(-np.inf))
     order = most_confident_first(confidence)

@@ -3,10 +3,10 @@
 The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from
 selection bias.
 
-    path          rising prices per exit, each search starting from where the last one ended
-    significant   an exit stays if J without it is worse by more than one standard error (paired)
-    average       thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
-                  threshold is where a running sum peaks, which jumps about from sample to sample
+    path                rising prices per exit, each search starting from where the last one ended
+    significant_exits   an exit stays if J without it is worse by more than one standard error (paired)
+    _average            thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
+                        threshold is where a running sum peaks, which jumps about from sample to sample
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from offramp.solver.line_search import (
     OFF,
     SAME,
     ConfigBatch,
-    Line,
     descend,
-    own_cumulative_gain,
+    own_line,
     per_sample,
     without,
 )
-from offramp.solver.problem import Bools, Floats, Ints, Problem
+from offramp.solver.problem import Floats, Ints, Problem
 
 SELECTION_BIAS = 2.0
 """Price of an exit times N: about what the best of many thresholds gains in J by selection bias alone."""
@@ -42,7 +41,7 @@ def path(objectives: Objectives, candidates: CandidateSet) -> Ints:
     pick = candidates.best(objectives)[0]
     for price_step in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
         costlier = objectives.priced(price_step / candidates.problem.samples)
-        candidates.descend(candidates.rows_of(costlier, pick))
+        candidates.descend(candidates.rows(costlier, pick))
         pick = candidates.best(costlier)[0]
     return candidates.best(objectives)[0]
 
@@ -51,14 +50,14 @@ def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, av
     """The best candidates at the objectives' price: their significant exits, at averaged thresholds."""
     problem = candidates.problem
     picks = candidates.best(objectives)[0]
-    rows = candidates.rows_of(objectives, picks)
+    rows = candidates.rows(objectives, picks)
     before = rows.head.copy()
     known: Known = {}
     for i, lam in enumerate(rows.tradeoff.tolist()):
         rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
-    descend(problem, part, partial(_weighted_line, weight=np.ones(problem.samples)))
+    descend(problem, part, partial(own_line, weight=np.ones(problem.samples)))
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
@@ -144,24 +143,10 @@ def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        descend(problem, part, partial(_weighted_line, weight=weight), EFFORT.resample_sweeps)
+        descend(problem, part, partial(own_line, weight=weight), EFFORT.resample_sweeps)
         total += part.prefix
     mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
     for p, position in problem.used:
         for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
             fitting = position.prefix_near(int(rows.head[i, p]), int(mean[i, p]))
             rows.prefix[i, p] = fitting or rows.prefix[i, p]
-
-
-def _weighted_line(
-    problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats, *, weight: Floats
-) -> Line:
-    """The best threshold of each row's own head, samples counting ``weight`` times; no exit goes off."""
-    prefix, improvement = rows.prefix[:, p].copy(), np.zeros(len(rows))
-    scale = problem.unit * problem.samples
-    for i in np.flatnonzero(rows.head[:, p] != OFF).tolist():
-        cumulative_gain = own_cumulative_gain(problem, p, rows, i, alive[i] * weight, continue_cost[i])
-        end = int(cumulative_gain.argmax())
-        improvement[i] = (cumulative_gain[end] - cumulative_gain[prefix[i] - 1]) / scale
-        prefix[i] = end + 1
-    return Line(rows.head[:, p].copy(), prefix, improvement)

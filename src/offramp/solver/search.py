@@ -10,20 +10,41 @@ Where the full model's quality is 0, the first term is lambda times the differen
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from numbers import Integral, Real
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from itertools import count
 from typing import Any
 
 from offramp._progress import progress_bar
-from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier, check_match, check_tradeoffs, expected
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Frontier,
+    check_match,
+    check_tradeoffs,
+    expected,
+    is_count,
+    is_number,
+)
 from offramp.errors import InputError
 from offramp.solver.cross_validation import choose_price, rounds
 from offramp.solver.fill import fill
-from offramp.solver.solve import METHODS, Exits, Report, SearchPlan, solve
+from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
+
+_EXPECTED = {
+    "regularise": 'expected "auto", None or a price per exit of at least 0; it is in units of J, 0.001 is a '
+    "moderate one",
+    "max_exits": "expected a whole number of at least 0; leave it out for no limit",
+    "method": f"unknown; choose one of {', '.join(METHODS)}",
+    "workers": "expected a number of threads, at least 1",
+    "step": "expected a share from 0.0001 to 1, 0.01 for one per cent, or None for the configurations of the "
+    "trade-offs alone",
+}
 
 
 def search(
@@ -71,106 +92,61 @@ def search(
     check_match(records, costs)
     wanted = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
     lambdas = check_tradeoffs(wanted, "search(tradeoffs=...)")
-    price = _check_regularise(regularise)
-    cap = _check_max_exits(max_exits, len(records.positions))
-    _check_method(method)
-    auto = price is None and method == "exact"
-    plan = SearchPlan(method=method, price=price or 0.0, cap=cap, seed=seed, workers=_check_workers(workers))
-    step = _check_step(step)
-    step = step if method == "exact" else None
+    _check(regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step)
+    price = 0.0 if isinstance(regularise, str) else float(regularise or 0)
+    auto = isinstance(regularise, str) and method == "exact"
+    positions = len(records.positions)
+    cap = positions if max_exits is None else min(int(max_exits), positions)
+    plan = SearchPlan(method=method, price=price, cap=cap, seed=seed, workers=int(workers))
+    step = float(step) if step is not None and method == "exact" else None
     total = (rounds(records.samples, seed) if auto else 0) + 3
     with progress_bar("Searching configurations", total, progress) as advance:
-        report = _counter(advance)
+        steps = count(1)
+
+        def report() -> None:
+            advance(next(steps))
+
         if auto:
             plan = choose_price(records, costs, lambdas, plan, report)
-        solved = solve(records, costs, plan, lambdas, report)
-        filled = () if step is None else fill(solved.candidates, solved.picks, step, cap)
-        more = tuple([solved.exits(i) for i in part.tolist()] for part in filled) or ([], [])
+        candidates, picks = solve(records, costs, plan, lambdas, report)
+        listed, between = (picks[:0], picks[:0]) if step is None else fill(candidates, picks, step, cap)
         advance(total)
     meta = {
         "method": method,
-        "regularise": "auto" if price is None else regularise and price,
+        "regularise": regularise if isinstance(regularise, str) else regularise and price,
         "chosen": {"method": plan.method, "price": plan.price},
         "max_exits": None if max_exits is None else cap,
         "step": step,
-        "proved": solved.candidates.complete,
+        "proved": candidates.complete,
         "samples": records.samples,
         "unit": costs.unit,
         "seed": seed,
     }
-    found = {lam: solved.exits(i) for lam, i in zip(lambdas, solved.picks.tolist(), strict=True)}
-    return _frontier(records, costs, found, more, meta)
 
+    @cache
+    def with_figures(exits: Exits) -> ExitConfig:
+        return ExitConfig(exits, expected=expected(records, costs, ExitConfig(exits)))
 
-def _frontier(
-    records: ExitRecords,
-    costs: CostTable,
-    found: dict[float, Exits],
-    more: tuple[list[Exits], ...],
-    meta: dict[str, Any],
-) -> Frontier:
-    listed, ties = more
-    every: set[Exits] = {(), *found.values(), *listed, *ties}
-    figures = {exits: expected(records, costs, ExitConfig(exits)) for exits in every}
-    by_tradeoff = {lam: ExitConfig(exits, lam, figures[exits]) for lam, exits in found.items()}
-    others = [ExitConfig(exits, expected=figures[exits]) for exits in ((), *listed)]
-    between = [ExitConfig(exits, expected=figures[exits]) for exits in ties]
-    return Frontier.of([*by_tradeoff.values(), *others], by_tradeoff, meta, between)
-
-
-def _counter(advance: Callable[[int], None]) -> Report:
-    """Counts the steps done."""
-    done = 0
-
-    def report() -> None:
-        nonlocal done
-        done += 1
-        advance(done)
-
-    return report
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise InputError(f"search(method={method!r}): unknown; choose one of {', '.join(METHODS)}")
-
-
-def _check_regularise(value: str | float | None) -> float | None:
-    """The price; None for "auto"."""
-    if value is None:
-        return 0.0
-    if isinstance(value, str) and value == "auto":
-        return None
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return float(value)
-    raise InputError(
-        f'search(regularise={value!r}): expected "auto", None or a price per exit of at least 0; '
-        "it is in units of J, 0.001 is a moderate one"
+    by_tradeoff = {
+        lam: replace(with_figures(exits_of(candidates, i)), tradeoff=lam)
+        for lam, i in zip(lambdas, picks.tolist(), strict=True)
+    }
+    others, aside = (
+        [with_figures(exits_of(candidates, i)) for i in part.tolist()] for part in (listed, between)
     )
+    return Frontier.of([*by_tradeoff.values(), with_figures(()), *others], by_tradeoff, meta, aside)
 
 
-def _check_step(value: float | None) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, Real) and not isinstance(value, bool) and 1e-4 <= value <= 1:  # NaN is not
-        return float(value)
-    raise InputError(
-        f"search(step={value!r}): expected a share from 0.0001 to 1, 0.01 for one per cent, or None for the "
-        "configurations of the trade-offs alone"
-    )
-
-
-def _check_workers(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"search(workers={value!r}): expected a number of threads, at least 1")
-    return int(value)
-
-
-def _check_max_exits(value: int | None, positions: int) -> int:
-    if value is None:
-        return positions
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-        raise InputError(
-            f"search(max_exits={value!r}): expected a whole number of at least 0; leave it out for no limit"
-        )
-    return min(int(value), positions)
+def _check(**given: Any) -> None:
+    """Refuse arguments that are not as ``search`` describes them."""
+    price, cap, step = given["regularise"], given["max_exits"], given["step"]
+    valid = {
+        "regularise": price is None or is_number(price, 0) or (isinstance(price, str) and price == "auto"),
+        "max_exits": cap is None or is_count(cap),
+        "method": given["method"] in METHODS,
+        "workers": is_count(given["workers"], 1),
+        "step": step is None or is_number(step, 1e-4, 1),
+    }
+    for name, value in given.items():
+        if not valid[name]:
+            raise InputError(f"search({name}={value!r}): {_EXPECTED[name]}")

@@ -1,8 +1,5 @@
 """From records and costs to the exits that minimise J for each trade-off: the steps of each method, in order.
 
-    solve      one plan -> exits for each lambda
-    exits_of   a candidate of the candidates as names and thresholds; ``place`` is the way back
-
 Many samples are searched in two levels. Some thousand say which exits work together about as well as a
 million do; what they do not say is where exactly the thresholds lie, and for that lines along the exits
 already chosen are enough, a tenth of the work.
@@ -12,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,7 +19,7 @@ from offramp.solver.candidates import CandidateSet, Objectives, Step
 from offramp.solver.common_threshold import threshold_between
 from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF, best_line, descend, own_line
+from offramp.solver.line_search import OFF, best_line, own_line
 from offramp.solver.local_search import descend_from_best, refine, thin_out
 from offramp.solver.problem import Ints, Problem
 from offramp.solver.pruning import needed_only, parsimonious, path
@@ -61,28 +58,14 @@ class SearchPlan:
     workers: int = 1
 
 
-@dataclass(frozen=True, eq=False)
-class Solved:
-    """All candidates met and the (G,) picks among them, one for each lambda."""
-
-    records: ExitRecords
-    candidates: CandidateSet
-    picks: Ints
-
-    def exits(self, i: int) -> Exits:
-        """One candidate as names and thresholds."""
-        return exits_of(self.candidates, i, self.records)
-
-
 def solve(
     records: ExitRecords,
     costs: CostTable,
     plan: SearchPlan,
     lambdas: list[float],
-    report: Report | None = None,
-) -> Solved:
-    """The best candidates for each lambda, from these records alone."""
-    report = report or (lambda: None)
+    report: Report = lambda: None,
+) -> tuple[CandidateSet, Ints]:
+    """From these records alone: all candidates met, and the (G,) best among them, one for each lambda."""
     candidates, objectives = _start(records, costs, plan, lambdas)
     large = (
         plan.method == "exact"
@@ -90,7 +73,7 @@ def solve(
         and candidates.problem.cells > 0
     )
     if large:
-        _from_fewer(records, costs, plan, lambdas, candidates)
+        _from_fewer(costs, plan, lambdas, candidates)
     report()
     for step in _steps(plan, large):
         picks = step(objectives, candidates)
@@ -102,7 +85,7 @@ def solve(
         picks = needed_only(objectives, candidates, picks, best)
     elif plan.parsimonious:  # with very many samples thresholds are steady as they are
         picks = parsimonious(objectives, candidates, plan.seed, average=not large)
-    return Solved(records, candidates, picks)
+    return candidates, picks
 
 
 def _start(
@@ -131,41 +114,33 @@ def quick_candidates(
     return candidates, objectives
 
 
-def _from_fewer(
-    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float], candidates: CandidateSet
-) -> None:
+def _from_fewer(costs: CostTable, plan: SearchPlan, lambdas: list[float], candidates: CandidateSet) -> None:
     """Put into the candidates what a search of fewer samples finds."""
     distinct = sorted(set(lambdas))
     some = [distinct[i] for i in spread(len(distinct), EFFORT.coarse_objectives)]
-    sample = fewer(records)
-    coarse, aims = _start(sample, costs, plan, some)
+    coarse, objectives = _start(fewer(candidates.problem.records), costs, plan, some)
     picks: list[int] = []
     for step in (*_DRAFT, path) if plan.parsimonious else _BRIEF:
-        picks += step(aims, coarse).tolist()
-    found = {exits_of(coarse, i, sample) for i in picks}
-    candidates.add(*place(candidates.problem, records, sorted(found, key=str)))
+        picks += step(objectives, coarse).tolist()
+    found = {exits_of(coarse, i) for i in picks}
+    candidates.add(*place(candidates.problem, sorted(found, key=str)))
 
 
 def _polish(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """From the best candidates: every line for some objectives, the lines of their own exits for more."""
-    problem = candidates.problem
     some, more = (
-        spread(len(objectives.tradeoff), EFFORT.full_objectives),
-        spread(len(objectives.tradeoff), EFFORT.own_objectives),
+        spread(len(objectives.tradeoff), most) for most in (EFFORT.full_objectives, EFFORT.own_objectives)
     )
     rounds = ((some, own_line), (some, best_line), (more, own_line), (some, best_line))
     for index, find in rounds if more.size > some.size else rounds[:2]:
         found = candidates.best(objectives)[0][index]
-        rows = candidates.rows(objectives, index, found)
-        descend(problem, rows, find)
-        candidates.add(rows.head, rows.prefix)
+        candidates.descend(candidates.rows(objectives, found, index), find)
     return candidates.best(objectives)[0]
 
 
 def _no_worse(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """No worse than the reference methods, where running them takes no longer than the rest."""
-    problem = candidates.problem
-    if len(objectives.tradeoff) * problem.cells <= EFFORT.reference_cells:
+    if len(objectives.tradeoff) * candidates.problem.cells <= EFFORT.reference_cells:
         single_pass(objectives, candidates)
         iterative(objectives, candidates)
     return candidates.best(objectives)[0]
@@ -186,32 +161,10 @@ def spread(count: int, most: int) -> Ints:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def exits_of(candidates: CandidateSet, i: int, records: ExitRecords) -> Exits:
-    """A candidate as names and thresholds."""
-    found = _choices(candidates.problem, candidates.head[i], candidates.prefix[i], records)
-    common = float(candidates.common[i])
-    return found if math.isnan(common) else tuple(replace(choice, threshold=common) for choice in found)
-
-
-def place(problem: Problem, records: ExitRecords, exits: Iterable[Exits]) -> tuple[Ints, Ints]:
-    """Names and thresholds as heads and prefix lengths, (B, P) each."""
-    exits = list(exits)
-    head = np.full((len(exits), len(problem.positions)), OFF)
-    prefix = np.zeros_like(head)
-    for row, config in enumerate(exits):
-        for choice in config:
-            p = records.positions.index(choice.position)
-            position = problem.positions[p]
-            assert position is not None  # a configuration names heads that exist
-            c = position.heads.index(records.heads.index(choice.head))
-            size = position.prefix_at(c, choice.threshold)
-            if size:
-                head[row, p], prefix[row, p] = c, size
-    return head, prefix
-
-
-def _choices(problem: Problem, head: Ints, prefix: Ints, records: ExitRecords) -> Exits:
-    """The enabled exits of one configuration, (P,) each, with thresholds between the samples they part."""
+def exits_of(candidates: CandidateSet, i: int) -> Exits:
+    """A candidate as names and thresholds, these between the samples they part; ``place`` is the way back."""
+    problem, head, prefix = candidates.problem, candidates.head[i], candidates.prefix[i]
+    records, common = problem.records, float(candidates.common[i])
     found: list[ExitChoice] = []
     alive = np.ones(problem.samples, bool)
     for p, position in problem.used:
@@ -220,8 +173,24 @@ def _choices(problem: Problem, head: Ints, prefix: Ints, records: ExitRecords) -
         confidence = position.confidence[head[p]]
         leaves = alive & (position.rank[head[p]] < prefix[p])
         alive &= ~leaves
-        staying = confidence[alive].max(initial=np.float32(-np.inf))
-        value = threshold_between(staying, confidence[leaves].min())
-        name = records.heads[position.heads[head[p]]]
-        found.append(ExitChoice(records.positions[p], name, value))
+        value = common
+        if math.isnan(common):
+            staying = confidence[alive].max(initial=np.float32(-np.inf))
+            value = threshold_between(staying, confidence[leaves].min())
+        found.append(ExitChoice(records.positions[p], records.heads[position.heads[head[p]]], value))
     return tuple(found)
+
+
+def place(problem: Problem, exits: Iterable[Exits]) -> tuple[Ints, Ints]:
+    """Names and thresholds, of heads that exist, as heads and prefix lengths, (B, P) each."""
+    exits, records = list(exits), problem.records
+    head = np.full((len(exits), len(problem.positions)), OFF)
+    prefix = np.zeros_like(head)
+    for row, config in enumerate(exits):
+        for choice in config:
+            p = records.positions.index(choice.position)
+            c = problem.positions[p].heads.index(records.heads.index(choice.head))
+            size = problem.positions[p].prefix_at(c, choice.threshold)
+            if size:
+                head[row, p], prefix[row, p] = c, size
+    return head, prefix
