@@ -126,10 +126,7 @@ def load(
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
     """Put another frontier into an artifact; everything else stays byte for byte.
 
-    Raises:
-        ArtifactError: the artifact is damaged.
-        InputError: the frontier is of another network.
-        StorageError: it cannot be written.
+    An ``ArtifactError`` if it is damaged, an ``InputError`` if the frontier is of another network.
     """
     source = Path(path)
     manifest = read_manifest(source)

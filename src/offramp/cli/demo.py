@@ -22,20 +22,11 @@ _EPOCHS = 50
 
 
 def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train, attach, search, switch, save and report; prints as it goes.
+    """Train, attach, search, switch, save and report; prints as it goes; returns the figures as plain data.
 
-    Args:
-        out: folder for the artifact and the report.
-        console: where to print.
-        progress: None shows bars when standard error is a terminal.
-        seed: of everything random.
-
-    Returns:
-        The figures, as plain data.
-
-    Raises:
-        MissingExtraError: scikit-learn or matplotlib is not installed.
-        StorageError: the folder cannot be written or is full.
+    ``out`` is the folder for the artifact and the report; ``progress`` None shows bars when standard error
+    is a terminal; ``seed`` is of everything random. A ``MissingExtraError`` if scikit-learn or matplotlib is
+    not installed, a ``StorageError`` if the folder cannot be written or is full.
     """
     require_matplotlib()
     digits = load_digits(seed)

@@ -75,9 +75,8 @@ def show(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str)
 def calibration_records(artifact: Path, split: str | None, file: Path | None) -> tuple[ExitRecords, str]:
     """Records to certify on, and what to call them.
 
-    Raises:
-        InputError: both are given, the split was trained or searched on, or the file is of another network.
-        ArtifactError: there are no such records, or they are damaged.
+    An ``InputError`` if both are given, if the split was trained or searched on, or if the file is of another
+    network; an ``ArtifactError`` if there are no such records, or they are damaged.
     """
     from offramp.artifacts import load_records, read_manifest
     from offramp.core import ExitRecords
@@ -126,11 +125,7 @@ def heads_of(text: str) -> str | tuple[str, ...]:
 
 
 def price_of(text: str) -> str | float | None:
-    """The value of ``--regularise``.
-
-    Raises:
-        InputError: neither a word it knows nor a number.
-    """
+    """The value of ``--regularise``; an ``InputError`` if it is neither a word it knows nor a number."""
     if text in ("auto", "none"):
         return {"auto": "auto", "none": None}[text]
     try:
@@ -140,11 +135,7 @@ def price_of(text: str) -> str | float | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before the work, not after it.
-
-    Raises:
-        StorageError: the folder cannot be made or written.
-    """
+    """Refuse, before the work and with a ``StorageError``, a folder that cannot be made or written."""
     from offramp.storage import storage_errors
 
     nearest = folder.absolute()

@@ -149,14 +149,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
 class ChainStep:
     """Run ``spans``; then answer, and let those leave whose confidence is above the threshold.
 
-    Args:
-        spans: to the position; in the last step all but the last span.
-        answer: the exit, or the last span: the first ``arity`` activations, and the mask if ``masked``, to
-            outputs and confidence.
-        position: of the exit; P in the last step.
-        threshold: above which samples leave; None in the last step, where all do.
-        macs: of the spans and the exit, per sample.
-        per_sample: for each of the activations here, whether it has one row per sample.
+    ``answer`` is the exit at ``position``, or the last span at P: it takes the first ``arity`` activations,
+    and the mask if ``masked``, to outputs and confidence. ``threshold`` is None in the last step: all leave.
+    ``macs`` is of spans and exit per sample; ``per_sample`` tells which activations have one row per sample.
     """
 
     spans: tuple[Call, ...]

@@ -32,12 +32,9 @@ check_replaceable = EXPORT.check_replaceable
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that enters or leaves a graph.
+    """A tensor that enters or leaves a graph: name there, shape (B, ...) and NumPy's name of the dtype.
 
-    Args:
-        name: in the graph.
-        shape: (B, ...) with "batch" for B; plain numbers where there is not one row per sample.
-        dtype: by NumPy's name.
+    The shape has "batch" for B, and only plain numbers where there is not one row per sample.
     """
 
     name: str
@@ -86,18 +83,10 @@ class ExitGraph(Graph):
 
 @dataclass(frozen=True)
 class Signature:
-    """What an exported network is.
+    """What an exported network is: P positions, "input" first, C heads, task and confidence by name.
 
-    Args:
-        positions: P names, "input" first.
-        heads: C names.
-        task: by name.
-        confidence: by name.
-        names: of the model's inputs, which are the graphs' tensors ``inputs``.
-        keyword: whether the model is called with a dict.
-        mask: index of the input that is 0 at padding, or None.
-        answer: one sample's outputs as a tensor of the graphs.
-        classes: names of the K outputs, if known.
+    The model calls its inputs ``names``, the graphs ``inputs``; it is called with a dict if ``keyword``;
+    input ``mask``, if any, is 0 at padding. ``answer`` is one sample's outputs; ``classes`` K names or None.
     """
 
     positions: tuple[str, ...]
@@ -202,11 +191,7 @@ def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> 
 
 
 def read_export(folder: Path, kind: str) -> Export:
-    """Read and check a folder.
-
-    Raises:
-        ArtifactError: missing, damaged, of another kind or of a newer version.
-    """
+    """Read and check a folder: ``ArtifactError`` if missing, damaged, of another kind or a newer version."""
     document = EXPORT.read(folder)
     if document.get("kind") != kind:
         raise ArtifactError(

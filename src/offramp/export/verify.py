@@ -32,12 +32,9 @@ class Check:
         self.runtime, self.largest = runtime, 0.0
 
     def piece(self, piece: Piece, run: Call, *, dynamic: bool = True) -> None:
-        """Compare a graph with its module, on one sample and on one more than the example has.
+        """Compare a loaded graph with its module, on one sample and on one more than the example has.
 
-        Args:
-            piece: what was written.
-            run: the graph, loaded by the runtime.
-            dynamic: whether it takes any batch; else it is run on the example alone.
+        If it takes no other batch, not being ``dynamic``, it is run on the example alone.
         """
         example = list(piece.example)
         batches = [example]

@@ -33,13 +33,8 @@ WriteGraphs = Callable[[Path, Export, Iterator[Piece], Check], Export]
 class Target:
     """A runtime to write a network for.
 
-    Args:
-        kind: "onnx", "onnx-single" or "executorch".
-        write: writes the graphs.
-        runtime: name and version of what the graphs are compared on.
-        ending: of the files' names.
-        samples: of the example that graphs are made with; None takes all.
-        made_with: versions to note beside those of offramp and torch.
+    ``runtime`` is name and version of what the graphs are compared on, ``ending`` of the files' names; graphs
+    are made with ``samples`` of the example, None for all; ``made_with`` are further versions to note.
     """
 
     kind: str
@@ -59,12 +54,7 @@ def write_folder(
     classes: Sequence[str] | None,
     progress: bool | None,
 ) -> Export:
-    """Write an exported network, whole or not at all: what the exporters of all runtimes have in common.
-
-    Raises:
-        InputError: a network that no export can hold, or what the target's runtime refuses.
-        StorageError: the folder cannot be written, or holds something else.
-    """
+    """Write an exported network, whole or not at all: what the exporters of all runtimes have in common."""
     check_exportable(net)
     check_replaceable(Path(path))
     signature, check = signature_of(net, classes), Check(target.runtime)

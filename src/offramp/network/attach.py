@@ -20,9 +20,7 @@ from offramp.tasks import Task, as_task, check_confidence, select_output
 class HeadPlacement:
     """Exactly which kinds sit where, in which column: how a stored network is made again.
 
-    Args:
-        names: of the heads, those at the input aside.
-        kinds: (position from 1, column) -> kind.
+    ``names`` are those of the heads, without those at the input; ``kinds`` are by (position from 1, column).
     """
 
     names: tuple[str, ...]

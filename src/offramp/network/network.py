@@ -37,13 +37,9 @@ _STORED_CALIBRATORS = "gauges"  # what stored networks call them
 
 @dataclass(frozen=True)
 class OutputField:
-    """Where the answer is in what the model returns.
+    """Where the answer is: ``key`` of what the model returns, or None; ``index`` of its flat outputs.
 
-    Args:
-        key: in the model's output structure, or None.
-        index: in its flat outputs.
-        shape: of one sample's answer: (K,), or (L, K) for tasks with one per token.
-        dtype: of the answer.
+    ``shape`` is of one sample's answer: (K,), or (L, K) for tasks with one per token.
     """
 
     key: str | int | None
@@ -53,13 +49,9 @@ class OutputField:
 
 
 class InputExit(nn.Module):
-    """Somebody else's trained module as an exit at the input; it is never trained here.
+    """Somebody else's trained module as an exit at the input; called as the backbone is, never trained here.
 
-    Args:
-        module: called as the backbone is, returns scores like the backbone's.
-        spec: of the backbone's inputs.
-        key: of the answer, where the module returns a dict or a tuple.
-        per_token: whether the answer is (B, L, K).
+    ``spec`` is of the backbone's inputs, ``key`` of the answer where the module returns a dict or a tuple.
     """
 
     def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
@@ -222,10 +214,7 @@ class ExitNetwork(nn.Module):
     ) -> ExitFn:
         """A function of the activations at a position and of the mask that returns an exit's outputs.
 
-        Args:
-            position: of the exit; P for the model's own output.
-            column: index of its head.
-            replacement: called instead of the head, with what the head is called with.
+        Position P is the model's own output; a ``replacement`` is called instead of the head, with the same.
         """
         task = self.task
         if position == len(self.positions):

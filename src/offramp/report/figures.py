@@ -85,11 +85,7 @@ def text(value: object) -> str:
 
 
 def require_matplotlib() -> None:
-    """Check for the extra before any work is done.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Check for the extra before any work is done; a ``MissingExtraError`` if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401 (only whether it is there)
     except ImportError as error:
@@ -106,15 +102,10 @@ def frontier_figure(
     heads: Sequence[str],
     names: tuple[str, str],
 ) -> str:
-    """Quality over cost, both in percent.
+    """Quality over cost, in percent, (M+1,): of M configurations, ``chosen`` ringed, and last the full model.
 
-    Args:
-        cost: (M+1,) of the M configurations and, last, the full model.
-        quality: (M+1,) of the same.
-        chosen: index of the configuration to ring.
-        alone: cost and quality (P, C) of each exit taken by every sample; NaN where there is none.
-        heads: C names.
-        names: what cost and quality are called.
+    ``alone`` is cost and quality (P, C) of each exit taken by every sample, NaN where there is none;
+    ``heads`` are C names, ``names`` what cost and quality are called.
     """
     x, y = alone
     xlim, ylim = _around(cost, 40.0, 0.1, 0.06), _around(quality, 2.0, 0.2, 0.12)
@@ -161,13 +152,10 @@ def _around(values: Floats, least: float, below: float, above: float) -> tuple[f
 
 
 def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str], chosen: int) -> str:
-    """Stacked bars: where the samples leave. Of more than ``MAX_BARS`` an evenly spread selection is shown.
+    """Stacked bars: where the samples leave, one per configuration (M), ``chosen`` of them emphasised.
 
-    Args:
-        labels: one per configuration (M).
-        shares: (M, P+1) fractions; the last column is the backbone's own output.
-        positions: P names.
-        chosen: index of the configuration to emphasise; it is always among those shown.
+    ``shares`` are fractions (M, P+1), last the backbone's own output; ``positions`` are P names. Of
+    more than ``MAX_BARS`` an evenly spread selection is shown, ``chosen`` always among them.
     """
     caption = "One bar per configuration, with its cost; early positions are light, late ones dark."
     picked = np.arange(len(labels))
@@ -213,12 +201,8 @@ def depth_figure(
 ) -> str:
     """Quality of each exit alone over its position, one line per head type; the full model dashed.
 
-    Args:
-        positions: P names.
-        alone: (P, C) percent, NaN where there is no such head.
-        full: percent, of the full model.
-        heads: C names.
-        name: what quality is called.
+    ``alone`` is (P, C) in percent, NaN where there is no such head; ``full``, in percent, of the full model;
+    ``name`` is what quality is called.
     """
     ticks = range(0, len(positions), -(-len(positions) // 10))  # at most ten labels fit
 

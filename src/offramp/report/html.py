@@ -123,12 +123,7 @@ def render_report(
     title: str = "Early-exit report",
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """The page that ``write_report`` writes, as text.
-
-    Raises:
-        InputError: no samples, or frontier, records and costs are not of the same network.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """The page that ``write_report`` writes, as text; it raises the same but ``StorageError``."""
     figures.require_matplotlib()
     rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
     spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]

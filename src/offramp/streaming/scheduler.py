@@ -35,11 +35,8 @@ class Place(Protocol):
 def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> int | None:
     """The index of the place whose first samples should run; None where nobody waits.
 
-    Args:
-        places: in the order samples go through them; the first is the admission queue.
-        now: seconds, on the clock of ``since``.
-        limit: samples in a full batch.
-        patience: seconds after which a sample in a stage queue is served even in a small batch.
+    Places are in the order samples go through them, the admission queue first; ``limit`` samples are a full
+    batch; ``patience`` is in seconds, on the clock of ``now`` and of ``since``.
     """
     latest = full = expired = None
     longest = now - patience
