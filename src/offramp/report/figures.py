@@ -41,14 +41,9 @@ _MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼")
 
 PALETTE = {
     "text.color": INK,
-    "axes.labelcolor": QUIET,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), QUIET),
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), RULE),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
 }
 """Matplotlib settings that every picture of the project shares."""
 
@@ -84,6 +79,10 @@ def text(value: object) -> str:
     return html.escape(_printable(str(value)))
 
 
+def _printable(value: str) -> str:
+    return "".join(character if character.isprintable() else "\ufffd" for character in value)
+
+
 def require_matplotlib() -> None:
     """Check for the extra before any work is done; a ``MissingExtraError`` if matplotlib is not installed."""
     try:
@@ -116,26 +115,16 @@ def frontier_figure(
         for head in range(len(heads)):
             colour, marker, _ = _mark(head)
             at = shown[:, head]
-            axes.plot(
-                x[at, head],
-                y[at, head],
-                marker,
-                color=colour,
-                markersize=4 if count <= 60 else 2.8,
-                alpha=0.85,
-            )
+            size = 4 if count <= 60 else 2.8
+            axes.plot(x[at, head], y[at, head], marker, color=colour, markersize=size, alpha=0.85)
         size, width = (4.5, 1.6) if cost.size <= 60 else (2.8, 1.1)  # hundreds of them stay a line
         axes.plot(cost[:-1], quality[:-1], "o-", color=LINE, markersize=size, linewidth=width)
         axes.plot(cost[-1:], quality[-1:], "*", color=INK, markersize=11)
         ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
         axes.plot(cost[[chosen]], quality[[chosen]], "o", color=CHOSEN, **ring)
         axes.locator_params(axis="x", nbins=7)
-        axes.set(
-            xlim=xlim,
-            ylim=ylim,
-            ylabel=f"{names[1]} (%)",
-            xlabel=f"{_short(names[0], 24)} (% of the full model)",
-        )
+        axes.set(xlim=xlim, ylim=ylim, ylabel=f"{names[1]} (%)")
+        axes.set_xlabel(f"{_short(names[0], 24)} (% of the full model)")
 
     title = f"{names[1]} against cost"
     own = [(LINE, "●", "configurations"), (CHOSEN, "○", f"configuration {chosen}"), (INK, "★", "full model")]
@@ -174,13 +163,8 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
             width = 100 * shares[:, position]
             axes.barh(rows, width, 0.74, left, color=colour, edgecolor="white", linewidth=0.6 * (width > 0))
             for row in rows[width >= 11]:  # the number does not fit into less
-                place: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center_baseline",
-                    "fontsize": 8.5,
-                    "color": _on(colour),
-                }
-                axes.text(left[row] + width[row] / 2, row, f"{width[row]:.0f}", **place)
+                label = axes.text(left[row] + width[row] / 2, row, f"{width[row]:.0f}", color=_on(colour))
+                label.set(ha="center", va="center_baseline", fontsize=8.5)
             left += width
         axes.set(xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), xlabel="share of samples (%)")
         axes.set_yticks(rows, labels)
@@ -248,10 +232,6 @@ def _on(colour: str) -> str:
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
 
 
-def _printable(value: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in value)
-
-
 def _short(name: str, limit: int = 16) -> str:
     """A name that fits under an axis; the end is the telling part of a module's path."""
     name = _printable(name)
@@ -289,10 +269,8 @@ def _inline(document: str, name: str, label: str) -> str:
     """Make a stand-alone SVG document fit to sit in a page beside others."""
     root = ET.fromstring(document)
     for parent in list(root.iter()):
-        for child in list(parent):
-            # A <style> would reach the whole page, not just its picture; the metadata say nothing.
-            if child.tag.endswith(("}style", "}metadata")):
-                parent.remove(child)
+        # A <style> would reach the whole page, not just its picture; the metadata say nothing.
+        parent[:] = [child for child in parent if not child.tag.endswith(("}style", "}metadata"))]
     for element in root.iter():
         element.tag = element.tag.partition("}")[2]
         for key, value in list(element.attrib.items()):

@@ -52,8 +52,8 @@ _MEANING = {
 class _Row:
     """One configuration on the report split.
 
-    ``drop`` is the mean of full quality minus quality; ``margin`` half its 95 % interval (NaN for N < 2);
-    ``changed`` the number of samples on which the two differ.
+    ``drop`` is the mean of full quality minus quality; ``margin`` half its 95 % interval (NaN for N < 2),
+    which is ``doubtful`` where too few samples stand behind it.
     """
 
     number: int
@@ -62,12 +62,7 @@ class _Row:
     outcome: Outcome
     drop: float
     margin: float
-    changed: int
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether too few samples stand behind the interval."""
-        return bool(self.config.choices) and self.changed < FEW and not math.isnan(self.margin)
+    doubtful: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,6 @@ def render_report(
     """The page that ``write_report`` writes, as text; it raises the same but ``StorageError``."""
     figures.require_matplotlib()
     rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
-    spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]
     chosen, rule = _choose(rows)
     page = _Page(
         rows=rows,
@@ -136,14 +130,12 @@ def render_report(
         records=records,
         costs=costs,
         measure=_measure(records),
-        spent=spent,
+        spent=_UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1],
     )
-    facts = _facts(page, notes or {}, frontier.meta)
     body = (
         f"<header><p class=kicker>{text(title)}</p>\n{_headline(page)}</header>\n"
-        f"<main><div class=cards>\n{_figures(page)}{facts}</div>\n{_guarantees(page)}{_table(page)}"
-        f"{_details(page)}</main>\n"
-        f"{_footer(page)}"
+        f"<main><div class=cards>\n{_figures(page)}{_facts(page, notes or {}, frontier.meta)}</div>\n"
+        f"{_guarantees(page)}{_table(page)}{_details(page)}</main>\n{_footer(page)}"
     )
     return SHELL.format(title=text(title), style=CSS + figures.CSS, body=body)
 
@@ -151,7 +143,8 @@ def render_report(
 def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable) -> _Row:
     outcome = evaluate(records, costs, config)
     lost = records.final_quality - simulate(records, config).quality  # paired: the same samples under both
-    spread = float(lost.std(ddof=1)) if lost.size > 1 else math.nan
+    margin = _Z * float(lost.std(ddof=1)) / math.sqrt(lost.size) if lost.size > 1 else math.nan
+    few = bool(config.choices) and int((lost != 0).sum()) < FEW and not math.isnan(margin)
     assert config.expected is not None  # Frontier accepts no other
     return _Row(
         number=number,
@@ -159,8 +152,8 @@ def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable
         expected=config.expected,
         outcome=outcome,
         drop=float(lost.mean()),
-        margin=_Z * spread / math.sqrt(lost.size),
-        changed=int((lost != 0).sum()),
+        margin=margin,
+        doubtful=few,
     )
 
 
@@ -239,24 +232,28 @@ def _plain(label: str, meta: Mapping[str, Any]) -> dict[str, str]:
     return {f"{label}: {k}": str(v) for k, v in words.items()}
 
 
+def _grid(label: str, kind: str, columns: Sequence[str], body: str, spans: str = "") -> str:
+    """A table that scrolls by itself; ``body`` follows its head, whose first row may be ``spans``."""
+    above = f"<tr class=groups>{spans}</tr>\n" if spans else ""
+    names = "".join(f"<th scope=col>{text(name)}</th>" for name in columns)
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{label}"><table class={kind}>\n'
+        f"<thead>{above}<tr>{names}</tr></thead>\n{body}\n</table></div>"
+    )
+
+
 def _table(page: _Page) -> str:
     measure, spent, last = page.measure, page.spent, len(page.records.positions)
     own = (spent, measure, "drop", "95% interval of drop", "exits", "mean exit position")
-    columns = ("no.", "λ", *own, spent, measure, "drop")
-    names = "".join(f"<th scope=col>{text(name)}</th>" for name in columns)
-    body = "\n".join(_table_row(page, row) for row in page.rows)
     searched = _points(page.rows[0].expected.full_quality)
     full = ("", "100.0%", _points(page.full), "0.00", "", "0", f"{last}.0", "100.0%", searched, "0.00")
+    spans = f"<td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>"
+    spans += "\n<th scope=colgroup colspan=3>Expected, from the search split</th>"
+    body = "\n".join(_table_row(page, row) for row in page.rows)
+    body = f"<tbody>\n{body}\n</tbody>\n<tfoot><tr><th scope=row>full</th>{_cells(full)}</tr></tfoot>"
+    columns = ("no.", "λ", *own, spent, measure, "drop")
     return f"""<section><h2>All configurations</h2>
-<div class=scroll tabindex=0 role=region aria-label="All configurations"><table class=figures>
-<thead><tr class=groups><td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>
-<th scope=colgroup colspan=3>Expected, from the search split</th></tr>
-<tr>{names}</tr></thead>
-<tbody>
-{body}
-</tbody>
-<tfoot><tr><th scope=row>full</th>{_cells(full)}</tr></tfoot>
-</table></div>
+{_grid("All configurations", "figures", columns, body, spans)}
 <p class=quiet>The number is the index: <code>frontier[{page.chosen.number}]</code> is the highlighted one.
 {measure.capitalize()} and drop are in points (hundredths); a negative drop means better than the full model.
 Mean exit position counts from 0, the model&rsquo;s input, to {last}, the backbone&rsquo;s own output.
@@ -299,24 +296,19 @@ def _guarantees(page: _Page) -> str:
     certified = [(row, row.config.certificate) for row in page.rows if row.config.certificate]
     if not certified:
         return ""
-    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
-    names = "".join(f"<th scope=col>{name}</th>" for name in columns)
     said = "".join(
         f"<p><b>Configuration {row.number}.</b> {text(each).replace(' = ', '&nbsp;=&nbsp;')}</p>\n"
         for row, each in certified
     )
-    body = "\n".join(
-        f"<tr><th scope=row>{row.number}</th>{_guarantee(each.delta, one)}</tr>"
+    body = "".join(
+        f"\n<tr><th scope=row>{row.number}</th>{_guarantee(each.delta, one)}</tr>"
         for row, each in certified
         for one in each.guarantees
     )
+    body = f"<tbody>{body}\n</tbody>"
+    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
     return f"""<section><h2>Guarantees</h2>
-{said}<div class=scroll tabindex=0 role=region aria-label="Guarantees"><table class=guarantees>
-<thead><tr>{names}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
+{said}{_grid("Guarantees", "guarantees", columns, body)}
 <p class=quiet>A guarantee is about new samples of the same distribution, for one configuration at a time.
 Where it was made on the report split, that configuration was chosen on it: its other figures here are no
 independent evidence.</p></section>
@@ -332,14 +324,8 @@ def _guarantee(delta: float, one: Guarantee) -> str:
 
 def _details(page: _Page) -> str:
     groups = "\n".join(_exits_of(page, row) for row in page.rows)
-    names = "".join(
-        f"<th scope=col>{name}</th>" for name in ("no.", "position", "head", "threshold", "leave")
-    )
     return f"""<details><summary>Enabled exits and thresholds of each configuration</summary>
-<div class=scroll tabindex=0 role=region aria-label="Enabled exits"><table class=exits>
-<thead><tr>{names}</tr></thead>
-{groups}
-</table></div></details>
+{_grid("Enabled exits", "exits", ("no.", "position", "head", "threshold", "leave"), groups)}</details>
 """
 
 
