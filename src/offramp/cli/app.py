@@ -36,7 +36,6 @@ from offramp.cli.options import (
 from offramp.cli.output import (
     calibration_records,
     check_writable,
-    heads_of,
     names,
     no_certificate,
     open_artifact,
@@ -147,13 +146,11 @@ def build(
         str, typer.Option(help="What an answer is: classification, multi-label, 'regression,scale=10' ...")
     ] = "classification",
     confidence: Annotated[
-        str | None,
-        typer.Option(help="How certain an exit is: max-probability, margin, entropy ..."),
+        str | None, typer.Option(help="How certain an exit is: max-probability, margin, entropy ...")
     ] = None,
     input_exit: InputExit = None,
     mask: Annotated[
-        str | None,
-        typer.Option(help="Name of the input that is 0 at padding; attention_mask is found."),
+        str | None, typer.Option(help="Name of the input that is 0 at padding; attention_mask is found.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Key of the scores where the model returns a dict.")
@@ -179,7 +176,7 @@ def build(
     from offramp.training import TrainConfig
 
     config = BuildConfig(
-        heads=heads_of(heads),
+        heads="auto" if heads == "auto" else names(heads),
         cuts=cuts if cuts in ("auto", "all") else names(cuts),
         confidence=confidence,
         output=output,
@@ -227,9 +224,8 @@ def search(
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
     price = price_of(regularise)
-    if max_exits is None:
-        max_exits = load_frontier(artifact, manifest).max_exits
-    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
+    most = load_frontier(artifact, manifest).max_exits if max_exits is None else max_exits
+    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=most)
     replace_frontier(artifact, frontier)
     show_artifact(artifact, frontier, json_)
 
@@ -364,10 +360,8 @@ def report(
 
     manifest = read_manifest(artifact)
     records = load_records(artifact, manifest, "report")
-    written = write_report(
-        out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
-    )
-    print(f"wrote {written}")
+    frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
+    print(f"wrote {write_report(out, frontier, records, costs, title=title)}")
 
 
 for _command in (bench, export):

@@ -36,10 +36,15 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     splits = digit_splits(digits, seed)
     console.print("[bold]2[/]  Attaching exits to the frozen network, training and searching them")
     built = build(model, splits, BuildConfig(max_exits=3), progress=progress)
-    _describe(built, console)
-    rows = frontier_rows(built.frontier, built.records["report"], built.costs)
+    exits, positions = len(built.training.exits), len(built.net.positions) - 1
+    console.print(f"   {exits} candidate exits at {positions} positions, at most 3 enabled at a time")
+    console.print(
+        f"   full model {built.costs.full / 1e6:.2f} M MACs, {len(built.frontier)} configurations found"
+    )
+    records = built.records["report"]
+    rows = frontier_rows(built.frontier, records, built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
-    console.print(frontier_table(rows, built.records["report"], built.costs.unit))
+    console.print(frontier_table(rows, records, built.costs.unit))
     console.print("[dim]* no other row is as cheap and as good; points: against the full model[/]")
     console.print("\n[bold]4[/]  One engine, switched live on the same stream of batches of 64\n")
     engine = Engine(built.net, prepare=built.frontier)
@@ -47,15 +52,16 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     live = _live(engine, built, stream, console)
     artifact, report = out / "artifact", out / "report.html"
     save(artifact, built.net, built.frontier, built.costs, records=built.records, include_backbone=True)
-    write_report(
-        report,
-        built.frontier,
-        built.records["report"],
-        built.costs,
-        title="Offramp on handwritten digits",
-    )
+    write_report(report, built.frontier, records, built.costs, title="Offramp on handwritten digits")
     console.print(f"\n[bold]5[/]  Saved {artifact} and {report}", soft_wrap=True)
-    _next(console, artifact, report)
+    console.print(
+        f"\n   Next: open {report} in a browser\n"
+        f"         offramp eval {artifact}      (the dial, from the artifact)\n"
+        f"         offramp search {artifact}    (search again, with other options)\n"
+        "         offramp build --help                      (the same for your own model)",
+        highlight=False,
+        soft_wrap=True,
+    )
     return {"rows": rows, "live": live, "artifact": str(artifact), "report": str(report)}
 
 
@@ -82,33 +88,13 @@ def pick_three(built: Built) -> list[tuple[str, ExitConfig]]:
     ]
 
 
-def _describe(built: Built, console: Console) -> None:
-    exits, positions = len(built.training.exits), len(built.net.positions) - 1
-    console.print(f"   {exits} candidate exits at {positions} positions, at most 3 enabled at a time")
-    console.print(
-        f"   full model {built.costs.full / 1e6:.2f} M MACs, {len(built.frontier)} configurations found"
-    )
-
-
 def _live(
     engine: Engine, built: Built, stream: list[LabelledInputs], console: Console
 ) -> list[dict[str, Any]]:
     picked = pick_three(built)
     results = run_configs(engine, stream, [config for _, config in picked])
     unmodified = time_model(engine, stream)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / unmodified model"):
-        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
-    for (label, _), result in zip(picked, results, strict=True):
-        table.add_row(
-            label,
-            f"{result.quality:.2%}",
-            f"{result.relative_macs:.1%}",
-            f"{result.milliseconds:.2f}",
-            f"{result.milliseconds / unmodified:.2f}",
-        )
-    console.print(table)
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "setting": label,
             "quality": result.quality,
@@ -118,14 +104,12 @@ def _live(
         }
         for (label, _), result in zip(picked, results, strict=True)
     ]
-
-
-def _next(console: Console, artifact: Path, report: Path) -> None:
-    console.print(
-        f"\n   Next: open {report} in a browser\n"
-        f"         offramp eval {artifact}      (the dial, from the artifact)\n"
-        f"         offramp search {artifact}    (search again, with other options)\n"
-        "         offramp build --help                      (the same for your own model)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / unmodified model"):
+        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
+    for row in rows:
+        label, quality, macs, milliseconds, _ = row.values()
+        share = f"{milliseconds / unmodified:.2f}"
+        table.add_row(label, f"{quality:.2%}", f"{macs:.1%}", f"{milliseconds:.2f}", share)
+    console.print(table)
+    return rows

@@ -62,14 +62,13 @@ def show(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str)
     """Print a table of what configurations do on a split."""
     from offramp.report import frontier_rows, frontier_table
 
-    rows = frontier_rows(frontier, records, costs)
     console = Console()
-    console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
+    console.print(f"{len(frontier)} configurations, figures on the {split} split ({records.samples} samples)")
     if split == "search":
         console.print(
             "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
         )
-    console.print(frontier_table(rows, records, costs.unit))
+    console.print(frontier_table(frontier_rows(frontier, records, costs), records, costs.unit))
 
 
 def calibration_records(artifact: Path, split: str | None, file: Path | None) -> tuple[ExitRecords, str]:
@@ -119,17 +118,10 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def heads_of(text: str) -> str | tuple[str, ...]:
-    """The value of ``--heads``: "auto", or the names in a list."""
-    return text if text == "auto" else names(text)
-
-
 def price_of(text: str) -> str | float | None:
     """The value of ``--regularise``; an ``InputError`` if it is neither a word it knows nor a number."""
-    if text in ("auto", "none"):
-        return {"auto": "auto", "none": None}[text]
     try:
-        return float(text)
+        return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else float(text)
     except ValueError:
         raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
 

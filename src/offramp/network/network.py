@@ -118,7 +118,7 @@ class ExitNetwork(nn.Module):
         self.outputs, self.answer_shape = answer.shape[-1], answer.shape
         self.output = answer.key
         self._head_outputs = task.head_outputs(self.outputs)
-        made = dict(make_heads(self.positions, specs, kinds, self._head_outputs, seed))
+        made = dict(self._make_heads(kinds, seed))
         self._kinds = {exit_: kind for exit_, kind in kinds.items() if exit_ in made}
         self.heads = nn.ModuleList(nn.ModuleDict() for _ in self.positions)
         for (p, c), head in made.items():
@@ -126,20 +126,32 @@ class ExitNetwork(nn.Module):
         for c, module in given.items():
             exit_ = InputExit(module, parts.spec, answer.key, task.per_token)
             self._heads_at(0)[self.head_names[c]] = exit_
-        self.add_module(_STORED_CALIBRATORS, nn.ModuleDict(self._fresh_calibrators()))
+        calibrators = nn.ModuleDict()
+        if is_fitted(confidence):
+            for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
+                calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
+        self.add_module(_STORED_CALIBRATORS, calibrators)
+
+    def _make_heads(self, kinds: Mapping[ExitIndex, str], seed: int) -> Iterator[tuple[ExitIndex, nn.Module]]:
+        """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.
+
+        Each has a seed of its own, so that it does not depend on which other heads and positions there are.
+        The global random state is left alone.
+        """
+        for (p, c), kind in kinds.items():
+            spec, name = self.specs[p], f"{seed}|{self.positions[p]}|{kind}"
+            assert spec is not None  # there is no kind where nothing is described
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+                head = head_factory(kind)(spec, self._head_outputs)
+            if head is not None:
+                yield (p, c), head
 
     def _heads_at(self, position: int) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self.heads[position])
 
     def _dtype(self, position: int) -> torch.dtype:
         return self.partition.cuts[position - 1].dtype if position else self.partition.spec.dtypes[0]
-
-    def _fresh_calibrators(self) -> dict[str, nn.Module]:
-        if not is_fitted(self.confidence):
-            return {}
-        fit = get_fitted(self.confidence)
-        exits = [*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)]
-        return {f"{p}|{c}": fit(self._head_outputs).to(self.partition.spec.device) for p, c in exits}
 
     @property
     def calibrators(self) -> nn.ModuleDict:
@@ -172,10 +184,8 @@ class ExitNetwork(nn.Module):
     @property
     def exists(self) -> npt.NDArray[np.bool_]:
         """(P, C), whether there is such a head at a position."""
-        there = np.zeros((len(self.positions), len(self.head_names)), bool)
-        for p, c, _ in self.exits():
-            there[p, c] = True
-        return there
+        here = map(self._heads_at, range(len(self.positions)))
+        return np.array([[name in heads for name in self.head_names] for heads in here])
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
@@ -188,8 +198,7 @@ class ExitNetwork(nn.Module):
     def fresh_heads(self, seed: int) -> dict[ExitIndex, nn.Module]:
         """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
-        made = make_heads(self.positions, self.specs, self._kinds, self._head_outputs, seed)
-        return {exit_: head.to(device) for exit_, head in made}
+        return {exit_: head.to(device) for exit_, head in self._make_heads(self._kinds, seed)}
 
     def answer(self, flat: Sequence[Tensor]) -> Tensor:
         """The model's outputs as the task takes them, (B, M) or (B, L, K), from the last segment's."""
@@ -295,16 +304,12 @@ class ExitNetwork(nn.Module):
     @torch.inference_mode()
     def answers(self, values: Sequence[Tensor]) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
-        exits, found, mask = (
-            [(p, c) for p, c, _ in self.exits()],
-            dict[ExitIndex, Tensor](),
-            self.mask(values),
-        )
+        exits, mask = [(p, c) for p, c, _ in self.exits()], self.mask(values)
+        found = dict[ExitIndex, Tensor]()
         with eval_mode(self):
             for position, activations in self.iter_activations(values):
-                for p, c in exits:
-                    if p == position:
-                        found[p, c] = self.forward_exit(p, c, activations, mask)
+                here = [(p, c) for p, c in exits if p == position]
+                found |= {(p, c): self.forward_exit(p, c, activations, mask) for p, c in here}
         return found, self.answer(activations)
 
     @torch.inference_mode()
@@ -314,28 +319,6 @@ class ExitNetwork(nn.Module):
         for segment in self.partition.segments:
             activations = segment(*activations)
         return self.task.answer(self.answer(activations))
-
-
-def make_heads(
-    positions: Sequence[str],
-    specs: Sequence[FeatureSpec | None],
-    kinds: Mapping[ExitIndex, str],
-    outputs: int,
-    seed: int,
-) -> Iterator[tuple[ExitIndex, nn.Module]]:
-    """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.
-
-    Each has a seed of its own, so that it does not depend on which other heads and positions there are. The
-    global random state is left alone.
-    """
-    for (p, c), kind in kinds.items():
-        spec = specs[p]
-        assert spec is not None  # there is no kind where nothing is described
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(zlib.crc32(f"{seed}|{positions[p]}|{kind}".encode()))
-            head = head_factory(kind)(spec, outputs)
-        if head is not None:
-            yield (p, c), head
 
 
 def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:
