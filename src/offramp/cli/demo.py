@@ -74,25 +74,16 @@ def digit_splits(digits: Digits, seed: int) -> Splits:
     )
 
 
-def pick_three(built: Built) -> list[tuple[str, ExitConfig]]:
-    """The full model, one expected to be a fifth of a point below it, and one at half the cost of that."""
-    good = built.frontier.at(max_drop=0.002)
-    low = built.frontier[0].expected
-    assert good.expected is not None
-    assert low is not None
-    budget = max(good.expected.relative_cost / 2, low.relative_cost)
-    return [
-        ("full model", ExitConfig()),
-        ("0.2 points less expected", good),
-        ("half the cost of that", built.frontier.at(max_cost=budget)),
-    ]
-
-
 def _live(
     engine: Engine, built: Built, stream: list[LabelledInputs], console: Console
 ) -> list[dict[str, Any]]:
-    picked = pick_three(built)
-    results = run_configs(engine, stream, [config for _, config in picked])
+    good, low = built.frontier.at(max_drop=0.002), built.frontier[0].expected
+    assert good.expected is not None
+    assert low is not None
+    budget = max(good.expected.relative_cost / 2, low.relative_cost)
+    picked = {"full model": ExitConfig(), "0.2 points less expected": good}
+    picked["half the cost of that"] = built.frontier.at(max_cost=budget)
+    results = run_configs(engine, stream, [*picked.values()])
     unmodified = time_model(engine, stream)
     rows: list[dict[str, Any]] = [
         {
@@ -102,7 +93,7 @@ def _live(
             "milliseconds": result.milliseconds,
             "plain_milliseconds": unmodified,
         }
-        for (label, _), result in zip(picked, results, strict=True)
+        for label, result in zip(picked, results, strict=True)
     ]
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("setting", "accuracy", "MACs", "ms per batch", "time / unmodified model"):

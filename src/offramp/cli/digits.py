@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from offramp.errors import MissingExtraError
+from offramp.errors import needs_extra
 
 SPLITS = {"train": 797, "search": 500, "report": 500}
 CANVAS = 14
@@ -80,10 +80,8 @@ class Digits:
 
 def load_digits(seed: int = 0) -> Digits:
     """Split scikit-learn's bundled digits; a ``MissingExtraError`` if it is not installed."""
-    try:
+    with needs_extra("demo", "the digits need scikit-learn; run"):
         from sklearn.datasets import load_digits as bundled
-    except ImportError as error:
-        raise MissingExtraError('the digits need scikit-learn; run: pip install "offramp[demo]"') from error
     images, labels = bundled(return_X_y=True)
     x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(labels).long()

@@ -99,20 +99,6 @@ def calibration_records(artifact: Path, split: str | None, file: Path | None) ->
     return records, str(file)
 
 
-def no_certificate(samples: int, max_drop: float, delta: float, needed: int | None) -> str:
-    """Why there is none, and what would help."""
-    said = (
-        f"no configuration can be certified to lose at most {max_drop:g} with delta {delta:g} on "
-        f"{samples:,} samples\n"
-    )
-    if needed is None:
-        return said + "even the most expensive one loses that much on them: allow more, or search again"
-    return said + (
-        "if the most expensive one loses what it lost here, roughly "
-        f"{max(needed, samples + 1):,} samples would do for that one"
-    )
-
-
 def names(text: str) -> tuple[str, ...]:
     """The names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -143,7 +143,16 @@ def network_on(
         mask_input=mask_input,
         seed=seed,
     )
-    _check_applied(net, kinds, at_input)
+    there = {(p, c) for p, c, _ in net.exits()}
+    if not there:
+        wanted = ", ".join(dict.fromkeys(kinds.values()))
+        found = ", ".join(sorted({cut.layout for cut in parts.cuts}))
+        raise InputError(f"heads: none of {wanted} applies to features laid out {found}; try 'linear'")
+    for c, each in added:
+        if isinstance(each, str) and (0, c) not in there:
+            raise InputError(
+                f"input_exits[{net.head_names[c]!r}]: a head {each!r} does not apply to {net.specs[0]}"
+            )
     for _, c, head in net.exits():
         if isinstance(head, InputExit):
             _check_given(net, f"input_exits[{net.head_names[c]!r}]", head)
@@ -274,17 +283,6 @@ def _place_heads(
     return names, {
         (p, c): name for p, here in enumerate(wanted, start=1) for c, name in enumerate(names) if name in here
     }
-
-
-def _check_applied(net: ExitNetwork, kinds: Mapping[ExitIndex, str], input_exits: InputExits) -> None:
-    there = {(p, c) for p, c, _ in net.exits()}
-    if not there:
-        wanted = ", ".join(dict.fromkeys(kinds.values()))
-        layouts = ", ".join(sorted({cut.layout for cut in net.partition.cuts}))
-        raise InputError(f"heads: none of {wanted} applies to features laid out {layouts}; try 'linear'")
-    for name, each in input_exits.items():
-        if isinstance(each, str) and (0, net.head_names.index(name)) not in there:
-            raise InputError(f"input_exits[{name!r}]: a head {each!r} does not apply to {net.specs[0]}")
 
 
 def _check_given(net: ExitNetwork, where: str, head: InputExit) -> None:

@@ -76,24 +76,17 @@ class InputExit(nn.Module):
 class ExitNetwork(nn.Module):
     """Segments and heads. Made by ``attach_exits``; as a module it owns the heads only.
 
+    The constructor takes P ``specs`` of what heads are given, None at the input where no head is trained on
+    it; ``kinds`` of the heads that are trained; ``given`` modules by head index, exits at the input that are
+    not; and ``mask_input``, the index of the input that tells real tokens from padding, or None.
+
     Attributes:
         positions: P names, "input" first.
-        heads: P module dicts, head name -> head.
+        heads: P module dicts, head name -> head; ``head_names`` are all C names.
         outputs: K.
         answer_shape: of one sample, (K,) or (L, K).
         output: key of the answer in what the model returns, or None.
-
-    Args:
-        parts: the backbone as a chain of segments, kept as ``partition``.
-        specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
-        kinds: (position, head index) -> kind of the heads that are trained.
-        given: head index -> module, for the exits at the input that are not.
-        head_names: C names.
-        task: what an answer is.
-        confidence: name of the confidence.
-        answer: where the answer is in what the model returns, kept as ``output_field``.
-        mask_input: index of the input that tells real tokens from padding, or None.
-        seed: of the heads' initial weights.
+        partition: the backbone as a chain of segments.
     """
 
     def __init__(
@@ -265,10 +258,9 @@ class ExitNetwork(nn.Module):
         if not self.task.per_token:
             return lambda outputs, mask=None: base(outputs)
 
-        def over_tokens(outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-            return token_mean(base(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask)
-
-        return over_tokens
+        return lambda outputs, mask=None: token_mean(
+            base(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask
+        )
 
     def iter_activations(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Run the chain on flat inputs: yields (position, activations there), and last (P, flat outputs).
@@ -287,16 +279,10 @@ class ExitNetwork(nn.Module):
             yield p, activations[0] if p < len(self.positions) else self.answer(activations)
 
     def forward_all(self, inputs: object) -> tuple[dict[ExitIndex, Tensor], Tensor]:
-        """Every exit's answer and the full model's.
+        """Every exit's answer and the full model's, of a batch of B as the model takes; heads in eval mode.
 
-        Args:
-            inputs: as the model takes them, a batch of B.
-
-        Returns:
-            ({(position, head index): (B, K)}, (B, K)), or (B, L, K); heads run in eval mode.
-
-        Raises:
-            InputError: the inputs do not fit the model.
+        They are ({(position, head index): (B, K)}, (B, K)), or with (B, L, K) for (B, K). ``InputError``: the
+        inputs do not fit the model.
         """
         found, final = self.answers(self.partition.spec.flatten(inputs))
         return {exit_: self.task.answer(out) for exit_, out in found.items()}, self.task.answer(final)

@@ -1,9 +1,5 @@
 """Figures of the report: arrays in, HTML <figure> with inline SVG out. Needs matplotlib (extra ``plot``).
 
-frontier_figure   quality over cost: configurations, single exits, the full model
-shares_figure     where the samples leave, one bar per configuration
-depth_figure      quality of each exit on its own, over its position
-
 Text stays text, ids carry the figure's name (several share a page), and the same arrays give the same bytes
 whatever the caller's matplotlib settings are. The pyplot state is not touched. Legends are HTML: they wrap.
 """
@@ -20,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.errors import MissingExtraError
+from offramp.errors import needs_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,12 +81,8 @@ def _printable(value: str) -> str:
 
 def require_matplotlib() -> None:
     """Check for the extra before any work is done; a ``MissingExtraError`` if matplotlib is not installed."""
-    try:
+    with needs_extra("plot", "a report needs matplotlib; install it"):
         import matplotlib  # noqa: F401 (only whether it is there)
-    except ImportError as error:
-        raise MissingExtraError(
-            'a report needs matplotlib; install it: pip install "offramp[plot]"'
-        ) from error
 
 
 def frontier_figure(
@@ -275,16 +267,13 @@ def _inline(document: str, name: str, label: str) -> str:
         element.tag = element.tag.partition("}")[2]
         for key, value in list(element.attrib.items()):
             del element.attrib[key]
-            element.set(key.partition("}")[2] or key, _prefixed(key, value, f"{name}-"))
+            own = value.replace("url(#", f"url(#{name}-")
+            if key == "id":
+                own = f"{name}-{value}"
+            elif key.endswith("}href"):
+                own = f"#{name}-{value.removeprefix('#')}"
+            element.set(key.partition("}")[2] or key, own)
     for key in ("width", "height", "version"):
         del root.attrib[key]
     root.attrib |= {"role": "img", "aria-label": label, "stroke-linejoin": "round"}
     return ET.tostring(root, encoding="unicode")
-
-
-def _prefixed(key: str, value: str, prefix: str) -> str:
-    if key == "id":
-        return prefix + value
-    if key.endswith("}href"):
-        return "#" + prefix + value.removeprefix("#")
-    return value.replace("url(#", "url(#" + prefix)

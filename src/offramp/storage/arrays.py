@@ -32,8 +32,7 @@ def arrays_digest(arrays: Arrays, meta: str) -> str:
 def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mapping[str, Any]) -> None:
     """Write arrays and plain JSON meta data as one safetensors file with a digest."""
     document: dict[str, Any] = {"format": kind, "version": version, "meta": dict(meta)}
-    native = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
-    native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in native.items()}
+    native = {name: np.array(a, a.dtype.newbyteorder("="), order="C") for name, a in arrays.items()}
     document["sha256"] = arrays_digest(native, canonical(document))
     with atomic_write(path) as temporary:
         # one key only: safetensors writes several in no fixed order, and equal content must give equal bytes
