@@ -178,7 +178,7 @@ class ExitNetwork(nn.Module):
     def exists(self) -> npt.NDArray[np.bool_]:
         """(P, C), whether there is such a head at a position."""
         here = map(self._heads_at, range(len(self.positions)))
-        return np.array([[name in heads for name in self.head_names] for heads in here])
+        return np.array([[name in heads for name in self.head_names] for heads in here], bool)
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
