@@ -123,7 +123,7 @@ def frontier_figure(
     caption = "Up and to the left is better. Small marks are single exits that every sample takes."
     if hidden := count - int(shown.sum()):
         caption += f" {hidden} of the {count} lie outside this window."
-    return _figure(title, _svg("frontier", 3.0, title, draw), [*own, *_legend(heads)], caption)
+    return _figure("frontier", title, 3.0, draw, [*own, *_legend(heads)], caption)
 
 
 def _around(values: Floats, least: float, below: float, above: float) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
     title = "Where samples leave"
     names = [*(positions[at] for at in used), OWN_OUTPUT]
     legend = [(colour, "■", name) for colour, name in zip(colours, names, strict=True)]
-    return _figure(title, _svg("shares", 0.7 + 0.23 * len(labels), title, draw), legend, caption)
+    return _figure("shares", title, 0.7 + 0.23 * len(labels), draw, legend, caption)
 
 
 def depth_figure(
@@ -195,10 +195,10 @@ def depth_figure(
 
     title = f"{name} against depth"
     if np.isnan(alone).all():
-        return _figure(title, "", [], "These records hold no exits.")
+        return _figure("depth", title, 3.0, None, [], "These records hold no exits.")
     caption = "Each exit on its own, on all samples. A gap means that there is no such head."
     legend = [(INK, "╌", "full model"), *_legend(heads)]
-    return _figure(title, _svg("depth", 3.0, title, draw), legend, caption)
+    return _figure("depth", title, 3.0, draw, legend, caption)
 
 
 def _mark(head: int) -> tuple[str, str, str]:
@@ -230,12 +230,16 @@ def _short(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
-def _figure(heading: str, picture: str, legend: Legend, caption: str) -> str:
+def _figure(
+    name: str, title: str, height: float, draw: Callable[[Axes], None] | None, legend: Legend, caption: str
+) -> str:
+    """A card with a picture, unless there is nothing to draw."""
     items = "".join(
         f'<li><i style="color:{colour}">{mark}</i>{text(name)}</li>' for colour, mark, name in legend
     )
+    picture = "" if draw is None else _svg(name, height, title, draw)
     return (
-        f"<figure class=card><h2>{text(heading[0].upper() + heading[1:])}</h2><ul class=legend>{items}</ul>\n"
+        f"<figure class=card><h2>{text(title[0].upper() + title[1:])}</h2><ul class=legend>{items}</ul>\n"
         f"{picture}\n<figcaption class=quiet>{text(caption)}</figcaption></figure>\n"
     )
 
@@ -254,12 +258,8 @@ def _svg(name: str, height: float, label: str, draw: Callable[[Axes], None]) -> 
         draw(figure.subplots())
         figure.set_canvas(FigureCanvasSVG(figure))
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(stream.getvalue(), name, label)
-
-
-def _inline(document: str, name: str, label: str) -> str:
-    """Make a stand-alone SVG document fit to sit in a page beside others."""
-    root = ET.fromstring(document)
+    # a stand-alone document, made fit to sit in a page beside others
+    root = ET.fromstring(stream.getvalue())
     for parent in list(root.iter()):
         # A <style> would reach the whole page, not just its picture; the metadata say nothing.
         parent[:] = [child for child in parent if not child.tag.endswith(("}style", "}metadata"))]
