@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OfframpError(Exception):
     """Root of all errors raised on purpose by Offramp."""
@@ -33,3 +36,12 @@ class QueueFull(OfframpError):  # noqa: N818 (named like the one in the standard
 
 class Expired(OfframpError):  # noqa: N818
     """A deadline passed before the answer was there."""
+
+
+@contextmanager
+def needs_extra(name: str, why: str) -> Iterator[None]:
+    """Imports of an extra of this package: one that fails is a ``MissingExtraError`` that says ``why``."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(f'{why}: pip install "offramp[{name}]"') from error

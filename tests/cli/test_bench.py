@@ -77,7 +77,7 @@ def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):
     ("options", "message"),
     [
         (["--unit", "euros"], "--unit: expected seconds or joules, got 'euros'"),
-        (["--batch-size", "0"], "expected batch_size of at least 1"),
+        (["--batch-size", "0"], "expected batch_size to be an integer of at least 1"),
         (["--dtype", "int3"], "dtype: expected"),
         (["--int8", "--dtype", "bfloat16"], "choose one"),
     ],

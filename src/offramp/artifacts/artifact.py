@@ -111,9 +111,7 @@ def load(
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    if restore_backbone:
-        _restore(folder, manifest, model)
-    _check_backbone(folder, manifest, model)
+    _check_backbone(folder, manifest, model, restore_backbone)
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
     described = manifest["network"]
     try:  # before any weight of a given module is touched
@@ -126,10 +124,7 @@ def load(
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
     """Put another frontier into an artifact; everything else stays byte for byte.
 
-    Raises:
-        ArtifactError: the artifact is damaged.
-        InputError: the frontier is of another network.
-        StorageError: it cannot be written.
+    An ``ArtifactError`` if it is damaged, an ``InputError`` if the frontier is of another network.
     """
     source = Path(path)
     manifest = read_manifest(source)
@@ -163,9 +158,9 @@ def _example(net: ExitNetwork) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     example = {}
     for name, value in zip(net.partition.spec.names, net.partition.flow.trace.example, strict=True):
-        few = value[:2]
-        noisy = few.dtype.is_floating_point
-        example[name] = torch.randn(few.shape, generator=generator).to(few.dtype) if noisy else few
+        few = example[name] = value[:2]
+        if few.dtype.is_floating_point:
+            example[name] = torch.randn(few.shape, generator=generator).to(few.dtype)
     return example
 
 
@@ -189,34 +184,32 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
     }
 
 
-def _restore(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
-    if BACKBONE not in manifest["files"]:
-        raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-    stored = load_tensors(folder / BACKBONE)
-    own = model.state_dict()
-    wrong = sorted(name for name in stored.keys() | own.keys() if _kind(stored, name) != _kind(own, name))
-    if wrong:  # seen before anything is loaded: the model stays as it was
-        raise ArtifactError(
-            f"{folder}: the stored backbone does not fit this {type(model).__qualname__}: {wrong[0]!r} is "
-            f"{_kind(stored, wrong[0])} in the artifact and {_kind(own, wrong[0])} in the model"
-        )
-    model.load_state_dict(stored)
-
-
-def _kind(state: Mapping[str, Any], name: str) -> str:
-    value = state.get(name)
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
+def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module, restore: bool) -> None:
+    """Refuse another backbone than the artifact's; with ``restore``, give it the stored weights first."""
+    stored = BACKBONE in manifest["files"]
+    if restore:
+        if not stored:
+            raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
+        weights, own = load_tensors(folder / BACKBONE), model.state_dict()
+        wrong = sorted(key for key in weights.keys() | own.keys() if _kind(weights, key) != _kind(own, key))
+        if wrong:  # seen before anything is loaded: the model stays as it was
+            raise ArtifactError(
+                f"{folder}: the stored backbone does not fit this {type(model).__qualname__}: {wrong[0]!r} "
+                f"is {_kind(weights, wrong[0])} in the artifact and {_kind(own, wrong[0])} in the model"
+            )
+        model.load_state_dict(weights)
     wanted, got = manifest["backbone"]["digest"], model_digest(model)
     if wanted != got:
-        stored = BACKBONE in manifest["files"]
         hint = "pass restore_backbone=True" if stored else "load the weights that it was built with"
         raise ArtifactError(
             f"{folder} was made for another model: expected a {manifest['backbone']['class']} with weights "
             f"{wanted[:12]}, got a {type(model).__qualname__} with {got[:12]}; {hint}"
         )
+
+
+def _kind(state: Mapping[str, Any], name: str) -> str:
+    value = state.get(name)
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partition:
@@ -247,14 +240,15 @@ def _attach(
             f"{folder}: parts: the model is cut in other places than the artifact's; leave it out"
         )
     try:
+        heads, at_input = _placed(folder, described, input_exits)
         net = network_on(
             _cut(folder, manifest, model) if parts is None else parts,
-            heads=_heads(described),
+            heads=heads,
             task=make_task(described["task"], **described.get("task_options", {})),
             confidence=described["confidence"],
             output=described["output"],
             input_layout=described.get("input_layout"),
-            input_exits=_input_exits(folder, described, input_exits),
+            input_exits=at_input,
             mask=described.get("mask"),
         )
         net.load_state_dict(load_tensors(file_of(folder, manifest, "heads.safetensors")))
@@ -270,22 +264,18 @@ def _attach(
     return net.eval()
 
 
-def _heads(described: Mapping[str, Any]) -> Any:
-    """Which kinds sit where."""
-    at_input = {c for p, c, _ in described["kinds"] if p == 0}
-    names = tuple(name for c, name in enumerate(described["heads"]) if c not in at_input)
-    return HeadPlacement(names, {(p, c): kind for p, c, kind in described["kinds"] if p})
-
-
-def _input_exits(
+def _placed(
     folder: Path, described: Mapping[str, Any], given: Mapping[str, nn.Module]
-) -> dict[str, nn.Module | str]:
-    at_input = [(described["heads"][c], kind) for p, c, kind in described.get("kinds", []) if p == 0]
-    wanted = {name for name, kind in at_input if kind is None}
+) -> tuple[HeadPlacement, dict[str, nn.Module | str]]:
+    """Which kinds sit where, and the exits at the input, with the modules that were given for them."""
+    at_input = {described["heads"][c]: kind for p, c, kind in described["kinds"] if p == 0}
+    wanted = {name for name, kind in at_input.items() if kind is None}
     if set(given) != wanted:
         names = ", ".join(sorted(wanted)) or "none"
         raise ArtifactError(
             f"{folder}: expected input exits {names}, got {', '.join(sorted(given)) or 'none'}; "
             "pass them as input_exits={name: module}"
         )
-    return {name: given[name] if kind is None else kind for name, kind in at_input}
+    inner = tuple(name for name in described["heads"] if name not in at_input)
+    placement = HeadPlacement(inner, {(p, c): kind for p, c, kind in described["kinds"] if p})
+    return placement, {name: given[name] if kind is None else kind for name, kind in at_input.items()}

@@ -29,11 +29,7 @@ write_manifest = ARTIFACT.write
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check the manifest, and every file it names.
-
-    Raises:
-        ArtifactError: missing, damaged, truncated or of a newer version.
-    """
+    """The manifest; it and every file it names are checked (``ArtifactError``)."""
     document = ARTIFACT.read(folder)
     for section, fields in _FIELDS.items():
         found = document.get(section)
@@ -46,40 +42,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def pinned(folder: Path) -> str:
-    """SHA-256 of what an artifact keeps when its frontier is replaced: backbone, network, inputs, heads.
-
-    Raises:
-        ArtifactError: the manifest is missing or damaged.
-    """
+    """SHA-256 of what an artifact keeps when its frontier is replaced: backbone, network, inputs, heads."""
     document = ARTIFACT.unchecked(folder)
     kept = {key: document.get(key) for key in DESCRIPTION}
     return document_digest({**kept, "heads": document["files"].get("heads.safetensors")})
 
 
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
-    """The artifact's configurations.
-
-    Raises:
-        ArtifactError: there are none, or they are damaged.
-    """
+    """The artifact's configurations; an ``ArtifactError`` if there are none, or they are damaged."""
     return read_as(file_of(folder, manifest, "frontier.json"), Frontier.from_json)
 
 
 def load_costs(folder: Path, manifest: Mapping[str, Any]) -> CostTable:
-    """The artifact's costs.
-
-    Raises:
-        ArtifactError: there are none, or they are damaged.
-    """
+    """The artifact's costs; an ``ArtifactError`` if there are none, or they are damaged."""
     return read_as(file_of(folder, manifest, "costs.json"), CostTable.from_json)
 
 
 def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRecords:
-    """Records stored under a name.
-
-    Raises:
-        ArtifactError: there are none.
-    """
+    """Records stored under a name; an ``ArtifactError`` if there are none."""
     file = RECORDS.format(name)
     if file not in manifest["files"]:
         raise ArtifactError(f"{folder} holds no {name} records; build it again with a {name!r} split")

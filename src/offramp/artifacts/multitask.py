@@ -23,8 +23,6 @@ TASKS_FORMAT = "offramp.tasks"
 VERSION = 1
 TASKS = "tasks.json"
 
-Loaded = tuple[dict[str, ExitNetwork], dict[str, Frontier], dict[str, CostTable]]
-
 
 def save_tasks(
     path: str | Path,
@@ -81,7 +79,7 @@ def load_tasks(
     *,
     restore_backbone: bool = False,
     input_exits: Mapping[str, Mapping[str, nn.Module]] | None = None,
-) -> Loaded:
+) -> tuple[dict[str, ExitNetwork], dict[str, Frontier], dict[str, CostTable]]:
     """Read what ``save_tasks`` wrote; the model is traced once.
 
     Args:

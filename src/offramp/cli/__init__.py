@@ -2,6 +2,4 @@
 
 from offramp.cli.app import main
 
-__all__ = [
-    "main",
-]  # fmt: skip
+__all__ = ["main"]

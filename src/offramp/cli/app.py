@@ -19,26 +19,13 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from offramp.cli import options
 from offramp.cli.bench import bench
 from offramp.cli.export import export
-from offramp.cli.options import (
-    Artifact,
-    Data,
-    Device,
-    InputExit,
-    Json,
-    MaxCost,
-    MaxDrop,
-    MinQuality,
-    Model,
-    Tradeoff,
-)
 from offramp.cli.output import (
     calibration_records,
     check_writable,
-    heads_of,
     names,
-    no_certificate,
     open_artifact,
     pick,
     price_of,
@@ -118,7 +105,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the artifact and the report.")] = Path("offramp-demo"),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    json_: Json = False,
+    json_: options.Json = False,
 ) -> None:
     """See it work on real handwritten digits, in about a minute: train, attach, search, switch, report."""
     from offramp.cli.demo import run_demo
@@ -132,8 +119,8 @@ def demo(
 @app.command()
 @guarded
 def build(
-    model: Model,
-    data: Data,
+    model: options.Model,
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder of the artifact; an older artifact there is replaced.")],
     heads: Annotated[
         str, typer.Option(help="'auto', or kinds of exit to try, separated by commas.")
@@ -147,13 +134,11 @@ def build(
         str, typer.Option(help="What an answer is: classification, multi-label, 'regression,scale=10' ...")
     ] = "classification",
     confidence: Annotated[
-        str | None,
-        typer.Option(help="How certain an exit is: max-probability, margin, entropy ..."),
+        str | None, typer.Option(help="How certain an exit is: max-probability, margin, entropy ...")
     ] = None,
-    input_exit: InputExit = None,
+    input_exit: options.InputExit = None,
     mask: Annotated[
-        str | None,
-        typer.Option(help="Name of the input that is 0 at padding; attention_mask is found."),
+        str | None, typer.Option(help="Name of the input that is 0 at padding; attention_mask is found.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Key of the scores where the model returns a dict.")
@@ -166,8 +151,8 @@ def build(
         bool, typer.Option("--store-backbone", help="Store the model's weights too.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = 0,
-    device: Device = None,
-    json_: Json = False,
+    device: options.Device = None,
+    json_: options.Json = False,
 ) -> None:
     """Attach exits to your model, train them, find the configurations, and write an artifact.
 
@@ -179,7 +164,7 @@ def build(
     from offramp.training import TrainConfig
 
     config = BuildConfig(
-        heads=heads_of(heads),
+        heads="auto" if heads == "auto" else names(heads),
         cuts=cuts if cuts in ("auto", "all") else names(cuts),
         confidence=confidence,
         output=output,
@@ -210,7 +195,7 @@ def build(
 @app.command()
 @guarded
 def search(
-    artifact: Artifact,
+    artifact: options.Artifact,
     method: Annotated[str, typer.Option(help="exact, single-pass, iterative or same-threshold.")] = "exact",
     regularise: Annotated[
         str, typer.Option(help="'auto', 'none', or a price per exit such as 0.0005.")
@@ -218,7 +203,7 @@ def search(
     max_exits: Annotated[
         int | None, typer.Option(help="At most this many exits in a configuration; as built unless given.")
     ] = None,
-    json_: Json = False,
+    json_: options.Json = False,
 ) -> None:
     """Search the configurations of an artifact again; the model is not needed."""
     from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest, replace_frontier
@@ -227,9 +212,8 @@ def search(
     manifest = read_manifest(artifact)
     records, costs = load_records(artifact, manifest, "search"), load_costs(artifact, manifest)
     price = price_of(regularise)
-    if max_exits is None:
-        max_exits = load_frontier(artifact, manifest).max_exits
-    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=max_exits)
+    most = load_frontier(artifact, manifest).max_exits if max_exits is None else max_exits
+    frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=most)
     replace_frontier(artifact, frontier)
     show_artifact(artifact, frontier, json_)
 
@@ -237,12 +221,12 @@ def search(
 @app.command(name="eval")
 @guarded
 def evaluate(
-    artifact: Artifact,
-    max_cost: MaxCost = None,
-    max_drop: MaxDrop = None,
-    min_quality: MinQuality = None,
-    tradeoff: Tradeoff = None,
-    json_: Json = False,
+    artifact: options.Artifact,
+    max_cost: options.MaxCost = None,
+    max_drop: options.MaxDrop = None,
+    min_quality: options.MinQuality = None,
+    tradeoff: options.Tradeoff = None,
+    json_: options.Json = False,
 ) -> None:
     """Show what the configurations do on the report split, from the artifact alone."""
     from offramp.artifacts import load_frontier, read_manifest
@@ -256,7 +240,7 @@ def evaluate(
 @app.command()
 @guarded
 def certify(
-    artifact: Artifact,
+    artifact: options.Artifact,
     max_drop: Annotated[
         float, typer.Option(help="At most this loss of quality on new data: 0.005 is half a point.")
     ],
@@ -265,7 +249,7 @@ def certify(
         str | None, typer.Option(help="Which of the artifact's records to use; report unless given.")
     ] = None,
     records: Annotated[Path | None, typer.Option(help="A file of records of new samples instead.")] = None,
-    json_: Json = False,
+    json_: options.Json = False,
 ) -> None:
     """Find the cheapest configuration that provably loses at most --max-drop on new data.
 
@@ -284,8 +268,18 @@ def certify(
         needed = samples_needed(frontier, seen, costs, max_drop=max_drop, delta=delta)
         if json_:
             print_json({"certified": False, "samples": seen.samples, "samples_needed": needed})
+            raise typer.Exit(3)
+        print(
+            f"no configuration can be certified to lose at most {max_drop:g} with delta {delta:g} on "
+            f"{seen.samples:,} samples"
+        )
+        if needed is None:
+            print("even the most expensive one loses that much on them: allow more, or search again")
         else:
-            print(no_certificate(seen.samples, max_drop, delta, needed))
+            print(
+                "if the most expensive one loses what it lost here, roughly "
+                f"{max(needed, seen.samples + 1):,} samples would do for that one"
+            )
         raise typer.Exit(3)
     replace_frontier(artifact, frontier.with_certificate(config))
     index = [own.choices for own in frontier].index(config.choices)
@@ -305,17 +299,17 @@ def certify(
 @app.command()
 @guarded
 def run(
-    artifact: Artifact,
-    model: Model,
-    data: Data,
-    max_cost: MaxCost = None,
-    max_drop: MaxDrop = None,
-    min_quality: MinQuality = None,
-    tradeoff: Tradeoff = None,
+    artifact: options.Artifact,
+    model: options.Model,
+    data: options.Data,
+    max_cost: options.MaxCost = None,
+    max_drop: options.MaxDrop = None,
+    min_quality: options.MinQuality = None,
+    tradeoff: options.Tradeoff = None,
     split: Annotated[str, typer.Option(help="Which of the data's loaders to run over.")] = "report",
-    input_exit: InputExit = None,
-    device: Device = None,
-    json_: Json = False,
+    input_exit: options.InputExit = None,
+    device: options.Device = None,
+    json_: options.Json = False,
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
     from offramp.core import ExitConfig
@@ -354,7 +348,7 @@ def run(
 @app.command()
 @guarded
 def report(
-    artifact: Artifact,
+    artifact: options.Artifact,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
 ) -> None:
@@ -364,10 +358,8 @@ def report(
 
     manifest = read_manifest(artifact)
     records = load_records(artifact, manifest, "report")
-    written = write_report(
-        out, load_frontier(artifact, manifest), records, load_costs(artifact, manifest), title=title
-    )
-    print(f"wrote {written}")
+    frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
+    print(f"wrote {write_report(out, frontier, records, costs, title=title)}")
 
 
 for _command in (bench, export):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from offramp.cli.options import Artifact, InputExit, Json, Model
 from offramp.cli.output import check_writable, open_artifact, print_json, show
 from offramp.errors import InputError
-
-if TYPE_CHECKING:
-    from offramp.core import CostTable, ExitRecords, Frontier
 
 UNITS = ("seconds", "joules")
 
@@ -40,6 +37,7 @@ def bench(
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
     from offramp.artifacts import check_replaceable, load_records, read_manifest, save
+    from offramp.core import evaluate
     from offramp.measure import measure_cost
     from offramp.runtime import Execution, keep_memory as keep_freed_memory
     from offramp.solver import search as find_frontier
@@ -61,32 +59,21 @@ def bench(
     if out is not None:
         save(out, net, frontier, costs, records=records)
     split = names[-1]
+    measured, eager = costs.meta, costs.eager
+    assert measured is not None
+    assert eager is not None
     if json_:
-        print_json(_figures(costs, frontier, records[split], split))
+        rows = [
+            {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / eager}
+            for each in evaluate(records[split], costs, frontier)
+        ]
+        print_json({"unit": unit, "measured": dict(measured), "split": split, "configurations": rows})
         return
     show(frontier, records[split], costs, split)
-    print(_summary(costs))
+    figure = f"{1e3 * eager:.3g} ms" if unit == "seconds" else f"{eager:.3g} J"
+    print(
+        f"batches of {measured['batch_size']}, {measured['threads']} threads, per sample: the unmodified "
+        f"model takes {figure}; without exits the engine takes {costs.full / eager:.1%} of that"
+    )
     if out is not None:
         print(f"wrote {out}")
-
-
-def _figures(costs: CostTable, frontier: Frontier, records: ExitRecords, split: str) -> dict[str, Any]:
-    from offramp.core import evaluate
-
-    assert costs.meta is not None
-    assert costs.eager is not None
-    rows = [
-        {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / costs.eager}
-        for each in evaluate(records, costs, frontier)
-    ]
-    return {"unit": costs.unit, "measured": dict(costs.meta), "split": split, "configurations": rows}
-
-
-def _summary(costs: CostTable) -> str:
-    assert costs.meta is not None
-    assert costs.eager is not None
-    figure = f"{1e3 * costs.eager:.3g} ms" if costs.unit == "seconds" else f"{costs.eager:.3g} J"
-    return (
-        f"batches of {costs.meta['batch_size']}, {costs.meta['threads']} threads, per sample: the unmodified "
-        f"model takes {figure}; without exits the engine takes {costs.full / costs.eager:.1%} of that"
-    )

@@ -22,20 +22,11 @@ _EPOCHS = 50
 
 
 def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train, attach, search, switch, save and report; prints as it goes.
+    """Train, attach, search, switch, save and report; prints as it goes; returns the figures as plain data.
 
-    Args:
-        out: folder for the artifact and the report.
-        console: where to print.
-        progress: None shows bars when standard error is a terminal.
-        seed: of everything random.
-
-    Returns:
-        The figures, as plain data.
-
-    Raises:
-        MissingExtraError: scikit-learn or matplotlib is not installed.
-        StorageError: the folder cannot be written or is full.
+    ``out`` is the folder for the artifact and the report; ``progress`` None shows bars when standard error
+    is a terminal; ``seed`` is of everything random. A ``MissingExtraError`` if scikit-learn or matplotlib is
+    not installed, a ``StorageError`` if the folder cannot be written or is full.
     """
     require_matplotlib()
     digits = load_digits(seed)
@@ -45,10 +36,15 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     splits = digit_splits(digits, seed)
     console.print("[bold]2[/]  Attaching exits to the frozen network, training and searching them")
     built = build(model, splits, BuildConfig(max_exits=3), progress=progress)
-    _describe(built, console)
-    rows = frontier_rows(built.frontier, built.records["report"], built.costs)
+    exits, positions = len(built.training.exits), len(built.net.positions) - 1
+    console.print(f"   {exits} candidate exits at {positions} positions, at most 3 enabled at a time")
+    console.print(
+        f"   full model {built.costs.full / 1e6:.2f} M MACs, {len(built.frontier)} configurations found"
+    )
+    records = built.records["report"]
+    rows = frontier_rows(built.frontier, records, built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
-    console.print(frontier_table(rows, built.records["report"], built.costs.unit))
+    console.print(frontier_table(rows, records, built.costs.unit))
     console.print("[dim]* no other row is as cheap and as good; points: against the full model[/]")
     console.print("\n[bold]4[/]  One engine, switched live on the same stream of batches of 64\n")
     engine = Engine(built.net, prepare=built.frontier)
@@ -56,15 +52,16 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     live = _live(engine, built, stream, console)
     artifact, report = out / "artifact", out / "report.html"
     save(artifact, built.net, built.frontier, built.costs, records=built.records, include_backbone=True)
-    write_report(
-        report,
-        built.frontier,
-        built.records["report"],
-        built.costs,
-        title="Offramp on handwritten digits",
-    )
+    write_report(report, built.frontier, records, built.costs, title="Offramp on handwritten digits")
     console.print(f"\n[bold]5[/]  Saved {artifact} and {report}", soft_wrap=True)
-    _next(console, artifact, report)
+    console.print(
+        f"\n   Next: open {report} in a browser\n"
+        f"         offramp eval {artifact}      (the dial, from the artifact)\n"
+        f"         offramp search {artifact}    (search again, with other options)\n"
+        "         offramp build --help                      (the same for your own model)",
+        highlight=False,
+        soft_wrap=True,
+    )
     return {"rows": rows, "live": live, "artifact": str(artifact), "report": str(report)}
 
 
@@ -77,47 +74,18 @@ def digit_splits(digits: Digits, seed: int) -> Splits:
     )
 
 
-def pick_three(built: Built) -> list[tuple[str, ExitConfig]]:
-    """The full model, one expected to be a fifth of a point below it, and one at half the cost of that."""
-    good = built.frontier.at(max_drop=0.002)
-    low = built.frontier[0].expected
-    assert good.expected is not None
-    assert low is not None
-    budget = max(good.expected.relative_cost / 2, low.relative_cost)
-    return [
-        ("full model", ExitConfig()),
-        ("0.2 points less expected", good),
-        ("half the cost of that", built.frontier.at(max_cost=budget)),
-    ]
-
-
-def _describe(built: Built, console: Console) -> None:
-    exits, positions = len(built.training.exits), len(built.net.positions) - 1
-    console.print(f"   {exits} candidate exits at {positions} positions, at most 3 enabled at a time")
-    console.print(
-        f"   full model {built.costs.full / 1e6:.2f} M MACs, {len(built.frontier)} configurations found"
-    )
-
-
 def _live(
     engine: Engine, built: Built, stream: list[LabelledInputs], console: Console
 ) -> list[dict[str, Any]]:
-    picked = pick_three(built)
-    results = run_configs(engine, stream, [config for _, config in picked])
+    good, low = built.frontier.at(max_drop=0.002), built.frontier[0].expected
+    assert good.expected is not None
+    assert low is not None
+    budget = max(good.expected.relative_cost / 2, low.relative_cost)
+    picked = {"full model": ExitConfig(), "0.2 points less expected": good}
+    picked["half the cost of that"] = built.frontier.at(max_cost=budget)
+    results = run_configs(engine, stream, [*picked.values()])
     unmodified = time_model(engine, stream)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / eager model"):
-        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
-    for (label, _), result in zip(picked, results, strict=True):
-        table.add_row(
-            label,
-            f"{result.quality:.2%}",
-            f"{result.relative_macs:.1%}",
-            f"{result.milliseconds:.2f}",
-            f"{result.milliseconds / unmodified:.2f}",
-        )
-    console.print(table)
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "setting": label,
             "quality": result.quality,
@@ -125,16 +93,14 @@ def _live(
             "milliseconds": result.milliseconds,
             "plain_milliseconds": unmodified,
         }
-        for (label, _), result in zip(picked, results, strict=True)
+        for label, result in zip(picked, results, strict=True)
     ]
-
-
-def _next(console: Console, artifact: Path, report: Path) -> None:
-    console.print(
-        f"\n   Next: open {report} in a browser\n"
-        f"         offramp eval {artifact}      (the dial, from the artifact)\n"
-        f"         offramp search {artifact}    (search again, with other options)\n"
-        "         offramp build --help                      (the same for your own model)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("setting", "accuracy", "MACs", "ms per batch", "time / eager model"):
+        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
+    for row in rows:
+        label, quality, macs, milliseconds, _ = row.values()
+        share = f"{milliseconds / unmodified:.2f}"
+        table.add_row(label, f"{quality:.2%}", f"{macs:.1%}", f"{milliseconds:.2f}", share)
+    console.print(table)
+    return rows

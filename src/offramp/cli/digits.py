@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from offramp.errors import MissingExtraError
+from offramp.errors import needs_extra
 
 SPLITS = {"train": 797, "search": 500, "report": 500}
 CANVAS = 14
@@ -45,9 +45,7 @@ class ResidualBlock(nn.Module):
 class DigitsResNet(nn.Module):
     """A residual network for (B, 1, 14, 14) images and 10 classes; a block costs about the same at any depth.
 
-    Args:
-        depth: blocks in each of the three stages.
-        width: channels of the first stage; doubled at each later one.
+    It has three stages of ``depth`` blocks; ``width`` is the first's channels, doubled at each later one.
     """
 
     def __init__(self, depth: int = 2, width: int = 16) -> None:
@@ -81,15 +79,9 @@ class Digits:
 
 
 def load_digits(seed: int = 0) -> Digits:
-    """Split scikit-learn's bundled digits.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-    try:
+    """Split scikit-learn's bundled digits; a ``MissingExtraError`` if it is not installed."""
+    with needs_extra("demo", "the digits need scikit-learn; run"):
         from sklearn.datasets import load_digits as bundled
-    except ImportError as error:
-        raise MissingExtraError('the digits need scikit-learn; run: pip install "offramp[demo]"') from error
     images, labels = bundled(return_X_y=True)
     x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(labels).long()
@@ -99,13 +91,9 @@ def load_digits(seed: int = 0) -> Digits:
 
 
 def placed(images: Tensor) -> Tensor:
-    """Turn, scale and move each image at random on a larger canvas (global random state).
+    """Each image of (B, 1, 8, 8) at random on a canvas (B, 1, 14, 14), by the global random state.
 
-    Args:
-        images: (B, 1, 8, 8).
-
-    Returns:
-        (B, 1, 14, 14); turned by up to 23 degrees, scaled by up to 10 %, moved by up to 3 pixels each way.
+    It is turned by up to 23 degrees, scaled by up to 10 % and moved by up to 3 pixels each way.
     """
     count, border = len(images), (CANVAS - 8) // 2
     angle, scale = 0.8 * (torch.rand(count) - 0.5), 0.9 + 0.2 * torch.rand(count)
@@ -140,11 +128,8 @@ def train_backbone(
 ) -> DigitsResNet:
     """Train a digits network from nothing: SGD, warm-up and cosine, placed anew in every epoch.
 
-    Args:
-        data: the training split.
-        epochs: passes over it.
-        seed: of weights, order and places; the global random state is left alone.
-        advance: told the number of epochs done.
+    ``seed`` is of weights, order and places, and leaves the global random state alone; ``advance`` is told
+    the number of epochs done.
     """
     images, labels = data
     steps = math.ceil(len(images) / 64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,12 +12,12 @@ from offramp.cli.options import Artifact, InputExit, Json, MaxCost, MaxDrop, Min
 from offramp.cli.output import check_writable, names, open_artifact, pick, print_json
 from offramp.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from offramp.export.manifest import Export
-
-KINDS = ("onnx", "onnx-single", "executorch")
+KINDS = {
+    "onnx": ("onnx", "to_onnx", "ort", "OrtEngine"),
+    "onnx-single": ("onnx_single", "to_onnx_single", "ort", "OrtSingle"),
+    "executorch": ("executorch", "to_executorch", "executorch", "EtEngine"),
+}
+"""What ``--to`` takes: modules of ``offramp.export`` and what is in them, to write and to run."""
 
 
 def export(
@@ -51,58 +52,28 @@ def export(
     _, net, frontier, costs = open_artifact(artifact, model, input_exit, "cpu")
     chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
     taken = frontier if chosen is None else Frontier([chosen])
-    named = None if classes is None else names(classes)
-    written = _writer(to)(net, taken, costs, out, classes=named)
+    module, writer, runtime, engine = KINDS[to]
+    write = getattr(import_module(f"offramp.export.{module}"), writer)
+    written = write(net, taken, costs, out, classes=None if classes is None else names(classes))
+    sizes, check = {file.name: file.stat().st_size for file in sorted(out.iterdir())}, written.check
     if json_:
-        print_json(_figures(written, out))
+        print_json(
+            {
+                "kind": written.kind,
+                "spans": len(written.spans),
+                "exits": len(written.exits),
+                "configurations": len(taken),
+                "bytes": sizes,
+                "check": None if check is None else dict(check),
+            }
+        )
         return
-    size = sum(file.stat().st_size for file in out.iterdir())
+    compared = "not compared with PyTorch: the runtime is not installed here"
+    if check is not None:
+        difference = f"largest difference {check['largest_difference']:.1e}"
+        compared = f"compared with PyTorch on {check['runtime']}: {difference}"
     print(
         f"wrote {out}: {len(written.spans)} spans, {len(written.exits)} exits, {len(taken)} configurations, "
-        f"{size / 1e6:.1f} MB"
+        f"{sum(sizes.values()) / 1e6:.1f} MB\n{compared}\n"
+        f'next: from offramp.export.{runtime} import {engine}; engine = {engine}("{out}")'
     )
-    print(_compared(written))
-    print(f"next: {_next(to, out)}")
-
-
-def _writer(kind: str) -> Callable[..., Export]:
-    if kind == "onnx":
-        from offramp.export.onnx import to_onnx
-
-        return to_onnx
-    if kind == "onnx-single":
-        from offramp.export.onnx_single import to_onnx_single
-
-        return to_onnx_single
-    from offramp.export.executorch import to_executorch
-
-    return to_executorch
-
-
-def _figures(written: Export, out: Path) -> dict[str, object]:
-    return {
-        "kind": written.kind,
-        "spans": len(written.spans),
-        "exits": len(written.exits),
-        "configurations": len(written.frontier),
-        "bytes": {file.name: file.stat().st_size for file in sorted(out.iterdir())},
-        "check": None if written.check is None else dict(written.check),
-    }
-
-
-def _compared(written: Export) -> str:
-    if written.check is None:
-        return "not compared with PyTorch: the runtime is not installed here"
-    return (
-        f"compared with PyTorch on {written.check['runtime']}: largest difference "
-        f"{written.check['largest_difference']:.1e}"
-    )
-
-
-def _next(to: str, out: Path) -> str:
-    module, engine = {
-        "onnx": ("ort", "OrtEngine"),
-        "onnx-single": ("ort", "OrtSingle"),
-        "executorch": ("executorch", "EtEngine"),
-    }[to]
-    return f'from offramp.export.{module} import {engine}; engine = {engine}("{out}")'

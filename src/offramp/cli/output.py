@@ -62,22 +62,20 @@ def show(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str)
     """Print a table of what configurations do on a split."""
     from offramp.report import frontier_rows, frontier_table
 
-    rows = frontier_rows(frontier, records, costs)
     console = Console()
-    console.print(f"{len(rows)} configurations, figures on the {split} split ({records.samples} samples)")
+    console.print(f"{len(frontier)} configurations, figures on the {split} split ({records.samples} samples)")
     if split == "search":
         console.print(
             "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
         )
-    console.print(frontier_table(rows, records, costs.unit))
+    console.print(frontier_table(frontier_rows(frontier, records, costs), records, costs.unit))
 
 
 def calibration_records(artifact: Path, split: str | None, file: Path | None) -> tuple[ExitRecords, str]:
     """Records to certify on, and what to call them.
 
-    Raises:
-        InputError: both are given, the split was trained or searched on, or the file is of another network.
-        ArtifactError: there are no such records, or they are damaged.
+    An ``InputError`` if both are given, if the split was trained or searched on, or if the file is of another
+    network; an ``ArtifactError`` if there are no such records, or they are damaged.
     """
     from offramp.artifacts import load_records, read_manifest
     from offramp.core import ExitRecords
@@ -101,50 +99,21 @@ def calibration_records(artifact: Path, split: str | None, file: Path | None) ->
     return records, str(file)
 
 
-def no_certificate(samples: int, max_drop: float, delta: float, needed: int | None) -> str:
-    """Why there is none, and what would help."""
-    said = (
-        f"no configuration can be certified to lose at most {max_drop:g} with delta {delta:g} on "
-        f"{samples:,} samples\n"
-    )
-    if needed is None:
-        return said + "even the most expensive one loses that much on them: allow more, or search again"
-    return said + (
-        "if the most expensive one loses what it lost here, roughly "
-        f"{max(needed, samples + 1):,} samples would do for that one"
-    )
-
-
 def names(text: str) -> tuple[str, ...]:
     """The names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def heads_of(text: str) -> str | tuple[str, ...]:
-    """The value of ``--heads``: "auto", or the names in a list."""
-    return text if text == "auto" else names(text)
-
-
 def price_of(text: str) -> str | float | None:
-    """The value of ``--regularise``.
-
-    Raises:
-        InputError: neither a word it knows nor a number.
-    """
-    if text in ("auto", "none"):
-        return {"auto": "auto", "none": None}[text]
+    """The value of ``--regularise``; an ``InputError`` if it is neither a word it knows nor a number."""
     try:
-        return float(text)
+        return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else float(text)
     except ValueError:
         raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before the work, not after it.
-
-    Raises:
-        StorageError: the folder cannot be made or written.
-    """
+    """Refuse, before the work and with a ``StorageError``, a folder that cannot be made or written."""
     from offramp.storage import storage_errors
 
     nearest = folder.absolute()

@@ -32,12 +32,10 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True)
 class ExportOutput:
-    """Answers for a batch of B, in the order of the inputs.
+    """Answers for a batch of B, in the order of the inputs: ``outputs`` are (B, K), or (B, L, K) per token.
 
-    Args:
-        outputs: (B, K), or (B, L, K) for a task with an answer per token.
-        position: (B,) int64, index of the position where each left; P for the model's output.
-        confidence: (B,) float32, of the exit taken or of the model's output.
+    ``position`` (B,) is the index of the position where each left, P for the model's output; ``confidence``
+    (B,) is that of the exit taken or of the model's output.
     """
 
     outputs: Array
@@ -49,16 +47,8 @@ class ExportedEngine(ABC, Generic[Prepared]):
     """Base of the engines: inputs are checked, configurations prepared and switched, samples counted.
 
     ``export`` is what the folder holds; ``frontier`` and ``costs`` were exported with the network;
-    ``positions`` are P names, "input" first.
-
-    Args:
-        folder: of the export.
-        config: to start with; without choices it is the full model.
-        prepare: further configurations to make ready, for instance the whole frontier.
-
-    Raises:
-        ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
-        InputError: a configuration names an exit that was not exported.
+    ``positions`` are P names, "input" first. It starts with ``config``, without choices the full model, and
+    makes those of ``prepare`` ready too.
     """
 
     kind: str
@@ -96,8 +86,7 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def use(self, config: ExitConfig) -> None:
         """Switch to a configuration; calls under way finish under theirs. Safe from any thread.
 
-        Raises:
-            InputError: the configuration names an exit that was not exported. Nothing changes.
+        Nothing changes, and there is an ``InputError``, if it names an exit that was not exported.
         """
         self._plan = self._prepared(config)
 
@@ -115,13 +104,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
             self._macs = 0.0
 
     def __call__(self, inputs: object) -> ExportOutput:
-        """Answer a batch.
+        """Answer a batch of any size: an array, a tuple or a dict of arrays, as the model takes them.
 
-        Args:
-            inputs: as the model takes them: an array, a tuple or a dict of arrays; any batch size.
-
-        Raises:
-            InputError: a shape, dtype or structure differs from the model's.
+        An ``InputError`` if a shape, dtype or structure differs from the model's.
         """
         _, plan = self._plan
         values = flatten(self.export.signature, inputs)
@@ -149,14 +134,9 @@ class ExportedEngine(ABC, Generic[Prepared]):
 class ChainStep:
     """Run ``spans``; then answer, and let those leave whose confidence is above the threshold.
 
-    Args:
-        spans: to the position; in the last step all but the last span.
-        answer: the exit, or the last span: the first ``arity`` activations, and the mask if ``masked``, to
-            outputs and confidence.
-        position: of the exit; P in the last step.
-        threshold: above which samples leave; None in the last step, where all do.
-        macs: of the spans and the exit, per sample.
-        per_sample: for each of the activations here, whether it has one row per sample.
+    ``answer`` is the exit at ``position``, or the last span at P: it takes the first ``arity`` activations,
+    and the mask if ``masked``, to outputs and confidence. ``threshold`` is None in the last step: all leave.
+    ``macs`` is of spans and exit per sample; ``per_sample`` tells which activations have one row per sample.
     """
 
     spans: tuple[Call, ...]
@@ -190,34 +170,27 @@ class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
     def _build(self, config: ExitConfig) -> tuple[ChainStep, ...]:
         exits_at = {(each.position, each.head): each for each in self.export.exits}
         backbone, last = self.costs.backbone, len(self.positions)
+        ends: list[tuple[int, int, np.float32 | None]] = [*self.export.resolve(config), (last, 0, None)]
         steps, at = list[ChainStep](), 0
-        for position, head, threshold in self.export.resolve(config):
-            spent = backbone[position] - backbone[at] + self.costs.heads[position, head]
-            spans = self._chain(at, position)
-            steps.append(self._step(spans, exits_at[position, head], position, float(spent), threshold))
+        for position, head, threshold in ends:
+            spans, macs = self._chain(at, position), float(backbone[position] - backbone[at])
+            if threshold is not None:
+                macs += float(self.costs.heads[position, head])
+            answer = spans.pop() if threshold is None else exits_at[position, head]
+            ports = spans[-1].outputs if spans else self.export.signature.inputs
+            step = ChainStep(
+                spans=tuple(map(self._loaded, spans)),
+                answer=self._loaded(answer),
+                arity=len(answer.inputs) - answer.masked,
+                masked=answer.masked,
+                position=position,
+                threshold=threshold,
+                macs=macs,
+                per_sample=tuple(port.per_sample for port in ports),
+            )
+            steps.append(step)
             at = position
-        *spans, end = self._chain(at, last)
-        return (*steps, self._step(spans, end, last, float(backbone[last] - backbone[at]), None))
-
-    def _step(
-        self,
-        spans: Sequence[SpanGraph],
-        answer: SpanGraph | ExitGraph,
-        position: int,
-        macs: float,
-        threshold: np.float32 | None,
-    ) -> ChainStep:
-        ports: Sequence[Port] = spans[-1].outputs if spans else self.export.signature.inputs
-        return ChainStep(
-            spans=tuple(map(self._loaded, spans)),
-            answer=self._loaded(answer),
-            arity=len(answer.inputs) - answer.masked,
-            masked=answer.masked,
-            position=position,
-            threshold=threshold,
-            macs=macs,
-            per_sample=tuple(port.per_sample for port in ports),
-        )
+        return tuple(steps)
 
     def _chain(self, start: int, stop: int) -> list[SpanGraph]:
         fused = [each for each in self.export.fused if (each.start, each.stop) == (start, stop)]
@@ -233,7 +206,7 @@ class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
 
     def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:
         batch = here = len(values[0])
-        at_mask = self.export.signature.mask
+        at_mask = self.export.signature.mask_input
         mask = [] if at_mask is None else [values[at_mask]]
         activations: Sequence[Array] = values
         rows: Array | None = None  # which samples of the batch are still here; None: all
@@ -268,14 +241,13 @@ def _assemble(left: list[tuple[int, Array | None, Array, Array]], batch: int) ->
     position, rows, outputs, confidence = left[0]
     if rows is None:  # all left together
         return ExportOutput(outputs, np.full(batch, position, np.int64), confidence)
-    all_outputs = np.empty((batch, *outputs.shape[1:]), outputs.dtype)
-    positions = np.empty(batch, np.int64)
-    confidences = np.empty(batch, np.float32)
+    answers = np.empty((batch, *outputs.shape[1:]), outputs.dtype)
+    found = ExportOutput(answers, np.empty(batch, np.int64), np.empty(batch, np.float32))
     for position, rows, outputs, confidence in left:
-        all_outputs[rows] = outputs
-        positions[rows] = position
-        confidences[rows] = confidence
-    return ExportOutput(all_outputs, positions, confidences)
+        found.outputs[rows] = outputs
+        found.position[rows] = position
+        found.confidence[rows] = confidence
+    return found
 
 
 def flatten(signature: Signature, inputs: object) -> list[Array]:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from offramp.core import CostTable, Frontier
-from offramp.errors import ArtifactError, MissingExtraError
+from offramp.errors import ArtifactError, needs_extra
 from offramp.export.engine import Array, Call, ChainEngine, ChainStep, ExportOutput
 from offramp.export.manifest import ExitGraph, Export, SpanGraph
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import Target, compiling, exported, quiet, write_folder
+from offramp.export.write import compiling, exported, quiet, write_folder
 from offramp.network import ExitNetwork
 
 _RUNNING = threading.Lock()
@@ -48,7 +48,9 @@ def to_executorch(
         StorageError: the folder cannot be written, or holds something else.
     """
     release = require_executorch()
-    target = Target(
+    given = (net, frontier, costs, path, classes, progress)
+    return write_folder(
+        *given,
         kind="executorch",
         write=_write,
         runtime=f"executorch {release}",
@@ -56,7 +58,6 @@ def to_executorch(
         samples=1,
         made_with={"executorch": release},
     )
-    return write_folder(target, net, frontier, costs, path, classes, progress)
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
@@ -77,10 +78,8 @@ def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) 
 class EtEngine(ChainEngine):
     """Runs what ``to_executorch`` wrote, under a configuration that can be switched while it runs.
 
-    Args:
-        folder: of the export.
-        config: to start with; without choices it is the full model.
-        prepare: further configurations to make ready, for instance the whole frontier.
+    It starts with ``config``, without choices the full model; ``prepare`` are further configurations to make
+    ready, for instance the whole frontier.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
@@ -107,14 +106,10 @@ class EtEngine(ChainEngine):
 
 def require_executorch() -> str:
     """The version of ExecuTorch; a ``MissingExtraError`` if it is not installed."""
-    try:
-        with quiet("root"):
-            import executorch.runtime  # noqa: F401
+    with needs_extra("executorch", "exports of kind executorch need ExecuTorch; run"), quiet("root"):
+        import executorch.runtime  # noqa: F401
+
         return version("executorch")
-    except ImportError as error:
-        raise MissingExtraError(
-            'exports of kind executorch need ExecuTorch; run: pip install "offramp[executorch]"'
-        ) from error
 
 
 def _loaded(path: Path) -> Call:

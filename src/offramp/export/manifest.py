@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,15 +29,14 @@ MASK = "mask"
 
 check_replaceable = EXPORT.check_replaceable
 
+G = TypeVar("G", bound="Graph")
+
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that enters or leaves a graph.
+    """A tensor that enters or leaves a graph: name there, shape (B, ...) and NumPy's name of the dtype.
 
-    Args:
-        name: in the graph.
-        shape: (B, ...) with "batch" for B; plain numbers where there is not one row per sample.
-        dtype: by NumPy's name.
+    The shape has "batch" for B, and only plain numbers where there is not one row per sample.
     """
 
     name: str
@@ -84,20 +83,19 @@ class ExitGraph(Graph):
     head: int
 
 
+_PLACES: dict[type[Graph], dict[str, str]] = {
+    SpanGraph: {"from": "start", "to": "stop"},
+    ExitGraph: {"position": "position", "head": "head"},
+}
+"""What the manifest calls the fields that say where a graph belongs."""
+
+
 @dataclass(frozen=True)
 class Signature:
-    """What an exported network is.
+    """What an exported network is: P positions, "input" first, C heads, task and confidence by name.
 
-    Args:
-        positions: P names, "input" first.
-        heads: C names.
-        task: by name.
-        confidence: by name.
-        names: of the model's inputs, which are the graphs' tensors ``inputs``.
-        keyword: whether the model is called with a dict.
-        mask: index of the input that is 0 at padding, or None.
-        answer: one sample's outputs as a tensor of the graphs.
-        classes: names of the K outputs, if known.
+    The model calls its inputs ``names``, the graphs ``inputs``; it is called with a dict if ``keyword``;
+    ``mask_input``, if any, is 0 at padding. ``answer`` is one sample's outputs; ``classes`` K names or None.
     """
 
     positions: tuple[str, ...]
@@ -107,24 +105,19 @@ class Signature:
     names: tuple[str, ...]
     inputs: tuple[Port, ...]
     keyword: bool
-    mask: int | None
+    mask_input: int | None
     answer: Port
     classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported network, read and checked.
+    """An exported network, read and checked; ``kind`` is "onnx", "onnx-single" or "executorch".
 
-    Args:
-        kind: "onnx", "onnx-single" or "executorch".
-        signature: what it takes and answers.
-        frontier: its configurations.
-        costs: its costs.
-        spans: in order; they chain from position 0 to P. A single graph is one.
-        exits: in order of position and column; of a single graph, the order of its thresholds.
-        fused: longer spans, which save a runtime the work at the borders that a configuration does not use.
-        check: what was compared when it was made; plain JSON values.
+    ``spans`` chain from position 0 to P, or are the single graph; ``exits`` are in order of position and
+    column, in a single graph that of its thresholds. ``fused`` are longer spans, which save a runtime the
+    work at borders that a configuration does not use; ``check`` is what was compared when it was made, in
+    plain JSON values.
     """
 
     kind: str
@@ -159,42 +152,25 @@ def long_spans(export: Export) -> list[tuple[int, int]]:
     return sorted(found - short)
 
 
-def thresholds_of(export: Export) -> list[list[float | str]]:
-    """For each configuration of the frontier, the threshold of each exit; "inf" where it is off."""
-    table = []
-    for config in export.frontier:
-        chosen = {(position, head): threshold for position, head, threshold in export.resolve(config)}
-        row = [float(chosen.get((each.position, each.head), np.inf)) for each in export.exits]
-        table.append([value if math.isfinite(value) else str(value) for value in row])
-    return table
-
-
 def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> None:
     """Describe a folder and every other file in it."""
-    signature = export.signature
+    thresholds = []  # of each exit; "inf" where it is off
+    for config in export.frontier:
+        chosen = {(position, head): float(value) for position, head, value in export.resolve(config)}
+        row = [chosen.get((each.position, each.head), math.inf) for each in export.exits]
+        thresholds.append([value if math.isfinite(value) else str(value) for value in row])
+    signature = asdict(export.signature)
+    named = zip(signature.pop("names"), signature["inputs"], strict=True)
+    signature["inputs"] = [{"name": name, "graph_name": port.pop("name"), **port} for name, port in named]
     description = {
         "kind": export.kind,
-        "positions": signature.positions,
-        "heads": signature.heads,
-        "task": signature.task,
-        "confidence": signature.confidence,
-        "inputs": [
-            {"name": name, "graph_name": port.name, "shape": port.shape, "dtype": port.dtype}
-            for name, port in zip(signature.names, signature.inputs, strict=True)
-        ],
-        "keyword": signature.keyword,
-        "mask_input": signature.mask,
-        "answer": asdict(signature.answer),
-        "classes": signature.classes,
-        "spans": [*map(_span_to_dict, export.spans)],
-        "fused": [*map(_span_to_dict, export.fused)],
-        "exits": [
-            {"file": graph.file, "position": graph.position, "head": graph.head, **_ports_to_dict(graph)}
-            for graph in export.exits
-        ],
+        **signature,
+        "spans": [*map(_graph_to_dict, export.spans)],
+        "fused": [*map(_graph_to_dict, export.fused)],
+        "exits": [*map(_graph_to_dict, export.exits)],
         "frontier": json.loads(export.frontier.to_json()),
         "costs": json.loads(export.costs.to_json()),
-        "thresholds": thresholds_of(export),
+        "thresholds": thresholds,
         "check": export.check,
         "made_with": made_with,
     }
@@ -202,11 +178,7 @@ def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> 
 
 
 def read_export(folder: Path, kind: str) -> Export:
-    """Read and check a folder.
-
-    Raises:
-        ArtifactError: missing, damaged, of another kind or of a newer version.
-    """
+    """Read and check a folder: ``ArtifactError`` if missing, damaged, of another kind or a newer version."""
     document = EXPORT.read(folder)
     if document.get("kind") != kind:
         raise ArtifactError(
@@ -221,29 +193,24 @@ def read_export(folder: Path, kind: str) -> Export:
         ) from error
 
 
-def _span_to_dict(span: SpanGraph) -> dict[str, Any]:
-    return {"file": span.file, "from": span.start, "to": span.stop, **_ports_to_dict(span)}
-
-
-def _ports_to_dict(graph: Graph) -> dict[str, Any]:
-    return {"inputs": [*map(asdict, graph.inputs)], "outputs": [*map(asdict, graph.outputs)]}
+def _graph_to_dict(graph: Graph) -> dict[str, Any]:
+    place = {key: getattr(graph, field) for key, field in _PLACES[type(graph)].items()}
+    ports = {"inputs": [*map(asdict, graph.inputs)], "outputs": [*map(asdict, graph.outputs)]}
+    return {"file": graph.file, **place, **ports}
 
 
 def _read(document: Mapping[str, Any]) -> Export:
-    spans = tuple(map(_span, document["spans"]))
+    spans, fused = ([_graph(SpanGraph, each) for each in document[name]] for name in ("spans", "fused"))
     stops = [0, *(span.stop for span in spans)]
     if [span.start for span in spans] != stops[:-1] or stops[-1] != len(document["positions"]):
         raise ValueError(f"its spans do not lead from position 0 to {len(document['positions'])}")
     inputs, classes = document["inputs"], document["classes"]
     signature = Signature(
+        **{name: document[name] for name in ("task", "confidence", "keyword", "mask_input")},
         positions=tuple(document["positions"]),
         heads=tuple(document["heads"]),
-        task=document["task"],
-        confidence=document["confidence"],
         names=tuple(each["name"] for each in inputs),
         inputs=_ports(inputs, "graph_name"),
-        keyword=document["keyword"],
-        mask=document["mask_input"],
         answer=_ports([document["answer"]])[0],
         classes=None if classes is None else tuple(classes),
     )
@@ -252,23 +219,17 @@ def _read(document: Mapping[str, Any]) -> Export:
         signature=signature,
         frontier=Frontier.from_json(json.dumps(document["frontier"])),
         costs=CostTable.from_json(json.dumps(document["costs"])),
-        spans=spans,
-        exits=tuple(
-            ExitGraph(**_graph(each), position=each["position"], head=each["head"])
-            for each in document["exits"]
-        ),
-        fused=tuple(map(_span, document["fused"])),
+        spans=tuple(spans),
+        exits=tuple(_graph(ExitGraph, each) for each in document["exits"]),
+        fused=tuple(fused),
         check=document["check"],
     )
 
 
-def _span(entry: Mapping[str, Any]) -> SpanGraph:
-    return SpanGraph(**_graph(entry), start=entry["from"], stop=entry["to"])
-
-
-def _graph(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry for a span and for an exit have in common."""
-    return {"file": entry["file"], "inputs": _ports(entry["inputs"]), "outputs": _ports(entry["outputs"])}
+def _graph(kind: type[G], entry: Mapping[str, Any]) -> G:
+    place = {field: entry[key] for key, field in _PLACES[kind].items()}
+    inputs, outputs = _ports(entry["inputs"]), _ports(entry["outputs"])
+    return kind(file=entry["file"], inputs=inputs, outputs=outputs, **place)
 
 
 def _ports(items: Sequence[Mapping[str, Any]], called: str = "name") -> tuple[Port, ...]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from offramp.core import CostTable, Frontier
-from offramp.errors import MissingExtraError
+from offramp.errors import needs_extra
 from offramp.export.engine import Call
 from offramp.export.manifest import ExitGraph, Export, SpanGraph, long_spans
 from offramp.export.onnx_graphs import WEIGHTS, Weights, fuse, graphs
 from offramp.export.ort import load_graph, runtime, session_options
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import Target, compiling, exported, write_folder
+from offramp.export.write import compiling, exported, write_folder
 from offramp.network import ExitNetwork
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def to_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    target = Target(kind="onnx", write=_write, runtime=require_onnx(), ending=".onnx")
-    return write_folder(target, net, frontier, costs, path, classes, progress)
+    given = (net, frontier, costs, path, classes, progress)
+    return write_folder(*given, kind="onnx", write=_write, runtime=require_onnx(), ending=".onnx")
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
@@ -80,13 +80,9 @@ def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) 
 def require_onnx() -> str:
     """Name and version of the runtime; a ``MissingExtraError`` if it or the exporter is not installed."""
     name = f"onnxruntime {runtime().__version__}"
-    try:
+    with needs_extra("onnx", "writing ONNX needs onnx and onnxscript; run"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            'writing ONNX needs onnx and onnxscript; run: pip install "offramp[onnx]"'
-        ) from error
     return name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,9 +84,20 @@ def place(
     given = [port.name for port in piece.inputs if port.name != MASK]
     names = {MASK: mask, **dict(zip(given, activations, strict=False))}
     names |= dict(zip((port.name for port in piece.outputs), found, strict=True))
+
+    def to(name: str) -> str:
+        return names.get(name, prefix + name)
+
     inner = GraphProto()
     inner.CopyFrom(model.graph)
-    _rename(inner, lambda name: names.get(name, prefix + name))
+    for each in graphs(inner):  # also those inside; "" says that an input is left out
+        for node in each.node:
+            node.name = to(node.name)
+            node.input[:] = [name and to(name) for name in node.input]
+            node.output[:] = [name and to(name) for name in node.output]
+        for named in (*each.input, *each.output, *each.initializer):
+            named.name = to(named.name)
+        del each.value_info[:]
     graph.node.extend(inner.node)
     graph.initializer.extend(inner.initializer)
 
@@ -98,18 +109,6 @@ def value(port: Port, name: str | None = None, batch: int | str = BATCH) -> Valu
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype))
     shape = [batch if size == BATCH else size for size in port.shape]
     return helper.make_tensor_value_info(name or port.name, kind, shape)
-
-
-def _rename(graph: GraphProto, to: Callable[[str], str]) -> None:
-    """Give every value another name, also those of graphs inside; "" says that an input is left out."""
-    for each in graphs(graph):
-        for node in each.node:
-            node.name = to(node.name)
-            node.input[:] = [name and to(name) for name in node.input]
-            node.output[:] = [name and to(name) for name in node.output]
-        for named in (*each.input, *each.output, *each.initializer):
-            named.name = to(named.name)
-        del each.value_info[:]
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:

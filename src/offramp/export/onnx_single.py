@@ -23,7 +23,7 @@ from offramp.export.onnx_graphs import place, value
 from offramp.export.ort import open_session, session_options
 from offramp.export.pieces import Piece
 from offramp.export.verify import Check
-from offramp.export.write import Target, write_folder
+from offramp.export.write import write_folder
 from offramp.network import ExitNetwork
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def to_onnx_single(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         StorageError: the folder cannot be written, or holds something else.
     """
-    target = Target(kind="onnx-single", write=_write, runtime=require_onnx(), samples=1)
-    return write_folder(target, net, frontier, costs, path, classes, progress)
+    given = (net, frontier, costs, path, classes, progress)
+    return write_folder(*given, kind="onnx-single", write=_write, runtime=require_onnx(), samples=1)
 
 
 def _write(folder: Path, export: Export, pieces: Iterator[Piece], check: Check) -> Export:
@@ -91,7 +91,7 @@ class _Composer:
     def __init__(self, export: Export, single: SpanGraph, models: Mapping[str, ModelProto]) -> None:
         self.single, self.models, self.exits = single, models, export.exits
         self.spans = {graph.start: graph for graph in export.spans}
-        at_mask = export.signature.mask
+        at_mask = export.signature.mask_input
         self.mask = "" if at_mask is None else export.signature.inputs[at_mask].name
 
     def model(self) -> ModelProto:
@@ -130,8 +130,7 @@ class _Composer:
         at = f"at_{position}/"
         outputs, confidence, leaves = (f"{at}{name}" for name in ("outputs", "confidence", "leaves"))
         self._exit(graph, exits, activations, (outputs, confidence, leaves))
-        branches = {"then_branch": (f"{at}leave", leave), "else_branch": (f"{at}stay", stay)}
-        graph.node.append(_if(leaves, names, self.single.outputs, branches))
+        graph.node.append(_if(leaves, names, self.single.outputs, at, (leave, stay)))
 
     def _continue(
         self, graph: GraphProto, position: int, activations: Sequence[str], names: Sequence[str]
@@ -180,19 +179,19 @@ class _Composer:
             nobody = (np.zeros(shape, answer.dtype), np.zeros(1, np.float32), np.zeros(1, bool))
             inner.node.extend(map(_constant, nobody, found))
 
-        branches = {"then_branch": (f"{prefix}on", on), "else_branch": (f"{prefix}off", off)}
         ports = (answer, confidence, Port("leaves", (BATCH,), "bool"))
-        graph.node.append(_if(enabled, names, ports, branches))
+        graph.node.append(_if(enabled, names, ports, prefix, (on, off)))
 
 
 def _if(
-    condition: str, names: Sequence[str], ports: Sequence[Port], branches: Mapping[str, tuple[str, Fill]]
+    condition: str, names: Sequence[str], ports: Sequence[Port], prefix: str, fills: tuple[Fill, Fill]
 ) -> NodeProto:
-    """A choice between two graphs, each filled by a function of the graph and its results' names."""
+    """A choice between two graphs called as the functions that fill them, given graph and results' names."""
     from onnx import GraphProto, helper
 
     made = {}
-    for branch, (label, fill) in branches.items():
+    for branch, fill in zip(("then_branch", "else_branch"), fills, strict=True):
+        label = f"{prefix}{fill.__name__}"
         made[branch] = GraphProto(name=label)
         found = [f"{label}/{port.name}" for port in ports]
         fill(made[branch], found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core import ExitConfig
-from offramp.errors import ArtifactError, MissingExtraError
+from offramp.errors import ArtifactError, needs_extra
 from offramp.export.engine import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput
 from offramp.export.manifest import ExitGraph, SpanGraph
 
 __all__ = ["OrtEngine", "OrtOutput", "OrtSingle"]
+
+_Setting = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
+"""For one graph: thresholds of E exits, (E,), +inf where off; costs of leaving at each position, (P + 1,)."""
 
 _ANSWER = ("outputs", "position", "confidence")
 
@@ -23,13 +25,10 @@ _ANSWER = ("outputs", "position", "confidence")
 class OrtEngine(ChainEngine):
     """Runs what ``to_onnx`` wrote, under a configuration that can be switched while it runs.
 
-    Args:
-        folder: of the export.
-        config: to start with; without choices it is the full model.
-        threads: that one operation may use; None takes ONNX Runtime's choice, the cores of the machine.
-        prepare: further configurations to make ready, for instance the whole frontier.
-        fuse: run everything between two enabled exits as one graph. Faster by a tenth or so; but each such
-            graph keeps weights of its own in memory, where the chain of short spans has them once.
+    It starts with ``config``, without choices the full model; ``prepare`` are further configurations to make
+    ready, for instance the whole frontier. One operation may use ``threads``, None for as many as the machine
+    has cores. To ``fuse`` is to run everything between two enabled exits as one graph: faster by a tenth or
+    so; but each such graph keeps weights of its own in memory, where the chain of short spans has them once.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
@@ -55,25 +54,12 @@ class OrtEngine(ChainEngine):
         return load_graph(self.folder / graph.file, graph, self._options)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A configuration as one graph takes it: the threshold of each of E exits, (E,), +inf where it is off.
-
-    ``spent``, (P + 1,), is the cost of leaving at each position, enabled heads before it included.
-    """
-
-    thresholds: npt.NDArray[np.float32]
-    spent: npt.NDArray[np.float64]
-
-
 class OrtSingle(ExportedEngine[_Setting]):
     """Runs what ``to_onnx_single`` wrote; a batch is answered sample by sample.
 
-    Args:
-        folder: of the export.
-        config: to start with; without choices it is the full model.
-        threads: that one operation may use; None takes ONNX Runtime's choice, the cores of the machine.
-        prepare: further configurations to make ready, for instance the whole frontier.
+    It starts with ``config``, without choices the full model; ``prepare`` are further configurations to make
+    ready, for instance the whole frontier. One operation may use ``threads``, None for as many as the machine
+    has cores.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another kind or of a newer version.
@@ -103,28 +89,25 @@ class OrtSingle(ExportedEngine[_Setting]):
             thresholds[order.index((position, head))] = threshold
             if threshold < np.inf:  # one that is off is not computed
                 spent[position:] += self.costs.heads[position, head]
-        return _Setting(thresholds, spent)
+        return thresholds, spent
 
     def _answer(self, plan: _Setting, values: list[Array]) -> tuple[OrtOutput, float]:
+        thresholds, spent = plan
         names = [port.name for port in self.export.signature.inputs]
-        feeds: dict[str, Array] = {"thresholds": plan.thresholds}
+        feeds: dict[str, Array] = {"thresholds": thresholds}
         found = []
         for row in range(len(values[0])):
             feeds |= {name: value[row : row + 1] for name, value in zip(names, values, strict=True)}
             found.append(self._session.run(_ANSWER, feeds))
         outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
         at = position.astype(np.int64)
-        return OrtOutput(outputs, at, confidence), float(plan.spent[at].sum())
+        return OrtOutput(outputs, at, confidence), float(spent[at].sum())
 
 
 def runtime() -> Any:
     """The module onnxruntime; a ``MissingExtraError`` if it is not installed."""
-    try:
+    with needs_extra("onnx", "running exported networks needs ONNX Runtime; run"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            'running exported networks needs ONNX Runtime; run: pip install "offramp[onnx]"'
-        ) from error
     return onnxruntime
 
 

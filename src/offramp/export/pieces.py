@@ -72,12 +72,6 @@ class AnswerModule(nn.Module):
         return self._task.answer(outputs), self._confidence_fn(outputs, mask)
 
 
-def used_exits(net: ExitNetwork, frontier: Frontier) -> list[tuple[int, int]]:
-    """(position, column) of every exit of a frontier's configurations, in order."""
-    plans = (resolve(net.positions, net.head_names, net.exists, each) for each in every_config(frontier))
-    return sorted({(position, column) for plan in plans for position, column, _ in plan})
-
-
 def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Signature:
     """What a network takes and answers; an ``InputError`` if there are not K names of classes."""
     if classes is not None and len(classes) != net.outputs:
@@ -95,7 +89,7 @@ def signature_of(net: ExitNetwork, classes: Sequence[str] | None = None) -> Sign
         names=spec.names,
         inputs=inputs,
         keyword=spec.keyword,
-        mask=net.mask_input,
+        mask_input=net.mask_input,
         answer=Port("outputs", (BATCH, *net.answer_shape), _dtype(net.output_field.dtype)),
         classes=None if classes is None else tuple(classes),
     )
@@ -125,7 +119,9 @@ def pieces(
     ``ending`` is that of the files' names; ``samples`` of the example are used, None takes all.
     """
     values = tuple(value[:samples] for value in net.partition.flow.trace.example)
-    exits, last = used_exits(net, frontier), len(net.positions)
+    plans = (resolve(net.positions, net.head_names, net.exists, each) for each in every_config(frontier))
+    exits = sorted({(position, column) for plan in plans for position, column, _ in plan})
+    last = len(net.positions)
     mask = () if net.mask_input is None else (values[net.mask_input],)
     ports, activations = signature_of(net).inputs, values
     for start, stop in pairwise(sorted({0, *(position for position, _ in exits), last})):
@@ -134,45 +130,32 @@ def pieces(
             module = AnswerModule(net, start, column, net.exit_fn(start, column), head=head)
             count = len(activations) if isinstance(head, InputExit) else 1
             graph = partial(ExitGraph, file=f"exit-{start}-{column}{ending}", position=start, head=column)
-            yield _answering(graph, module, ports[:count], activations[:count], mask)
+            yield _piece(graph, module, ports[:count], activations[:count], mask)
         span = partial(SpanGraph, file=f"span-{start}-{stop}{ending}", start=start, stop=stop)
+        body = SpanModule(net.partition.span(start, stop))
         if stop == last:
-            yield _answering(span, _last_span(net, start), ports, activations, mask)
+            module = AnswerModule(net, last, 0, lambda flat, _: net.answer(body(*flat)), span=body)  # noqa: B023
+            yield _piece(span, module, ports, activations, mask)
         else:
             per_sample = (True, *net.partition.carried_per_sample(stop))
             names = [(f"h{stop}_{i}", each) for i, each in enumerate(per_sample)]
-            piece = _piece(span, SpanModule(net.partition.span(start, stop)), ports, activations, names)
+            piece = _piece(span, body, ports, activations, (), names)
             ports, activations = piece.graph.outputs, piece.results
             yield piece
 
 
-def _last_span(net: ExitNetwork, start: int) -> AnswerModule:
-    last = len(net.positions)
-    span = SpanModule(net.partition.span(start, last))
-    return AnswerModule(net, last, 0, lambda activations, _mask: net.answer(span(*activations)), span=span)
-
-
-def _answering(
-    graph: Callable[..., SpanGraph | ExitGraph],
-    module: AnswerModule,
-    ports: tuple[Port, ...],
-    activations: tuple[Tensor, ...],
-    mask: tuple[Tensor, ...],
-) -> Piece:
-    if module.masked:
-        ports = (*ports, *(_port(MASK, value, True) for value in mask))
-        activations = (*activations, *mask)
-    return _piece(graph, module, ports, activations, [("outputs", True), ("confidence", True)])
-
-
 def _piece(
     graph: Callable[..., SpanGraph | ExitGraph],
-    module: nn.Module,
+    module: SpanModule | AnswerModule,
     inputs: tuple[Port, ...],
     example: tuple[Tensor, ...],
-    results: Sequence[tuple[str, bool]],
+    mask: tuple[Tensor, ...],
+    results: Sequence[tuple[str, bool]] = (("outputs", True), ("confidence", True)),
 ) -> Piece:
     """A module with its results on the example; of each result, ``results`` has (name, per sample)."""
+    if isinstance(module, AnswerModule) and module.masked:
+        inputs = (*inputs, *(_port(MASK, value, True) for value in mask))
+        example = (*example, *mask)
     with evaluating(module):
         values = tuple(module(*[value.clone() for value in example]))
     pairs = zip(results, values, strict=True)

@@ -18,8 +18,6 @@ from offramp.graph import evaluating
 TOLERANCE = 1e-4
 """How far a result may be from PyTorch's, as a share of the largest value, or of 1 if that is less."""
 
-_NAMES = ("outputs", "confidence")
-
 
 class Check:
     """Compares graphs with PyTorch one by one and remembers the largest difference.
@@ -32,12 +30,9 @@ class Check:
         self.runtime, self.largest = runtime, 0.0
 
     def piece(self, piece: Piece, run: Call, *, dynamic: bool = True) -> None:
-        """Compare a graph with its module, on one sample and on one more than the example has.
+        """Compare a loaded graph with its module, on one sample and on one more than the example has.
 
-        Args:
-            piece: what was written.
-            run: the graph, loaded by the runtime.
-            dynamic: whether it takes any batch; else it is run on the example alone.
+        If it takes no other batch, not being ``dynamic``, it is run on the example alone.
         """
         example = list(piece.example)
         batches = [example]
@@ -67,15 +62,14 @@ class Check:
                 thresholds[index] = -np.inf
                 piece, position = exits[index]
             outputs, left, confidence = session.run(None, {**inputs, "thresholds": thresholds})
-            what = f"{piece.graph.file} within one graph"
-            self._compare(f"{what}: position", np.full(1, position, np.int32), left)
-            for name, want, got in zip(_NAMES, piece.results, (outputs, confidence), strict=True):
-                self._compare(f"{what}: {name}", want.numpy(), got)
+            within = " within one graph"
+            self._compare(f"{piece.graph.file}{within}: position", np.full(1, position, np.int32), left)
+            self.values(piece.graph, piece.results, (outputs, confidence), within)
 
-    def values(self, graph: Graph, wanted: Sequence[Tensor], got: Sequence[Array]) -> None:
+    def values(self, graph: Graph, wanted: Sequence[Tensor], got: Sequence[Array], where: str = "") -> None:
         """Compare a graph's results with the wanted ones."""
         for port, want, have in zip(graph.outputs, wanted, got, strict=True):
-            self._compare(f"{graph.file}: {port.name}", want.numpy(), have)
+            self._compare(f"{graph.file}{where}: {port.name}", want.numpy(), have)
 
     def found(self) -> dict[str, Any]:
         """What was compared, as plain JSON values."""

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,58 +29,42 @@ WriteGraphs = Callable[[Path, Export, Iterator[Piece], Check], Export]
 """Writes every piece into a folder and compares it with PyTorch; the export, with what it changed in it."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """A runtime to write a network for.
-
-    Args:
-        kind: "onnx", "onnx-single" or "executorch".
-        write: writes the graphs.
-        runtime: name and version of what the graphs are compared on.
-        ending: of the files' names.
-        samples: of the example that graphs are made with; None takes all.
-        made_with: versions to note beside those of offramp and torch.
-    """
-
-    kind: str
-    write: WriteGraphs
-    runtime: str
-    ending: str = ""
-    samples: int | None = None
-    made_with: Mapping[str, str] = field(default_factory=dict)
-
-
 def write_folder(
-    target: Target,
     net: ExitNetwork,
     frontier: Frontier,
     costs: CostTable,
     path: str | Path,
     classes: Sequence[str] | None,
     progress: bool | None,
+    *,
+    kind: str,
+    write: WriteGraphs,
+    runtime: str,
+    ending: str = "",
+    samples: int | None = None,
+    made_with: Mapping[str, str] | None = None,
 ) -> Export:
     """Write an exported network, whole or not at all: what the exporters of all runtimes have in common.
 
-    Raises:
-        InputError: a network that no export can hold, or what the target's runtime refuses.
-        StorageError: the folder cannot be written, or holds something else.
+    ``runtime`` is name and version of what the graphs are compared on, ``ending`` of the files' names; graphs
+    are made with ``samples`` of the example, None for all; ``made_with`` are further versions to note.
     """
     check_exportable(net)
     check_replaceable(Path(path))
-    signature, check = signature_of(net, classes), Check(target.runtime)
-    found = list(pieces(net, frontier, target.ending, target.samples))
+    signature, check = signature_of(net, classes), Check(runtime)
+    found = list(pieces(net, frontier, ending, samples))
     graphs = [piece.graph for piece in found]
     export = Export(
-        kind=target.kind,
+        kind=kind,
         signature=signature,
         frontier=frontier,
         costs=costs,
         spans=tuple(graph for graph in graphs if isinstance(graph, SpanGraph)),
         exits=tuple(graph for graph in graphs if isinstance(graph, ExitGraph)),
     )
-    versions = {"offramp": __version__, "torch": str(torch.__version__), **target.made_with}
+    versions = {"offramp": __version__, "torch": str(torch.__version__), **(made_with or {})}
     with atomic_folder(Path(path)) as folder, progress_bar("Writing graphs", len(found), progress) as advance:
-        export = target.write(folder, export, _advancing(found, advance), check)
+        export = write(folder, export, _advancing(found, advance), check)
         write_export(folder, replace(export, check=check.found()), versions)
     return replace(export, check=check.found())
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
@@ -20,9 +20,7 @@ from offramp.tasks import Task, as_task, check_confidence, select_output
 class HeadPlacement:
     """Exactly which kinds sit where, in which column: how a stored network is made again.
 
-    Args:
-        names: of the heads, those at the input aside.
-        kinds: (position from 1, column) -> kind.
+    ``names`` are those of the heads, without those at the input; ``kinds`` are by (position from 1, column).
     """
 
     names: tuple[str, ...]
@@ -36,7 +34,6 @@ InputExits = Mapping[str, nn.Module | str]
 """Name -> a trained module, or a kind of head to train on the raw input."""
 
 _MASK = "attention_mask"
-_EMPTY = nn.ModuleDict()
 
 
 def attach_exits(
@@ -146,8 +143,19 @@ def network_on(
         mask_input=mask_input,
         seed=seed,
     )
-    _check_applied(net, kinds, at_input)
-    _check_given(net)
+    there = {(p, c) for p, c, _ in net.exits()}
+    if not there:
+        wanted = ", ".join(dict.fromkeys(kinds.values()))
+        found = ", ".join(sorted({cut.layout for cut in parts.cuts}))
+        raise InputError(f"heads: none of {wanted} applies to features laid out {found}; try 'linear'")
+    for c, each in added:
+        if isinstance(each, str) and (0, c) not in there:
+            raise InputError(
+                f"input_exits[{net.head_names[c]!r}]: a head {each!r} does not apply to {net.specs[0]}"
+            )
+    for _, c, head in net.exits():
+        if isinstance(head, InputExit):
+            _check_given(net, f"input_exits[{net.head_names[c]!r}]", head)
     return net
 
 
@@ -205,9 +213,9 @@ def _find_answer(parts: Partition, task: Task, output: str | int | None) -> Outp
 
 def _mask_input(spec: InputSpec, mask: str | None) -> int | None:
     if mask is None:
-        mask = _MASK if _MASK in spec.names else None
-    if mask is None:
-        return None
+        if _MASK not in spec.names:
+            return None
+        mask = _MASK
     if mask not in spec.names:
         raise InputError(f"mask: expected the name of an input, one of {', '.join(spec.names)}; got {mask!r}")
     index = spec.names.index(mask)
@@ -224,19 +232,13 @@ def _describe(
 ) -> list[FeatureSpec | None]:
     """What heads are given at each position."""
     length = None if mask_input is None else parts.spec.shapes[mask_input][0]
-    trained = any(isinstance(each, str) for each in input_exits.values())
-    return [
-        _describe_input(parts, input_layout, task.per_token) if trained else None,
-        *(
-            FeatureSpec(
-                shape=cut.shape,
-                layout=cut.layout,
-                mask=cut.layout == "NLC" and cut.shape[0] == length,
-                per_token=task.per_token,
-            )
-            for cut in parts.cuts
-        ),
-    ]
+    specs: list[FeatureSpec | None] = [None]
+    if any(isinstance(each, str) for each in input_exits.values()):
+        specs = [_describe_input(parts, input_layout, task.per_token)]
+    for cut in parts.cuts:
+        masked = cut.layout == "NLC" and cut.shape[0] == length
+        specs.append(FeatureSpec(shape=cut.shape, layout=cut.layout, mask=masked, per_token=task.per_token))
+    return specs
 
 
 def _describe_input(parts: Partition, layout: str | None, per_token: bool) -> FeatureSpec:
@@ -283,42 +285,26 @@ def _place_heads(
     }
 
 
-def _check_applied(net: ExitNetwork, kinds: Mapping[ExitIndex, str], input_exits: InputExits) -> None:
-    there = {(p, c) for p, c, _ in net.exits()}
-    if not there:
-        wanted = ", ".join(dict.fromkeys(kinds.values()))
-        layouts = ", ".join(sorted({cut.layout for cut in net.partition.cuts}))
-        raise InputError(f"heads: none of {wanted} applies to features laid out {layouts}; try 'linear'")
-    for name, each in input_exits.items():
-        if isinstance(each, str) and (0, net.head_names.index(name)) not in there:
-            raise InputError(f"input_exits[{name!r}]: a head {each!r} does not apply to {net.specs[0]}")
-
-
-def _check_given(net: ExitNetwork) -> None:
-    """Run every module that was given once, on the example."""
-    values: list[Tensor] = [value.clone() for value in net.partition.flow.trace.example]
-    for _, c, head in net.exits():
-        if not isinstance(head, InputExit):
-            continue
-        where = f"input_exits[{net.head_names[c]!r}]"
-        before = [value.clone() for value in values]
-        try:
-            with torch.no_grad(), eval_mode(net):
-                out = head(*values)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        except Exception as error:
-            raise InputError(
-                f"{where}: calling it as the model is called fails: {type(error).__name__}: {error}; "
-                "wrap it so that it takes the same inputs"
-            ) from error
-        if not all(map(torch.equal, before, values)):
-            raise InputError(
-                f"{where}: it changes its input in place, which the model still needs; "
-                "wrap it so that it works on a copy"
-            )
-        if tuple(out.shape[1:]) != net.answer_shape:
-            raise InputError(
-                f"{where}: expected outputs of shape {('B', *net.answer_shape)} like the model's, "
-                f"got {('B', *out.shape[1:])}; the two must know the same classes"
-            )
+def _check_given(net: ExitNetwork, where: str, head: InputExit) -> None:
+    """Run a module that was given once, on the example."""
+    values = [value.clone() for value in net.partition.flow.trace.example]
+    try:
+        with torch.no_grad(), eval_mode(net):
+            out = head(*values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"{where}: calling it as the model is called fails: {type(error).__name__}: {error}; "
+            "wrap it so that it takes the same inputs"
+        ) from error
+    if not all(map(torch.equal, net.partition.flow.trace.example, values)):
+        raise InputError(
+            f"{where}: it changes its input in place, which the model still needs; "
+            "wrap it so that it works on a copy"
+        )
+    if tuple(out.shape[1:]) != net.answer_shape:
+        raise InputError(
+            f"{where}: expected outputs of shape {('B', *net.answer_shape)} like the model's, "
+            f"got {('B', *out.shape[1:])}; the two must know the same classes"
+        )

@@ -19,10 +19,7 @@ def model_digest(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and values of a model's state, in order of name.
 
     It does not depend on the device or the memory format. State that is not made of tensors counts where it
-    is numbers, names or types and is left out where it is not.
-
-    Raises:
-        InputError: a tensor is on the meta device, so there are no values.
+    is numbers, names or types. A tensor on the meta device has no values: an ``InputError``.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

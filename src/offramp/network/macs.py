@@ -15,10 +15,9 @@ _COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
 
 
 def count_macs_of(net: ExitNetwork) -> CostTable:
-    """Count the multiply-accumulates of every segment and head, per sample, on the meta device.
+    """Multiply-accumulates of every segment and head, per sample, counted on the meta device.
 
-    Raises:
-        InputError: the operations of a head cannot be counted.
+    A head whose operations cannot be counted is an ``InputError``.
     """
     backbone = np.cumsum([0, *net.partition.macs])
     heads = np.zeros((len(net.positions), len(net.head_names)))

@@ -37,13 +37,9 @@ _STORED_CALIBRATORS = "gauges"  # what stored networks call them
 
 @dataclass(frozen=True)
 class OutputField:
-    """Where the answer is in what the model returns.
+    """Where the answer is: ``key`` of what the model returns, or None; ``index`` of its flat outputs.
 
-    Args:
-        key: in the model's output structure, or None.
-        index: in its flat outputs.
-        shape: of one sample's answer: (K,), or (L, K) for tasks with one per token.
-        dtype: of the answer.
+    ``shape`` is of one sample's answer: (K,), or (L, K) for tasks with one per token.
     """
 
     key: str | int | None
@@ -53,13 +49,9 @@ class OutputField:
 
 
 class InputExit(nn.Module):
-    """Somebody else's trained module as an exit at the input; it is never trained here.
+    """Somebody else's trained module as an exit at the input; called as the backbone is, never trained here.
 
-    Args:
-        module: called as the backbone is, returns scores like the backbone's.
-        spec: of the backbone's inputs.
-        key: of the answer, where the module returns a dict or a tuple.
-        per_token: whether the answer is (B, L, K).
+    ``spec`` is of the backbone's inputs, ``key`` of the answer where the module returns a dict or a tuple.
     """
 
     def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
@@ -84,24 +76,17 @@ class InputExit(nn.Module):
 class ExitNetwork(nn.Module):
     """Segments and heads. Made by ``attach_exits``; as a module it owns the heads only.
 
+    The constructor takes P ``specs`` of what heads are given, None at the input where no head is trained on
+    it; ``kinds`` of the heads that are trained; ``given`` modules by head index, exits at the input that are
+    not; and ``mask_input``, the index of the input that tells real tokens from padding, or None.
+
     Attributes:
         positions: P names, "input" first.
-        heads: P module dicts, head name -> head.
+        heads: P module dicts, head name -> head; ``head_names`` are all C names.
         outputs: K.
         answer_shape: of one sample, (K,) or (L, K).
         output: key of the answer in what the model returns, or None.
-
-    Args:
-        parts: the backbone as a chain of segments, kept as ``partition``.
-        specs: P descriptions of what heads are given there; None at the input where no head is trained on it.
-        kinds: (position, head index) -> kind of the heads that are trained.
-        given: head index -> module, for the exits at the input that are not.
-        head_names: C names.
-        task: what an answer is.
-        confidence: name of the confidence.
-        answer: where the answer is in what the model returns, kept as ``output_field``.
-        mask_input: index of the input that tells real tokens from padding, or None.
-        seed: of the heads' initial weights.
+        partition: the backbone as a chain of segments.
     """
 
     def __init__(
@@ -126,7 +111,7 @@ class ExitNetwork(nn.Module):
         self.outputs, self.answer_shape = answer.shape[-1], answer.shape
         self.output = answer.key
         self._head_outputs = task.head_outputs(self.outputs)
-        made = dict(make_heads(self.positions, specs, kinds, self._head_outputs, seed))
+        made = dict(self._make_heads(kinds, seed))
         self._kinds = {exit_: kind for exit_, kind in kinds.items() if exit_ in made}
         self.heads = nn.ModuleList(nn.ModuleDict() for _ in self.positions)
         for (p, c), head in made.items():
@@ -134,20 +119,32 @@ class ExitNetwork(nn.Module):
         for c, module in given.items():
             exit_ = InputExit(module, parts.spec, answer.key, task.per_token)
             self._heads_at(0)[self.head_names[c]] = exit_
-        self.add_module(_STORED_CALIBRATORS, nn.ModuleDict(self._fresh_calibrators()))
+        calibrators = nn.ModuleDict()
+        if is_fitted(confidence):
+            for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
+                calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
+        self.add_module(_STORED_CALIBRATORS, calibrators)
+
+    def _make_heads(self, kinds: Mapping[ExitIndex, str], seed: int) -> Iterator[tuple[ExitIndex, nn.Module]]:
+        """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.
+
+        Each has a seed of its own, so that it does not depend on which other heads and positions there are.
+        The global random state is left alone.
+        """
+        for (p, c), kind in kinds.items():
+            spec, name = self.specs[p], f"{seed}|{self.positions[p]}|{kind}"
+            assert spec is not None  # there is no kind where nothing is described
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+                head = head_factory(kind)(spec, self._head_outputs)
+            if head is not None:
+                yield (p, c), head
 
     def _heads_at(self, position: int) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self.heads[position])
 
     def _dtype(self, position: int) -> torch.dtype:
         return self.partition.cuts[position - 1].dtype if position else self.partition.spec.dtypes[0]
-
-    def _fresh_calibrators(self) -> dict[str, nn.Module]:
-        if not is_fitted(self.confidence):
-            return {}
-        fit = get_fitted(self.confidence)
-        exits = [*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)]
-        return {f"{p}|{c}": fit(self._head_outputs).to(self.partition.spec.device) for p, c in exits}
 
     @property
     def calibrators(self) -> nn.ModuleDict:
@@ -180,10 +177,8 @@ class ExitNetwork(nn.Module):
     @property
     def exists(self) -> npt.NDArray[np.bool_]:
         """(P, C), whether there is such a head at a position."""
-        there = np.zeros((len(self.positions), len(self.head_names)), bool)
-        for p, c, _ in self.exits():
-            there[p, c] = True
-        return there
+        here = map(self._heads_at, range(len(self.positions)))
+        return np.array([[name in heads for name in self.head_names] for heads in here], bool)
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
@@ -196,8 +191,7 @@ class ExitNetwork(nn.Module):
     def fresh_heads(self, seed: int) -> dict[ExitIndex, nn.Module]:
         """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
-        made = make_heads(self.positions, self.specs, self._kinds, self._head_outputs, seed)
-        return {exit_: head.to(device) for exit_, head in made}
+        return {exit_: head.to(device) for exit_, head in self._make_heads(self._kinds, seed)}
 
     def answer(self, flat: Sequence[Tensor]) -> Tensor:
         """The model's outputs as the task takes them, (B, M) or (B, L, K), from the last segment's."""
@@ -222,10 +216,7 @@ class ExitNetwork(nn.Module):
     ) -> ExitFn:
         """A function of the activations at a position and of the mask that returns an exit's outputs.
 
-        Args:
-            position: of the exit; P for the model's own output.
-            column: index of its head.
-            replacement: called instead of the head, with what the head is called with.
+        Position P is the model's own output; a ``replacement`` is called instead of the head, with the same.
         """
         task = self.task
         if position == len(self.positions):
@@ -267,10 +258,9 @@ class ExitNetwork(nn.Module):
         if not self.task.per_token:
             return lambda outputs, mask=None: base(outputs)
 
-        def over_tokens(outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-            return token_mean(base(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask)
-
-        return over_tokens
+        return lambda outputs, mask=None: token_mean(
+            base(outputs.flatten(0, 1)).view(outputs.shape[:2]), mask
+        )
 
     def iter_activations(self, values: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Run the chain on flat inputs: yields (position, activations there), and last (P, flat outputs).
@@ -289,16 +279,10 @@ class ExitNetwork(nn.Module):
             yield p, activations[0] if p < len(self.positions) else self.answer(activations)
 
     def forward_all(self, inputs: object) -> tuple[dict[ExitIndex, Tensor], Tensor]:
-        """Every exit's answer and the full model's.
+        """Every exit's answer and the full model's, of a batch of B as the model takes; heads in eval mode.
 
-        Args:
-            inputs: as the model takes them, a batch of B.
-
-        Returns:
-            ({(position, head index): (B, K)}, (B, K)), or (B, L, K); heads run in eval mode.
-
-        Raises:
-            InputError: the inputs do not fit the model.
+        They are ({(position, head index): (B, K)}, (B, K)), or with (B, L, K) for (B, K). ``InputError``: the
+        inputs do not fit the model.
         """
         found, final = self.answers(self.partition.spec.flatten(inputs))
         return {exit_: self.task.answer(out) for exit_, out in found.items()}, self.task.answer(final)
@@ -306,16 +290,12 @@ class ExitNetwork(nn.Module):
     @torch.inference_mode()
     def answers(self, values: Sequence[Tensor]) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
-        exits, found, mask = (
-            [(p, c) for p, c, _ in self.exits()],
-            dict[ExitIndex, Tensor](),
-            self.mask(values),
-        )
+        exits, mask = [(p, c) for p, c, _ in self.exits()], self.mask(values)
+        found = dict[ExitIndex, Tensor]()
         with eval_mode(self):
             for position, activations in self.iter_activations(values):
-                for p, c in exits:
-                    if p == position:
-                        found[p, c] = self.forward_exit(p, c, activations, mask)
+                here = [(p, c) for p, c in exits if p == position]
+                found |= {(p, c): self.forward_exit(p, c, activations, mask) for p, c in here}
         return found, self.answer(activations)
 
     @torch.inference_mode()
@@ -325,28 +305,6 @@ class ExitNetwork(nn.Module):
         for segment in self.partition.segments:
             activations = segment(*activations)
         return self.task.answer(self.answer(activations))
-
-
-def make_heads(
-    positions: Sequence[str],
-    specs: Sequence[FeatureSpec | None],
-    kinds: Mapping[ExitIndex, str],
-    outputs: int,
-    seed: int,
-) -> Iterator[tuple[ExitIndex, nn.Module]]:
-    """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.
-
-    Each has a seed of its own, so that it does not depend on which other heads and positions there are. The
-    global random state is left alone.
-    """
-    for (p, c), kind in kinds.items():
-        spec = specs[p]
-        assert spec is not None  # there is no kind where nothing is described
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(zlib.crc32(f"{seed}|{positions[p]}|{kind}".encode()))
-            head = head_factory(kind)(spec, outputs)
-        if head is not None:
-            yield (p, c), head
 
 
 def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:

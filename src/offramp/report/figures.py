@@ -1,9 +1,5 @@
 """Figures of the report: arrays in, HTML <figure> with inline SVG out. Needs matplotlib (extra ``plot``).
 
-frontier_figure   quality over cost: configurations, single exits, the full model
-shares_figure     where the samples leave, one bar per configuration
-depth_figure      quality of each exit on its own, over its position
-
 Text stays text, ids carry the figure's name (several share a page), and the same arrays give the same bytes
 whatever the caller's matplotlib settings are. The pyplot state is not touched. Legends are HTML: they wrap.
 """
@@ -20,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.errors import MissingExtraError
+from offramp.errors import needs_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,14 +37,9 @@ _MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼")
 
 PALETTE = {
     "text.color": INK,
-    "axes.labelcolor": QUIET,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), QUIET),
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), RULE),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
 }
 """Matplotlib settings that every picture of the project shares."""
 
@@ -84,18 +75,14 @@ def text(value: object) -> str:
     return html.escape(_printable(str(value)))
 
 
-def require_matplotlib() -> None:
-    """Check for the extra before any work is done.
+def _printable(value: str) -> str:
+    return "".join(character if character.isprintable() else "\ufffd" for character in value)
 
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
+
+def require_matplotlib() -> None:
+    """Check for the extra before any work is done; a ``MissingExtraError`` if matplotlib is not installed."""
+    with needs_extra("plot", "a report needs matplotlib; install it"):
         import matplotlib  # noqa: F401 (only whether it is there)
-    except ImportError as error:
-        raise MissingExtraError(
-            'a report needs matplotlib; install it: pip install "offramp[plot]"'
-        ) from error
 
 
 def frontier_figure(
@@ -106,15 +93,10 @@ def frontier_figure(
     heads: Sequence[str],
     names: tuple[str, str],
 ) -> str:
-    """Quality over cost, both in percent.
+    """Quality over cost, in percent, (M+1,): of M configurations, ``chosen`` ringed, and last the full model.
 
-    Args:
-        cost: (M+1,) of the M configurations and, last, the full model.
-        quality: (M+1,) of the same.
-        chosen: index of the configuration to ring.
-        alone: cost and quality (P, C) of each exit taken by every sample; NaN where there is none.
-        heads: C names.
-        names: what cost and quality are called.
+    ``alone`` is cost and quality (P, C) of each exit taken by every sample, NaN where there is none;
+    ``heads`` are C names, ``names`` what cost and quality are called.
     """
     x, y = alone
     xlim, ylim = _around(cost, 40.0, 0.1, 0.06), _around(quality, 2.0, 0.2, 0.12)
@@ -125,33 +107,23 @@ def frontier_figure(
         for head in range(len(heads)):
             colour, marker, _ = _mark(head)
             at = shown[:, head]
-            axes.plot(
-                x[at, head],
-                y[at, head],
-                marker,
-                color=colour,
-                markersize=4 if count <= 60 else 2.8,
-                alpha=0.85,
-            )
+            size = 4 if count <= 60 else 2.8
+            axes.plot(x[at, head], y[at, head], marker, color=colour, markersize=size, alpha=0.85)
         size, width = (4.5, 1.6) if cost.size <= 60 else (2.8, 1.1)  # hundreds of them stay a line
         axes.plot(cost[:-1], quality[:-1], "o-", color=LINE, markersize=size, linewidth=width)
         axes.plot(cost[-1:], quality[-1:], "*", color=INK, markersize=11)
         ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
         axes.plot(cost[[chosen]], quality[[chosen]], "o", color=CHOSEN, **ring)
         axes.locator_params(axis="x", nbins=7)
-        axes.set(
-            xlim=xlim,
-            ylim=ylim,
-            ylabel=f"{names[1]} (%)",
-            xlabel=f"{_short(names[0], 24)} (% of the full model)",
-        )
+        axes.set(xlim=xlim, ylim=ylim, ylabel=f"{names[1]} (%)")
+        axes.set_xlabel(f"{_short(names[0], 24)} (% of the full model)")
 
     title = f"{names[1]} against cost"
     own = [(LINE, "●", "configurations"), (CHOSEN, "○", f"configuration {chosen}"), (INK, "★", "full model")]
     caption = "Up and to the left is better. Small marks are single exits that every sample takes."
     if hidden := count - int(shown.sum()):
         caption += f" {hidden} of the {count} lie outside this window."
-    return _figure(title, _svg("frontier", 3.0, title, draw), [*own, *_legend(heads)], caption)
+    return _figure("frontier", title, 3.0, draw, [*own, *_legend(heads)], caption)
 
 
 def _around(values: Floats, least: float, below: float, above: float) -> tuple[float, float]:
@@ -161,13 +133,10 @@ def _around(values: Floats, least: float, below: float, above: float) -> tuple[f
 
 
 def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str], chosen: int) -> str:
-    """Stacked bars: where the samples leave. Of more than ``MAX_BARS`` an evenly spread selection is shown.
+    """Stacked bars: where the samples leave, one per configuration (M), ``chosen`` of them emphasised.
 
-    Args:
-        labels: one per configuration (M).
-        shares: (M, P+1) fractions; the last column is the backbone's own output.
-        positions: P names.
-        chosen: index of the configuration to emphasise; it is always among those shown.
+    ``shares`` are fractions (M, P+1), last the backbone's own output; ``positions`` are P names. Of
+    more than ``MAX_BARS`` an evenly spread selection is shown, ``chosen`` always among them.
     """
     caption = "One bar per configuration, with its cost; early positions are light, late ones dark."
     picked = np.arange(len(labels))
@@ -186,13 +155,8 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
             width = 100 * shares[:, position]
             axes.barh(rows, width, 0.74, left, color=colour, edgecolor="white", linewidth=0.6 * (width > 0))
             for row in rows[width >= 11]:  # the number does not fit into less
-                place: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center_baseline",
-                    "fontsize": 8.5,
-                    "color": _on(colour),
-                }
-                axes.text(left[row] + width[row] / 2, row, f"{width[row]:.0f}", **place)
+                label = axes.text(left[row] + width[row] / 2, row, f"{width[row]:.0f}", color=_on(colour))
+                label.set(ha="center", va="center_baseline", fontsize=8.5)
             left += width
         axes.set(xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), xlabel="share of samples (%)")
         axes.set_yticks(rows, labels)
@@ -205,7 +169,7 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
     title = "Where samples leave"
     names = [*(positions[at] for at in used), OWN_OUTPUT]
     legend = [(colour, "■", name) for colour, name in zip(colours, names, strict=True)]
-    return _figure(title, _svg("shares", 0.7 + 0.23 * len(labels), title, draw), legend, caption)
+    return _figure("shares", title, 0.7 + 0.23 * len(labels), draw, legend, caption)
 
 
 def depth_figure(
@@ -213,12 +177,8 @@ def depth_figure(
 ) -> str:
     """Quality of each exit alone over its position, one line per head type; the full model dashed.
 
-    Args:
-        positions: P names.
-        alone: (P, C) percent, NaN where there is no such head.
-        full: percent, of the full model.
-        heads: C names.
-        name: what quality is called.
+    ``alone`` is (P, C) in percent, NaN where there is no such head; ``full``, in percent, of the full model;
+    ``name`` is what quality is called.
     """
     ticks = range(0, len(positions), -(-len(positions) // 10))  # at most ten labels fit
 
@@ -235,10 +195,10 @@ def depth_figure(
 
     title = f"{name} against depth"
     if np.isnan(alone).all():
-        return _figure(title, "", [], "These records hold no exits.")
+        return _figure("depth", title, 3.0, None, [], "These records hold no exits.")
     caption = "Each exit on its own, on all samples. A gap means that there is no such head."
     legend = [(INK, "╌", "full model"), *_legend(heads)]
-    return _figure(title, _svg("depth", 3.0, title, draw), legend, caption)
+    return _figure("depth", title, 3.0, draw, legend, caption)
 
 
 def _mark(head: int) -> tuple[str, str, str]:
@@ -264,22 +224,22 @@ def _on(colour: str) -> str:
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
 
 
-def _printable(value: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in value)
-
-
 def _short(name: str, limit: int = 16) -> str:
     """A name that fits under an axis; the end is the telling part of a module's path."""
     name = _printable(name)
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
-def _figure(heading: str, picture: str, legend: Legend, caption: str) -> str:
+def _figure(
+    name: str, title: str, height: float, draw: Callable[[Axes], None] | None, legend: Legend, caption: str
+) -> str:
+    """A card with a picture, unless there is nothing to draw."""
     items = "".join(
         f'<li><i style="color:{colour}">{mark}</i>{text(name)}</li>' for colour, mark, name in legend
     )
+    picture = "" if draw is None else _svg(name, height, title, draw)
     return (
-        f"<figure class=card><h2>{text(heading[0].upper() + heading[1:])}</h2><ul class=legend>{items}</ul>\n"
+        f"<figure class=card><h2>{text(title[0].upper() + title[1:])}</h2><ul class=legend>{items}</ul>\n"
         f"{picture}\n<figcaption class=quiet>{text(caption)}</figcaption></figure>\n"
     )
 
@@ -298,31 +258,22 @@ def _svg(name: str, height: float, label: str, draw: Callable[[Axes], None]) -> 
         draw(figure.subplots())
         figure.set_canvas(FigureCanvasSVG(figure))
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(stream.getvalue(), name, label)
-
-
-def _inline(document: str, name: str, label: str) -> str:
-    """Make a stand-alone SVG document fit to sit in a page beside others."""
-    root = ET.fromstring(document)
+    # a stand-alone document, made fit to sit in a page beside others
+    root = ET.fromstring(stream.getvalue())
     for parent in list(root.iter()):
-        for child in list(parent):
-            # A <style> would reach the whole page, not just its picture; the metadata say nothing.
-            if child.tag.endswith(("}style", "}metadata")):
-                parent.remove(child)
+        # A <style> would reach the whole page, not just its picture; the metadata say nothing.
+        parent[:] = [child for child in parent if not child.tag.endswith(("}style", "}metadata"))]
     for element in root.iter():
         element.tag = element.tag.partition("}")[2]
         for key, value in list(element.attrib.items()):
             del element.attrib[key]
-            element.set(key.partition("}")[2] or key, _prefixed(key, value, f"{name}-"))
+            own = value.replace("url(#", f"url(#{name}-")
+            if key == "id":
+                own = f"{name}-{value}"
+            elif key.endswith("}href"):
+                own = f"#{name}-{value.removeprefix('#')}"
+            element.set(key.partition("}")[2] or key, own)
     for key in ("width", "height", "version"):
         del root.attrib[key]
     root.attrib |= {"role": "img", "aria-label": label, "stroke-linejoin": "round"}
     return ET.tostring(root, encoding="unicode")
-
-
-def _prefixed(key: str, value: str, prefix: str) -> str:
-    if key == "id":
-        return prefix + value
-    if key.endswith("}href"):
-        return "#" + prefix + value.removeprefix("#")
-    return value.replace("url(#", "url(#" + prefix)

@@ -40,6 +40,10 @@ _Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 _UNITS = {"macs": (" MACs", "MACs"), "seconds": ("s", "time"), "joules": ("J", "energy")}
 """Known units: (symbol, the word for what is spent)."""
+_RULES = (
+    "the best one on the search split, where none stays within {} of the full model",
+    "the cheapest one that loses at most {} on the search split",
+)
 _FULL = "the full model&rsquo;s"
 _MEANING = {
     "accuracy": "the share of samples with a right answer",
@@ -52,8 +56,8 @@ _MEANING = {
 class _Row:
     """One configuration on the report split.
 
-    ``drop`` is the mean of full quality minus quality; ``margin`` half its 95 % interval (NaN for N < 2);
-    ``changed`` the number of samples on which the two differ.
+    ``drop`` is the mean of full quality minus quality; ``margin`` half its 95 % interval (NaN for N < 2),
+    which is ``doubtful`` where too few samples stand behind it.
     """
 
     number: int
@@ -62,26 +66,25 @@ class _Row:
     outcome: Outcome
     drop: float
     margin: float
-    changed: int
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether too few samples stand behind the interval."""
-        return bool(self.config.choices) and self.changed < FEW and not math.isnan(self.margin)
+    doubtful: bool
 
 
-@dataclass(frozen=True)
 class _Page:
     """What the page is made from. ``full`` is the full model's mean quality on the report split."""
 
-    rows: list[_Row]
-    chosen: _Row
-    rule: str
-    full: float
-    records: ExitRecords
-    costs: CostTable
-    measure: str
-    spent: str
+    def __init__(self, frontier: Frontier, records: ExitRecords, costs: CostTable) -> None:
+        self.records, self.costs, self.search = records, costs, frontier.meta
+        self.rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
+        # the headline's configuration, by the search split's figures alone
+        good = [row for row in self.rows if row.expected.drop <= HEADLINE_DROP + 1e-12]  # as Frontier.at does
+        self.chosen = good[0] if good else self.rows[-1]
+        self.rule = _RULES[bool(good)].format(f"{100 * HEADLINE_DROP:g} points")
+        self.full = full_quality(records)
+        values = (records.quality[records.exists], records.final_quality)
+        right = all(((v == 0) | (v == 1)).all() for v in values)  # else it is a score, not an accuracy
+        kind = records.quality_kind
+        self.measure = "agreement" if kind == "agreement" else "accuracy" if right else "quality"
+        self.spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]
 
 
 def write_report(
@@ -93,18 +96,10 @@ def write_report(
     title: str = "Early-exit report",
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the report, whole or not at all.
+    """Write the report to an HTML file, whole or not at all; missing folders are made.
 
-    Args:
-        path: of the HTML file; missing folders are made.
-        frontier: the configurations with the figures of the search split.
-        records: of the report split: samples that neither training nor search has seen.
-        costs: of the same network.
-        title: of the page.
-        notes: what a reader should know (model, data, device), as label and text.
-
-    Returns:
-        The path written.
+    ``records`` are of the report split: samples that neither training nor search has seen. ``notes`` are what
+    a reader should know (model, data, device), as label and text. What is returned is the path.
 
     Raises:
         InputError: no samples, or frontier, records and costs are not of the same network.
@@ -123,32 +118,13 @@ def render_report(
     title: str = "Early-exit report",
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """The page that ``write_report`` writes, as text.
-
-    Raises:
-        InputError: no samples, or frontier, records and costs are not of the same network.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """The page that ``write_report`` writes, as text; it raises the same but ``StorageError``."""
     figures.require_matplotlib()
-    rows = [_row(number, config, records, costs) for number, config in enumerate(frontier)]
-    spent = _UNITS.get(costs.unit, ("", f"cost in {costs.unit}"))[1]
-    chosen, rule = _choose(rows)
-    page = _Page(
-        rows=rows,
-        chosen=chosen,
-        rule=rule,
-        full=full_quality(records),
-        records=records,
-        costs=costs,
-        measure=_measure(records),
-        spent=spent,
-    )
-    facts = _facts(page, notes or {}, frontier.meta)
+    page = _Page(frontier, records, costs)
     body = (
         f"<header><p class=kicker>{text(title)}</p>\n{_headline(page)}</header>\n"
-        f"<main><div class=cards>\n{_figures(page)}{facts}</div>\n{_guarantees(page)}{_table(page)}"
-        f"{_details(page)}</main>\n"
-        f"{_footer(page)}"
+        f"<main><div class=cards>\n{_figures(page)}{_facts(page, notes or {})}</div>\n"
+        f"{_guarantees(page)}{_table(page)}{_details(page)}</main>\n{_footer(page)}"
     )
     return SHELL.format(title=text(title), style=CSS + figures.CSS, body=body)
 
@@ -156,7 +132,8 @@ def render_report(
 def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable) -> _Row:
     outcome = evaluate(records, costs, config)
     lost = records.final_quality - simulate(records, config).quality  # paired: the same samples under both
-    spread = float(lost.std(ddof=1)) if lost.size > 1 else math.nan
+    margin = _Z * float(lost.std(ddof=1)) / math.sqrt(lost.size) if lost.size > 1 else math.nan
+    few = bool(config.choices) and int((lost != 0).sum()) < FEW and not math.isnan(margin)
     assert config.expected is not None  # Frontier accepts no other
     return _Row(
         number=number,
@@ -164,26 +141,9 @@ def _row(number: int, config: ExitConfig, records: ExitRecords, costs: CostTable
         expected=config.expected,
         outcome=outcome,
         drop=float(lost.mean()),
-        margin=_Z * spread / math.sqrt(lost.size),
-        changed=int((lost != 0).sum()),
+        margin=margin,
+        doubtful=few,
     )
-
-
-def _choose(rows: Sequence[_Row]) -> tuple[_Row, str]:
-    """The headline's configuration and the rule that picked it, by the search split's figures alone."""
-    limit = f"{100 * HEADLINE_DROP:g} points"
-    for row in rows:
-        if row.expected.drop <= HEADLINE_DROP + 1e-12:  # the same slack as Frontier.at
-            return row, f"the cheapest one that loses at most {limit} on the search split"
-    return rows[-1], f"the best one on the search split, where none stays within {limit} of the full model"
-
-
-def _measure(records: ExitRecords) -> str:
-    """What to call quality: a share of right answers is an accuracy, other scores are not."""
-    if records.quality_kind == "agreement":
-        return "agreement"
-    values = (records.quality[records.exists], records.final_quality)
-    return "accuracy" if all(((v == 0) | (v == 1)).all() for v in values) else "quality"
 
 
 def _headline(page: _Page) -> str:
@@ -225,7 +185,7 @@ def _figures(page: _Page) -> str:
     )
 
 
-def _facts(page: _Page, notes: Mapping[str, str], search: Mapping[str, Any]) -> str:
+def _facts(page: _Page, notes: Mapping[str, str]) -> str:
     facts = {
         f"Full model, {page.measure}": f"{_points(page.full)}%",
         "Full model, cost": _amount(page.costs.full, page.costs.unit),
@@ -233,7 +193,7 @@ def _facts(page: _Page, notes: Mapping[str, str], search: Mapping[str, Any]) -> 
         "Report split": f"{page.records.samples:,} samples",
         "Search split": f"{page.rows[0].expected.samples:,} samples",
     }
-    parts = (facts, notes, _plain("search", search), _plain("cost", page.costs.meta or {}))
+    parts = (facts, notes, _plain("search", page.search), _plain("cost", page.costs.meta or {}))
     items = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for part in parts for k, v in part.items())
     return f"<section class=card><h2>At a glance</h2><dl>{items}</dl></section>\n"
 
@@ -244,32 +204,41 @@ def _plain(label: str, meta: Mapping[str, Any]) -> dict[str, str]:
     return {f"{label}: {k}": str(v) for k, v in words.items()}
 
 
+def _grid(label: str, kind: str, columns: Sequence[str], body: str, spans: str = "") -> str:
+    """A table that scrolls by itself; ``body`` follows its head, whose first row may be ``spans``."""
+    above = f"<tr class=groups>{spans}</tr>\n" if spans else ""
+    names = "".join(f"<th scope=col>{text(name)}</th>" for name in columns)
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{label}"><table class={kind}>\n'
+        f"<thead>{above}<tr>{names}</tr></thead>\n{body}\n</table></div>"
+    )
+
+
 def _table(page: _Page) -> str:
     measure, spent, last = page.measure, page.spent, len(page.records.positions)
     own = (spent, measure, "drop", "95% interval of drop", "exits", "mean exit position")
-    columns = ("no.", "λ", *own, spent, measure, "drop")
-    names = "".join(f"<th scope=col>{text(name)}</th>" for name in columns)
-    body = "\n".join(_table_row(page, row) for row in page.rows)
     searched = _points(page.rows[0].expected.full_quality)
     full = ("", "100.0%", _points(page.full), "0.00", "", "0", f"{last}.0", "100.0%", searched, "0.00")
+    spans = f"<td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>"
+    spans += "\n<th scope=colgroup colspan=3>Expected, from the search split</th>"
+    body = "".join(f"\n{_table_row(row, row is page.chosen)}" for row in page.rows)
+    body = f"<tbody>{body}\n</tbody>\n<tfoot><tr><th scope=row>full</th>{_cells(full)}</tr></tfoot>"
+    remarks = ""
+    if any(row.doubtful for row in page.rows):
+        remarks += f"* Fewer than {FEW} samples differ from the full model: too few for this interval. "
+    if not math.isclose(page.rows[0].expected.full_cost, page.costs.full, rel_tol=1e-6):
+        remarks += "The search used another cost table: its relative costs are not those of this report."
+    columns = ("no.", "λ", *own, spent, measure, "drop")
     return f"""<section><h2>All configurations</h2>
-<div class=scroll tabindex=0 role=region aria-label="All configurations"><table class=figures>
-<thead><tr class=groups><td colspan=2></td><th scope=colgroup colspan={len(own)}>On the report split</th>
-<th scope=colgroup colspan=3>Expected, from the search split</th></tr>
-<tr>{names}</tr></thead>
-<tbody>
-{body}
-</tbody>
-<tfoot><tr><th scope=row>full</th>{_cells(full)}</tr></tfoot>
-</table></div>
+{_grid("All configurations", "figures", columns, body, spans)}
 <p class=quiet>The number is the index: <code>frontier[{page.chosen.number}]</code> is the highlighted one.
 {measure.capitalize()} and drop are in points (hundredths); a negative drop means better than the full model.
 Mean exit position counts from 0, the model&rsquo;s input, to {last}, the backbone&rsquo;s own output.
-{_table_remarks(page)}</p></section>
+{remarks}</p></section>
 """
 
 
-def _table_row(page: _Page, row: _Row) -> str:
+def _table_row(row: _Row, chosen: bool) -> str:
     cells = (
         "&ndash;" if row.config.tradeoff is None else f"{row.config.tradeoff:.4g}",
         _percent(row.outcome.relative_cost),
@@ -282,21 +251,11 @@ def _table_row(page: _Page, row: _Row) -> str:
         _points(row.expected.quality),
         _points(row.expected.drop),
     )
-    mark = " class=chosen" if row is page.chosen else ""
-    return f"<tr{mark}><th scope=row>{row.number}</th>{_cells(cells)}</tr>"
+    return f"<tr{' class=chosen' * chosen}><th scope=row>{row.number}</th>{_cells(cells)}</tr>"
 
 
 def _cells(values: Sequence[str]) -> str:
     return "".join(f"<td>{value}</td>" for value in values)
-
-
-def _table_remarks(page: _Page) -> str:
-    remarks = ""
-    if any(row.doubtful for row in page.rows):
-        remarks += f"* Fewer than {FEW} samples differ from the full model: too few for this interval. "
-    if not math.isclose(page.rows[0].expected.full_cost, page.costs.full, rel_tol=1e-6):
-        remarks += "The search used another cost table: its relative costs are not those of this report."
-    return remarks
 
 
 def _guarantees(page: _Page) -> str:
@@ -304,61 +263,48 @@ def _guarantees(page: _Page) -> str:
     certified = [(row, row.config.certificate) for row in page.rows if row.config.certificate]
     if not certified:
         return ""
-    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
-    names = "".join(f"<th scope=col>{name}</th>" for name in columns)
     said = "".join(
         f"<p><b>Configuration {row.number}.</b> {text(each).replace(' = ', '&nbsp;=&nbsp;')}</p>\n"
         for row, each in certified
     )
-    body = "\n".join(
-        f"<tr><th scope=row>{row.number}</th>{_guarantee(each.delta, one)}</tr>"
+    body = "".join(
+        f"\n<tr><th scope=row>{row.number}</th>{_cells(_guarantee(each.delta, one))}</tr>"
         for row, each in certified
         for one in each.guarantees
     )
+    body = f"<tbody>{body}\n</tbody>"
+    columns = ("no.", "what is bounded", "bound", "observed", "samples", "delta", "p-value", "test")
     return f"""<section><h2>Guarantees</h2>
-{said}<div class=scroll tabindex=0 role=region aria-label="Guarantees"><table class=guarantees>
-<thead><tr>{names}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
+{said}{_grid("Guarantees", "guarantees", columns, body)}
 <p class=quiet>A guarantee is about new samples of the same distribution, for one configuration at a time.
 Where it was made on the report split, that configuration was chosen on it: its other figures here are no
 independent evidence.</p></section>
 """
 
 
-def _guarantee(delta: float, one: Guarantee) -> str:
-    numbers = (one.bound, one.observed + 0.0)
-    bound, observed = (f"{value:.4g}".replace("-", "\u2212") for value in numbers)
-    found = (bound, observed, f"{one.samples:,}", f"{delta:g}", f"{one.p_value:.2g}")
-    return _cells((text(one.risk), *found, text(one.test)))
+def _guarantee(delta: float, one: Guarantee) -> list[str]:
+    numbers = (f"{value:.4g}".replace("-", "\u2212") for value in (one.bound, one.observed + 0.0))
+    rest = (f"{one.samples:,}", f"{delta:g}", f"{one.p_value:.2g}", text(one.test))
+    return [text(one.risk), *numbers, *rest]
 
 
 def _details(page: _Page) -> str:
-    groups = "\n".join(_exits_of(page, row) for row in page.rows)
-    names = "".join(
-        f"<th scope=col>{name}</th>" for name in ("no.", "position", "head", "threshold", "leave")
-    )
+    groups = []
+    for row in page.rows:
+        lines = [
+            (choice.position, choice.head, f"{choice.threshold:.6g}".replace("inf", "∞"))
+            for choice in row.config.choices
+        ]
+        places = [*(page.records.positions.index(position) for position, _, _ in lines), -1]
+        lines.append((figures.OWN_OUTPUT, "", ""))
+        left = [_percent(float(row.outcome.exit_shares[at])) for at in places]
+        cells = [_cells([*map(text, line), share]) for line, share in zip(lines, left, strict=True)]
+        number = f'<th scope=rowgroup rowspan="{len(lines)}">{row.number}</th>'
+        groups.append(f"<tbody><tr>{number}{'</tr><tr>'.join(cells)}</tr></tbody>")
+    columns, body = ("no.", "position", "head", "threshold", "leave"), "\n".join(groups)
     return f"""<details><summary>Enabled exits and thresholds of each configuration</summary>
-<div class=scroll tabindex=0 role=region aria-label="Enabled exits"><table class=exits>
-<thead><tr>{names}</tr></thead>
-{groups}
-</table></div></details>
+{_grid("Enabled exits", "exits", columns, body)}</details>
 """
-
-
-def _exits_of(page: _Page, row: _Row) -> str:
-    lines = [
-        (choice.position, choice.head, f"{choice.threshold:.6g}".replace("inf", "∞"))
-        for choice in row.config.choices
-    ]
-    places = [page.records.positions.index(line[0]) for line in lines]
-    left = [_percent(float(row.outcome.exit_shares[at])) for at in (*places, -1)]
-    lines.append((figures.OWN_OUTPUT, "", ""))
-    cells = [_cells([*map(text, line), share]) for line, share in zip(lines, left, strict=True)]
-    number = f'<th scope=rowgroup rowspan="{len(lines)}">{row.number}</th>'
-    return f"<tbody><tr>{number}{'</tr><tr>'.join(cells)}</tr></tbody>"
 
 
 def _footer(page: _Page) -> str:

@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from offramp.core import (
-    CostTable,
-    ExitConfig,
-    ExitRecords,
-    Frontier,
-    Outcome,
-    config_to_dict,
-    evaluate,
-    full_quality,
-)
+from offramp.core import CostTable, ExitRecords, Frontier, config_to_dict, evaluate, full_quality
 
 
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
     """One entry per configuration, in the frontier's order, with its figures on ``records``."""
     full = full_quality(records)
     pairs = zip(frontier, evaluate(records, costs, frontier), strict=True)
-    return [_row(index, config, outcome, full) for index, (config, outcome) in enumerate(pairs)]
+    return [
+        {
+            "index": index,
+            "relative_cost": outcome.relative_cost,
+            "quality": outcome.quality,
+            "drop": full - outcome.quality,
+            "exit_shares": outcome.exit_shares.tolist(),
+            **config_to_dict(config),
+        }
+        for index, (config, outcome) in enumerate(pairs)
+    ]
 
 
 def non_dominated(rows: Sequence[dict[str, Any]]) -> list[bool]:
@@ -38,17 +39,6 @@ def non_dominated(rows: Sequence[dict[str, Any]]) -> list[bool]:
         )
         for row in rows
     ]
-
-
-def _row(index: int, config: ExitConfig, outcome: Outcome, full: float) -> dict[str, Any]:
-    return {
-        "index": index,
-        "relative_cost": outcome.relative_cost,
-        "quality": outcome.quality,
-        "drop": full - outcome.quality,
-        "exit_shares": outcome.exit_shares.tolist(),
-        **config_to_dict(config),
-    }
 
 
 def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: str, most: int = 16) -> Table:

@@ -7,14 +7,7 @@ folder      a folder whose manifest lists the SHA-256 of every file
 """
 
 from offramp.storage.arrays import load_arrays, save_arrays
-from offramp.storage.atomic import (
-    atomic_folder,
-    atomic_write,
-    read_text,
-    scratch,
-    storage_errors,
-    write_text,
-)
+from offramp.storage.atomic import atomic_folder, atomic_write, read_text, scratch, storage_errors, write_text
 from offramp.storage.documents import dump_document, parse_document
 from offramp.storage.folder import FolderFormat, check_replaceable, document_digest, read_as
 

@@ -30,15 +30,9 @@ def arrays_digest(arrays: Arrays, meta: str) -> str:
 
 
 def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mapping[str, Any]) -> None:
-    """Write arrays and JSON meta data as one safetensors file with a digest.
-
-    Raises:
-        InputError: ``meta`` holds something that JSON has no value for.
-        StorageError: the folder cannot be written or is full.
-    """
+    """Write arrays and plain JSON meta data as one safetensors file with a digest."""
     document: dict[str, Any] = {"format": kind, "version": version, "meta": dict(meta)}
-    native = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
-    native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in native.items()}
+    native = {name: np.array(a, a.dtype.newbyteorder("="), order="C") for name, a in arrays.items()}
     document["sha256"] = arrays_digest(native, canonical(document))
     with atomic_write(path) as temporary:
         # one key only: safetensors writes several in no fixed order, and equal content must give equal bytes
@@ -46,10 +40,9 @@ def save_arrays(path: Path, arrays: Arrays, kind: str, version: int, meta: Mappi
 
 
 def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Read what ``save_arrays`` wrote: (arrays, meta).
+    """What ``save_arrays`` wrote: (arrays, meta).
 
-    Raises:
-        ArtifactError: missing, truncated, changed, of another kind or of a newer version.
+    An ``ArtifactError`` if it is missing, truncated, changed, of another kind or of a newer version.
     """
     if not path.is_file():
         raise ArtifactError(f"expected a file at {path}, found none; check the path")

@@ -47,11 +47,7 @@ def _refusal(error: OSError, path: Path) -> str:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A fresh name in the same folder, so that a rename onto ``path`` is atomic.
-
-    Raises:
-        StorageError: the path has no name of its own ("", ".", "/").
-    """
+    """A fresh name beside ``path``, which must end in a name, so that a rename onto it is atomic."""
     if not path.name:
         raise StorageError(f"cannot write {str(path)!r}: expected a path that ends in a name")
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -61,8 +57,7 @@ def temporary_sibling(path: Path) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it is flushed to disk and renamed to ``path``, else removed.
 
-    Raises:
-        StorageError: the folder cannot be written or is full.
+    A folder that cannot be written or is full is a ``StorageError``.
     """
     temporary = temporary_sibling(path)
     with storage_errors(path):
@@ -82,8 +77,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of ``path`` and what was there, else it goes.
 
-    Raises:
-        StorageError: the folder cannot be written or is full.
+    A place that cannot be written or is full is a ``StorageError``.
     """
     with storage_errors(path):
         final = path.resolve()
@@ -122,12 +116,7 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        InputError: the text holds half a surrogate pair, which UTF-8 has no bytes for.
-        StorageError: the folder cannot be written or is full.
-    """
+    """Write a text file, whole or not at all; text that UTF-8 has no bytes for is an ``InputError``."""
     try:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -137,11 +126,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        ArtifactError: it is missing, unreadable or not text.
-    """
+    """Read a UTF-8 text file; an ``ArtifactError`` if it is missing, unreadable or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -151,11 +136,7 @@ def read_text(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        ArtifactError: it is missing or unreadable.
-    """
+    """SHA-256 of a file, in hexadecimal; an ``ArtifactError`` if it is missing or unreadable."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -165,11 +146,7 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def scratch(work_dir: str | Path | None) -> Iterator[Path]:
-    """The user's folder, kept; or a temporary one, removed at the end.
-
-    Raises:
-        StorageError: there is no place for temporary files.
-    """
+    """The user's folder, kept; or a temporary one, removed at the end (``StorageError``: no place for it)."""
     if work_dir is not None:
         yield Path(work_dir)
         return

@@ -10,20 +10,12 @@ from offramp.errors import ArtifactError, InputError
 
 
 def canonical(document: Mapping[str, Any]) -> str:
-    """JSON text with sorted keys: equal documents give equal text.
-
-    Raises:
-        InputError: a value is not a plain, finite JSON value.
-    """
+    """JSON text with sorted keys, equal for equal documents; ``InputError``: not plain or not finite."""
     return _json(document, sort_keys=True)
 
 
 def dump_document(document: Mapping[str, Any], *, sort_keys: bool = False) -> str:
-    """JSON text for people to read, in the document's own order or sorted by key.
-
-    Raises:
-        InputError: a value is not a plain, finite JSON value.
-    """
+    """JSON text for people to read, in the document's own order or sorted by key."""
     return _json(document, indent=1, sort_keys=sort_keys) + "\n"
 
 
@@ -35,11 +27,7 @@ def _json(document: Mapping[str, Any], **options: Any) -> str:
 
 
 def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
-    """Parse a versioned JSON document of this package.
-
-    Raises:
-        ArtifactError: not JSON, of another format, or of a version this release does not know.
-    """
+    """A versioned JSON document; ``ArtifactError``: it is none, of another format or of a newer version."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length

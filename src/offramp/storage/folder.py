@@ -22,14 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FolderFormat:
-    """A kind of folder with a manifest.
+    """A kind of folder with a manifest, which messages call ``what`` ("an artifact").
 
-    Args:
-        what: it is called in messages ("an artifact").
-        name: of the manifest's format.
-        version: newest one that this release reads, and the one it writes.
-        made_by: command that writes such a folder.
-        sort_keys: whether the manifest's keys are sorted, or in the order they were given in.
+    ``version`` is the newest that this release reads, and the one it writes; ``made_by`` the command that
+    writes such a folder; ``sort_keys`` sorts the manifest's keys, else they stay in the order given.
     """
 
     what: str
@@ -53,9 +49,7 @@ class FolderFormat:
     def read(self, folder: Path) -> dict[str, Any]:
         """The manifest; it and every file it lists have been compared with their digests.
 
-        Raises:
-            ArtifactError: a file is missing, damaged or outside the folder, or the manifest is of another
-                format or a newer version.
+        An ``ArtifactError`` if a file is missing, damaged or outside the folder, or format or version wrong.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -73,11 +67,7 @@ class FolderFormat:
         return document
 
     def unchecked(self, folder: Path) -> dict[str, Any]:
-        """The manifest with a table of files; no digest has been compared.
-
-        Raises:
-            ArtifactError: missing, of another format, of a newer version, or without a table of files.
-        """
+        """The manifest with its table of files, or an ``ArtifactError``; no digest has been compared."""
         document = read_as(folder / MANIFEST, lambda text: parse_document(text, self.name, self.version))
         files = document.get("files")
         if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
@@ -87,24 +77,15 @@ class FolderFormat:
         return document
 
     def check_replaceable(self, path: Path) -> None:
-        """Find out whether writing would refuse a path; worth calling before long work.
-
-        Raises:
-            StorageError: something else than such a folder is there.
-        """
+        """Refuse, with a ``StorageError``, a path that holds anything else; worth it before long work."""
         check_replaceable(path, self.what, lambda folder: {MANIFEST, *self.unchecked(folder)["files"]})
 
 
 def check_replaceable(path: Path, what: str, names_of: Callable[[Path], Iterable[str]]) -> None:
-    """Refuse a path that holds anything but one kind of folder.
+    """Refuse, with a ``StorageError``, a path that holds anything but one kind of folder, ``what`` in words.
 
-    Args:
-        path: that would be replaced; nothing there, or an empty folder, is fine.
-        what: may be replaced, in words ("an artifact").
-        names_of: everything that belongs to such a folder; an ``ArtifactError`` if it is none.
-
-    Raises:
-        StorageError: a file or another folder is there, or the folder holds more.
+    Nothing there, or an empty folder, is fine. ``names_of`` tells everything that belongs to such a folder,
+    or raises an ``ArtifactError`` if it is none.
     """
     with storage_errors(path):
         if not path.exists():
@@ -124,11 +105,7 @@ def check_replaceable(path: Path, what: str, names_of: Callable[[Path], Iterable
 
 
 def read_as(path: Path, parse: Callable[[str], T]) -> T:
-    """What ``parse`` makes of a text file; its errors name the file.
-
-    Raises:
-        ArtifactError: the file is missing, not text, or refused by ``parse``.
-    """
+    """What ``parse`` makes of a text file; the file is named in its errors, and in those of reading it."""
     text = read_text(path)
     try:
         return parse(text)

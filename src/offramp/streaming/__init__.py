@@ -4,6 +4,4 @@ from offramp.streaming.engine import StreamEngine
 from offramp.streaming.request import StreamAnswer, StreamFuture
 from offramp.streaming.stats import StreamStats
 
-__all__ = [
-    "StreamAnswer", "StreamEngine", "StreamFuture", "StreamStats",
-]  # fmt: skip
+__all__ = ["StreamAnswer", "StreamEngine", "StreamFuture", "StreamStats"]

@@ -85,16 +85,14 @@ class StreamEngine:
     def prepare(self, config: ExitConfig) -> None:
         """Make a configuration ready, so that submitting with it takes microseconds.
 
-        Raises:
-            InputError: it names a position or head that the network lacks.
+        An ``InputError`` if it names a position or head that the network lacks.
         """
         self._routes.get(config)
 
     def use(self, config: ExitConfig) -> None:
         """Switch to a configuration, for samples submitted from now on. Safe from any thread.
 
-        Raises:
-            InputError: it names a position or head that the network lacks. Nothing changes.
+        An ``InputError``, and no change, if it names a position or head that the network lacks.
         """
         self._route = self._routes.get(config)
 
@@ -136,22 +134,11 @@ class StreamEngine:
         return self._worker.stats()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left to answer.
-
-        Args:
-            timeout: seconds; None: as long as it takes.
-
-        Returns:
-            Whether nothing is left.
-        """
+        """Wait until nothing is left to answer, at most ``timeout`` seconds unless None; whether it is so."""
         return self._worker.drain(timeout)
 
     def close(self, *, cancel: bool = False) -> None:
-        """Take no more samples, answer those there are, and stop.
-
-        Args:
-            cancel: give up what waits instead of answering it.
-        """
+        """Take no more samples, answer those there are, or give them up if ``cancel``, and stop."""
         self._worker.close(cancel)
 
     def __enter__(self) -> StreamEngine:

@@ -14,32 +14,20 @@ queue needs no patience: the places behind it get work from nowhere else and run
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offramp.streaming.request import Waiting
 
 ROUNDS = 6
 """Runs of every place that a default patience lasts: small batches then take little of the time."""
 
 
-class Place(Protocol):
-    """Where samples wait, first come first served."""
-
-    @property
-    def count(self) -> int:
-        """How many wait."""
-
-    @property
-    def since(self) -> float:
-        """When the first of them came, in seconds on any clock; only read where ``count`` is not 0."""
-
-
-def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> int | None:
+def choose(places: Sequence[Waiting], now: float, limit: int, patience: float) -> int | None:
     """The index of the place whose first samples should run; None where nobody waits.
 
-    Args:
-        places: in the order samples go through them; the first is the admission queue.
-        now: seconds, on the clock of ``since``.
-        limit: samples in a full batch.
-        patience: seconds after which a sample in a stage queue is served even in a small batch.
+    Places are in the order samples go through them, the admission queue first; ``limit`` samples are a full
+    batch; ``patience`` is in seconds, on the clock of ``now`` and of ``since``.
     """
     latest = full = expired = None
     longest = now - patience
@@ -57,7 +45,7 @@ def choose(places: Sequence[Place], now: float, limit: int, patience: float) -> 
     return latest if full is None else full
 
 
-def has_room(place: Place, limit: int) -> bool:
+def has_room(place: Waiting, limit: int) -> bool:
     """Whether a batch may be pushed there; if not, the place runs first, and then has."""
     return place.count < limit
 

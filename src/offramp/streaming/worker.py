@@ -197,7 +197,13 @@ class Worker:
         for request in requests:
             request.served += now - begun
         if stay is None or len(stay):
-            self._push(requests, (*values, mask) if self._masked else values, stay, point, now)
+            staying = requests if stay is None else [requests[i] for i in stay]
+            for request in staying:
+                request.since = now
+                if request.exit_point == point:
+                    request.exit_point = request.route.following[point]
+            index = None if stay is None else as_index(stay, values[0].device)
+            self._stages[point].push(staying, (*values, mask) if self._masked else values, index)
         for rows, outputs, confidences in left:
             answered = [requests[i] for i in rows]
             self._completion.answer(answered, self._net.task.answer(outputs), confidences, point, now)
@@ -224,23 +230,6 @@ class Worker:
                 left.append((left_rows, outputs, confidence.numpy()[leavers].tolist()))
                 stays[left_rows] = False
         return left, np.flatnonzero(stays) if left else None
-
-    def _push(
-        self,
-        requests: list[Request],
-        activations: Activations,
-        rows: RowIndices | None,
-        point: int,
-        now: float,
-    ) -> None:
-        """Let samples wait behind an exit point; ``rows`` None: all of them."""
-        staying = requests if rows is None else [requests[i] for i in rows]
-        for request in staying:
-            request.since = now
-            if request.exit_point == point:
-                request.exit_point = request.route.following[point]
-        index = None if rows is None else as_index(rows, activations[0].device)
-        self._stages[point].push(staying, activations, index)
 
 
 def _groups(requests: Sequence[Request], point: int) -> list[ExitGroup]:
