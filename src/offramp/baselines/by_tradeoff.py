@@ -23,7 +23,7 @@ def per_tradeoff(
     lambdas, found = distinct_tradeoffs(records, costs, tradeoffs), {}
     with progress_bar("Searching", len(lambdas), progress) as advance:
         for done, lam in enumerate(lambdas, start=1):
-            found[lam] = solve(Objective.of(records, costs, lam))
+            found[lam] = solve(Objective(records, costs, lam))
             advance(done)
     return with_figures(records, costs, found)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from offramp.baselines.stepwise import Floats
 from offramp.core import ExitRecords
 from offramp.errors import InputError
 
@@ -25,18 +24,14 @@ def entropy_records(records: ExitRecords) -> ExitRecords:
     logits = _logits(records, "entropy_records")
     confidence = np.full(records.confidence.shape, np.nan, np.float32)
     for p, c in np.argwhere(records.exists).tolist():
-        confidence[p, c] = _negentropy(logits[p, c].astype(np.float64))
+        outputs = logits[p, c].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # infinite outputs give NaN
+            shifted = outputs - outputs.max(axis=1, keepdims=True)
+            weight = np.exp(shifted)
+            total = weight.sum(axis=1)
+            entropy = np.log(total) - (weight * shifted).sum(axis=1) / total
+        confidence[p, c] = np.clip(1 - entropy / math.log(outputs.shape[1]), 0, 1)
     return replace(records, confidence=confidence)
-
-
-def _negentropy(logits: Floats) -> Floats:
-    """(N, K) outputs to (N,): 1 - H / log K; NaN where an output is not finite."""
-    with np.errstate(invalid="ignore"):  # infinite outputs
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        weight = np.exp(shifted)
-        total = weight.sum(axis=1)
-        entropy = np.log(total) - (weight * shifted).sum(axis=1) / total
-    return np.asarray(np.clip(1 - entropy / math.log(logits.shape[1]), 0, 1))
 
 
 def patience_records(records: ExitRecords, predictions: npt.ArrayLike | None = None) -> ExitRecords:
@@ -64,9 +59,9 @@ def patience_records(records: ExitRecords, predictions: npt.ArrayLike | None = N
         )
     count = np.full(records.confidence.shape, -np.inf, np.float32)
     for heads in kinds(records):
-        before, run = None, np.zeros(records.samples, np.float32)
+        before, run = next(iter(heads)), np.zeros(records.samples, np.float32)
         for p, c in heads.items():
-            agrees = np.isfinite(run) & (classes[p, c] == classes[p if before is None else before, c])
+            agrees = np.isfinite(run) & (classes[p, c] == classes[before, c])
             run = np.where(agrees, run, 0) + np.float32(1)
             run = np.where(np.isfinite(records.confidence[p, c]), run, np.float32(-np.inf))
             count[p, c], before = run, p
