@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.core.checks import check_costs, freeze
 from offramp.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -42,11 +43,14 @@ class BatchCosts:
     heads: Floats
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", np.asarray(self.sizes, np.int64))
-        object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
-        object.__setattr__(self, "heads", np.asarray(self.heads, np.float64))
-        sizes, count = self.sizes, len(self.sizes) if self.sizes.ndim == 1 else 0
-        if count == 0 or sizes[0] != 1 or (np.diff(sizes) < 1).any():
+        freeze(
+            self,
+            sizes=np.asarray(self.sizes, np.int64),
+            backbone=np.asarray(self.backbone, np.float64),
+            heads=np.asarray(self.heads, np.float64),
+        )
+        sizes, count = self.sizes, self.sizes.size
+        if sizes.ndim != 1 or count == 0 or sizes[0] != 1 or (np.diff(sizes) < 1).any():
             raise InputError(f"BatchCosts.sizes: expected sizes that rise from 1, got {sizes.tolist()}")
         lengths = {len(self.backbone), len(self.heads)}
         if self.backbone.ndim != 2 or self.heads.ndim != 3 or lengths != {count}:
@@ -54,10 +58,7 @@ class BatchCosts:
                 f"BatchCosts: expected backbone ({count}, P+1) and heads ({count}, P, C), "
                 f"got {self.backbone.shape} and {self.heads.shape}"
             )
-        for name in ("backbone", "heads"):
-            values = getattr(self, name)
-            if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise InputError(f"BatchCosts.{name}: expected finite values of at least 0")
+        check_costs(self, "backbone", "heads")
         if (self.backbone[:, 0] != 0).any() or (np.diff(self.backbone, axis=1) < 0).any():
             raise InputError("BatchCosts.backbone: expected 0 first, then rising costs, in every row")
 
@@ -75,8 +76,7 @@ class BatchCosts:
         return self._filled(self.heads[:, position, column])
 
     def _filled(self, values: Floats) -> Floats:
-        rows = np.arange(self.batch_size + 1)
-        found = np.interp(rows, self.sizes, values)
+        found = np.interp(np.arange(self.batch_size + 1), self.sizes, values)
         found[0] = 0.0
         return found
 
@@ -127,10 +127,8 @@ def binomial(n: int, share: float) -> Floats:
 def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], reached: Sequence[float]) -> float:
     """Expected cost of a call over its B samples; without exits it is the full model's.
 
-    Args:
-        table: measured costs.
-        exits: (position, head) of each enabled exit, in order.
-        reached: share of the samples that reach each of them and, last, the model's output.
+    ``exits`` are (position, head) in order, ``reached`` the shares of the samples that reach each of them
+    and, last, the model's output.
     """
     batch, last = table.batch_size, table.backbone.shape[1] - 1
     if not exits:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+from offramp.core.checks import check_words, freeze
 from offramp.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,7 @@ class Guarantee:
     p_value: float
 
     def __post_init__(self) -> None:
-        for name in ("risk", "test"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise InputError(f"Guarantee.{name}: expected words, got {value!r}")
+        check_words(self, "words", "risk", "test")
         _check_count("Guarantee.samples", self.samples)
         numbers = (self.bound, self.observed, self.p_value)
         if not (all(map(math.isfinite, numbers)) and 0 <= self.p_value <= 1):
@@ -109,12 +109,11 @@ class Certificate:
     guarantees: tuple[Guarantee, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guarantees", tuple(self.guarantees))
+        freeze(self, guarantees=tuple(self.guarantees))
         _check_count("Certificate.samples", self.samples)
         if not 0 < self.delta < 1:  # NaN fails too
             raise InputError(f"Certificate.delta: expected a number between 0 and 1, got {self.delta!r}")
-        if not isinstance(self.quality, str) or not self.quality:
-            raise InputError(f"Certificate.quality: expected words, got {self.quality!r}")
+        check_words(self, "words", "quality")
         if not self.guarantees or not all(isinstance(each, Guarantee) for each in self.guarantees):
             raise InputError(
                 f"Certificate.guarantees: expected at least one Guarantee, got {self.guarantees!r}"
@@ -141,44 +140,28 @@ class Certificate:
         )
 
 
-def expected_to_dict(expected: Expected | None) -> dict[str, Any] | None:
-    """Plain JSON values of the figures."""
-    return None if expected is None else asdict(expected)
-
-
 def expected_from_dict(item: Mapping[str, Any] | None) -> Expected | None:
-    """Inverse of ``expected_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
+    """From JSON values, None for None; KeyError, TypeError or ValueError where a field is wrong."""
     if item is None:
         return None
-    figures = {field.name: plain_number(item[field.name]) for field in fields(Expected)}
-    samples = int(figures.pop("samples"))
-    return Expected(**figures, samples=samples)
+    return _from_dict(Expected, {**item, "samples": int(plain_number(item["samples"]))})
 
 
-def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
-    """Plain JSON values of a certificate."""
-    return {**asdict(certificate), "guarantees": [asdict(each) for each in certificate.guarantees]}
+def certificate_from_dict(item: Mapping[str, Any] | None) -> Certificate | None:
+    """From JSON values, None for None; KeyError, TypeError or ValueError where a field is wrong."""
+    if item is None:
+        return None
+    guarantees = [_from_dict(Guarantee, each) for each in item["guarantees"]]
+    return _from_dict(Certificate, {**item, "guarantees": guarantees})
 
 
-def certificate_from_dict(item: Mapping[str, Any]) -> Certificate:
-    """Inverse of ``certificate_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
-    guarantees = tuple(
-        Guarantee(
-            risk=each["risk"],
-            bound=plain_number(each["bound"]),
-            samples=each["samples"],
-            observed=plain_number(each["observed"]),
-            test=each["test"],
-            p_value=plain_number(each["p_value"]),
-        )
-        for each in item["guarantees"]
-    )
-    return Certificate(
-        delta=plain_number(item["delta"]),
-        samples=item["samples"],
-        quality=item["quality"],
-        guarantees=guarantees,
-    )
+def _from_dict(kind: type[T], item: Mapping[str, Any]) -> T:
+    """A dataclass of ``kind`` from its fields, numbers checked; other keys are ignored."""
+    values = {field.name: item[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    numbers = {
+        name: plain_number(values[name]) for name, what in kind.__annotations__.items() if what == "float"
+    }
+    return kind(**{**values, **numbers})
 
 
 def plain_number(value: object) -> float:

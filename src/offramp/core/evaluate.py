@@ -6,6 +6,7 @@ pays the backbone up to there plus every enabled head it passed, taken or not (D
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -77,7 +78,7 @@ def evaluate(
     else:
         cost = mean_cost(costs.by_batch, [(at, head) for at, head, _ in ran.exits], ran.reached)
     quality, full = float(ran.quality.mean()), full_quality(records)
-    relative = quality / full if full > 0 else (1.0 if quality == 0 else float("nan"))
+    relative = quality / full if full > 0 else (1.0 if quality == 0 else math.nan)
     return Outcome(
         quality=quality,
         cost=cost,
@@ -90,13 +91,9 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """What happens to N samples under a configuration.
+    """What happens to N samples: the position each leaves at (N,), P for the output, and its quality (N,).
 
-    Args:
-        exits: the enabled exits by indices.
-        position: (N,) int64, the position each sample leaves at; P for the backbone's output.
-        quality: (N,) float64, of the answer that each sample gets.
-        reached: share of the samples that reach each enabled exit and, last, the backbone's output.
+    ``reached`` are the shares of the samples that reach each of the ``exits`` and, last, the output.
     """
 
     exits: ResolvedConfig

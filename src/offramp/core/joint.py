@@ -90,10 +90,9 @@ def _check_tasks(
             )
     first, *others = configs
     for name in others:
-        one_backbone = costs[name].unit == costs[first].unit and np.array_equal(
-            costs[name].backbone, costs[first].backbone
-        )
-        if records[name].positions != records[first].positions or not one_backbone:
+        one, other = costs[first], costs[name]
+        same_costs = one.unit == other.unit and np.array_equal(one.backbone, other.backbone)
+        if records[name].positions != records[first].positions or not same_costs:
             raise InputError(
                 f"evaluate_together: {name!r} and {first!r} have other positions or backbone costs; "
                 "attach both with attach_tasks"
