@@ -32,15 +32,10 @@ SAME = 1e-11
 
 @dataclass(frozen=True)
 class Curve:
-    """J along the thresholds of one exit.
+    """J along the thresholds of one exit."""
 
-    Args:
-        bounds: where thresholds are looked for: from 0 to 1, or as far as this exit's confidences go.
-        improvement: by how much J falls if the exit, now off, is enabled with a threshold.
-    """
-
-    bounds: tuple[float, float]
-    improvement: Callable[[float], float]
+    bounds: tuple[float, float]  # of thresholds: from 0 to 1, or as far as this exit's confidences go
+    improvement: Callable[[float], float]  # by how much J falls if the exit, now off, has a threshold
 
 
 Pick = Callable[[Curve], float]

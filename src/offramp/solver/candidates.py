@@ -24,13 +24,12 @@ class Objectives:
 
     def rows(self, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
         """Configurations (B, P), each minimising the objective that ``index`` (B,) names."""
-        cap = np.full(len(index), self.cap)
         return ConfigBatch(
             head=head.copy(),
             prefix=prefix.copy(),
             tradeoff=self.tradeoff[index],
             price=self.price[index],
-            cap=cap,
+            cap=np.full(len(index), self.cap),
         )
 
     def priced(self, price: float) -> Objectives:
@@ -48,8 +47,7 @@ class CandidateSet:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.complete = False
-        """Whether every configuration that could be best has been met."""
+        self.complete = False  # whether every configuration that could be best has been met
         positions = len(problem.positions)
         self.head = np.zeros((0, positions), np.int64)
         self.prefix = np.zeros((0, positions), np.int64)

@@ -80,8 +80,8 @@ def same_threshold(objectives: Objectives, candidates: CandidateSet) -> Ints:
     problem = candidates.problem
     sets = _common_heads(problem)
     if objectives.cap < len(problem.used):
-        assigned, thresholds = np.repeat(sets, EFFORT.grid + 1, axis=0), _grid(problem, len(sets))
-        head, prefix = _at_common(problem, assigned, thresholds)
+        thresholds = np.tile(_grid(problem), len(sets))
+        head, prefix = _at_common(problem, np.repeat(sets, EFFORT.grid + 1, axis=0), thresholds)
         problem.by_batch(len(head), lambda part: _limit(problem, head[part], prefix[part], objectives.cap))
         candidates.add(head, prefix, thresholds)
         return candidates.best(objectives)[0]
@@ -114,12 +114,12 @@ def _at_common(problem: Problem, head: Ints, thresholds: Floats) -> tuple[Ints, 
     return np.where(prefix > 0, head, OFF), prefix
 
 
-def _grid(problem: Problem, sets: int) -> Floats:
-    """Quantiles of all confidences there are, and -inf, for each set of heads: (sets * (grid + 1),)."""
+def _grid(problem: Problem) -> Floats:
+    """-inf and quantiles of all confidences there are, (grid + 1,)."""
     known = np.concatenate([[np.float32(0)], *(position.confidence.ravel() for _, position in problem.used)])
     known = np.unique(known[np.isfinite(known)])
     picked = known[np.linspace(0, known.size - 1, EFFORT.grid).round().astype(int)]
-    return np.tile(np.append(np.float32(-np.inf), picked).astype(np.float64), sets)
+    return np.append(np.float32(-np.inf), picked).astype(np.float64)
 
 
 def _common_heads(problem: Problem) -> Ints:

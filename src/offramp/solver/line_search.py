@@ -30,21 +30,13 @@ OFF = -1
 
 @dataclass(eq=False)
 class ConfigBatch:
-    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place.
+    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place."""
 
-    Args:
-        head: (B, P) index into the heads of the position, or OFF.
-        prefix: (B, P) how many of the most confident samples would leave there; 0 where off.
-        tradeoff: (B,) lambda.
-        price: (B,) added to J for each enabled exit.
-        cap: (B,) at most so many enabled exits.
-    """
-
-    head: Ints
-    prefix: Ints
-    tradeoff: Floats
-    price: Floats
-    cap: Ints
+    head: Ints  # (B, P) index into the heads of the position, or OFF
+    prefix: Ints  # (B, P) how many of the most confident samples would leave there; 0 where off
+    tradeoff: Floats  # (B,) lambda
+    price: Floats  # (B,) added to J for each enabled exit
+    cap: Ints  # (B,) at most so many enabled exits
 
     def take(self, index: Ints | slice) -> ConfigBatch:
         """Rows picked by index, as a copy."""

@@ -30,28 +30,18 @@ NEVER = -(1 << 62)
 
 @dataclass(frozen=True, eq=False)
 class SortedPosition:
-    """The heads of one position, sorted.
+    """The C heads of one position, sorted; qualities and costs are over the full model's."""
 
-    Args:
-        heads: C indices into the records' heads; none where there is no head.
-        confidence: (C, N) float32, -inf where it is not finite.
-        order: (C * N,) flat index into (C, N), most confident first within each head.
-        rank: (C, N) place of each sample in that order.
-        ends: (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside
-            a tie, or from the first confidence that is not finite on); None where every entry is 0.
-        quality: (C, N) over the full model's mean quality.
-        backbone: cost up to here over the full model's.
-        cost: (C,) of the heads, over the full model's.
-    """
-
-    heads: tuple[int, ...]
-    confidence: Singles
-    order: Ints
-    rank: npt.NDArray[np.int32]
+    heads: tuple[int, ...]  # C indices into the records' heads; none where there is no head
+    confidence: Singles  # (C, N), -inf where it is not finite
+    order: Ints  # (C * N,) flat index into (C, N), most confident first within each head
+    rank: npt.NDArray[np.int32]  # (C, N) place of each sample in that order
+    # (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside a tie, or
+    # from the first confidence that is not finite on); None where every entry is 0
     ends: Ints | None
-    quality: Floats
-    backbone: float
-    cost: Floats
+    quality: Floats  # (C, N)
+    backbone: float  # cost up to here
+    cost: Floats  # (C,) of the heads
 
     def ordered(self, head: int) -> Ints:
         """(N,) the samples by one head, most confident first."""
@@ -73,24 +63,16 @@ class SortedPosition:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Records and costs prepared for lines.
-
-    Args:
-        records: what it was made from.
-        positions: P of them.
-        final: (N,) the backbone's quality over its mean (or as it is where that mean is 0).
-        full: that mean after scaling: 1, or 0.
-        unit: gains are summed as integers in steps of 1 / unit: seven times faster than in floating point,
-            and free of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000).
-        workers: threads to work with; the answers are the same for any number.
-    """
+    """Records and costs prepared for lines."""
 
     records: ExitRecords
-    positions: tuple[SortedPosition, ...]
-    final: Floats
-    full: float
+    positions: tuple[SortedPosition, ...]  # P of them
+    final: Floats  # (N,) the backbone's quality over its mean (or as it is where that mean is 0)
+    full: float  # that mean after scaling: 1, or 0
+    # gains are summed as integers in steps of 1 / unit: seven times faster than in floating point, and free
+    # of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000)
     unit: float
-    workers: int = 1
+    workers: int = 1  # threads to work with; the answers are the same for any number
 
     @classmethod
     def of(cls, records: ExitRecords, costs: CostTable, workers: int = 1) -> Problem:

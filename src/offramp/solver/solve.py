@@ -39,23 +39,14 @@ _DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search.
+    """How to search."""
 
-    Args:
-        method: one of ``METHODS``.
-        price: of each enabled exit, in units of J.
-        cap: the most exits.
-        parsimonious: then keep only exits that are significant, at averaged thresholds.
-        seed: of the resamples that thresholds are averaged over.
-        workers: threads.
-    """
-
-    method: str
-    price: float
-    cap: int
-    parsimonious: bool = False
-    seed: int = 0
-    workers: int = 1
+    method: str  # one of ``METHODS``
+    price: float  # of each enabled exit, in units of J
+    cap: int  # the most exits
+    parsimonious: bool = False  # then keep only exits that are significant, at averaged thresholds
+    seed: int = 0  # of the resamples that thresholds are averaged over
+    workers: int = 1  # threads
 
 
 def solve(
