@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from offramp.baselines.by_tradeoff import Answers, per_tradeoff
-from offramp.baselines.stepwise import brent, front_to_back, iterate, simulated, summed
+from offramp.baselines.stepwise import Answers, brent, front_to_back, iterate, per_tradeoff, simulated, summed
 from offramp.core import CostTable, ExitRecords, is_count
 from offramp.errors import InputError
 

@@ -10,14 +10,26 @@ samples. Letters: P positions, C heads, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import CostTable, ExitChoice, ExitConfig, ExitRecords, evaluate, full_quality, leaves
+from offramp._progress import progress_bar
+from offramp.core import (
+    CostTable,
+    ExitChoice,
+    ExitConfig,
+    ExitRecords,
+    check_match,
+    check_tradeoffs,
+    evaluate,
+    expected,
+    full_quality,
+    leaves,
+)
 from offramp.errors import MissingExtraError
 
 Floats = npt.NDArray[np.float64]
@@ -202,3 +214,35 @@ def summed(objective: Objective, setting: Setting) -> CurveAt:
             c = setting[p][0]
             going = np.where(leaves[p], objective.leave(p, c), going) + objective.entry(p, c)
     return lambda p, c: objective.curve(p, c, arrive[p], continue_cost[p])
+
+
+Answers = dict[float, ExitConfig]
+"""One configuration for each trade-off, with its figures on the records it was chosen on."""
+
+
+def per_tradeoff(
+    records: ExitRecords,
+    costs: CostTable,
+    tradeoffs: Iterable[float],
+    solve: Callable[[Objective], Exits],
+    progress: bool | None = False,
+) -> Answers:
+    """Solve each trade-off by itself."""
+    lambdas, found = distinct_tradeoffs(records, costs, tradeoffs), {}
+    with progress_bar("Searching", len(lambdas), progress) as advance:
+        for done, lam in enumerate(lambdas, start=1):
+            found[lam] = solve(Objective(records, costs, lam))
+            advance(done)
+    return with_figures(records, costs, found)
+
+
+def with_figures(records: ExitRecords, costs: CostTable, found: dict[float, Exits]) -> Answers:
+    """Exits by trade-off as configurations with their figures on the records."""
+    figures = {chosen: expected(records, costs, ExitConfig(chosen)) for chosen in set(found.values())}
+    return {lam: ExitConfig(chosen, lam, figures[chosen]) for lam, chosen in found.items()}
+
+
+def distinct_tradeoffs(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float]) -> list[float]:
+    """The distinct trade-offs, in their order."""
+    check_match(records, costs)
+    return list(dict.fromkeys(check_tradeoffs(tradeoffs, "tradeoffs")))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core.checks import check_costs, freeze
+from offramp.core.fields import check_costs, freeze
 from offramp.errors import InputError
 
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from offramp.core.checks import check_words, freeze
+from offramp.core.fields import check_words, freeze
 from offramp.errors import InputError
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from offramp.core.certificate import (
     expected_from_dict,
     plain_number,
 )
-from offramp.core.checks import check_words, freeze
+from offramp.core.fields import check_words, freeze
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 

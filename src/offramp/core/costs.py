@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core.batch_costs import BatchCosts
-from offramp.core.checks import check_costs, freeze, is_number
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import check_costs, freeze, is_number, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 

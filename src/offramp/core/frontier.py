@@ -15,9 +15,8 @@ from types import MappingProxyType
 from typing import Any, overload
 
 from offramp.core.certificate import Expected, plain_number
-from offramp.core.checks import is_count
 from offramp.core.config import VERSION, ExitConfig, config_from_dict, config_to_dict
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import is_count, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 

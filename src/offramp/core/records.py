@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core.checks import freeze
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import freeze, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
 

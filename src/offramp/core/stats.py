@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from offramp.core.checks import freeze
+from offramp.core.fields import freeze
 
 Exits = TypeVar("Exits")
 

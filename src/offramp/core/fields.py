@@ -1,10 +1,11 @@
-"""Checks that several classes of data make of their fields, and how frozen ones are completed."""
+"""What classes of data do with their fields: check them, set frozen ones, keep one in ``meta`` as well."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -43,3 +44,28 @@ def check_costs(item: object, *names: str) -> None:
         if not (np.isfinite(values).all() and (values >= 0).all()):
             kind = type(item).__name__
             raise InputError(f"{kind}.{name}: expected finite values of at least 0, got {values}")
+
+
+T = TypeVar("T")
+Meta = Mapping[str, Any] | None
+
+
+def mirrored(field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool]) -> tuple[T | None, Meta]:
+    """A field and the ``meta`` that says the same.
+
+    Args:
+        field: its value; None: take it from ``meta``, where it is valid there.
+        meta: plain JSON values, or None.
+        key: of the field in ``meta``.
+        valid: whether a value is one that the field can have.
+
+    Raises:
+        InputError: the field is not valid, or differs from what ``meta`` says.
+    """
+    stored = meta.get(key) if isinstance(meta, Mapping) else None
+    if field is None:
+        return (stored if valid(stored) else None), meta
+    if not valid(field) or (stored is not None and stored != field):
+        expected = "a valid value" if stored is None else f"{stored!r}, as in meta"
+        raise InputError(f"{key}: expected {expected}, got {field!r}; give it once, as the field")
+    return field, {key: field, **(meta or {})} if stored is None else meta
