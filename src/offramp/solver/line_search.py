@@ -12,7 +12,8 @@ position, N samples. A prefix of k means "the k most confident samples leave".
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ OFF = -1
 class ConfigBatch:
     """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place."""
 
+    problem: Problem
     head: Ints  # (B, P) index into the heads of the position, or OFF
     prefix: Ints  # (B, P) how many of the most confident samples would leave there; 0 where off
     tradeoff: Floats  # (B,) lambda
@@ -40,7 +42,9 @@ class ConfigBatch:
 
     def take(self, index: Ints | slice) -> ConfigBatch:
         """Rows picked by index, as a copy."""
-        return ConfigBatch(*(np.array(getattr(self, field.name)[index]) for field in fields(self)))
+        names = [field.name for field in fields(self)[1:]]
+        picked: dict[str, Any] = {name: np.array(getattr(self, name)[index]) for name in names}
+        return replace(self, **picked)
 
     def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
         """Write configurations back to where ``take`` found them."""
@@ -57,16 +61,25 @@ class ConfigBatch:
         """Has any row an exit here?"""
         return bool((self.head[:, p] >= 0).any())
 
+    def exits(self) -> Ints:
+        """(B,) how many exits are enabled."""
+        count: Ints = np.count_nonzero(self.head != OFF, axis=1)
+        return count
 
-def by_batch(problem: Problem, rows: ConfigBatch, work: Callable[[ConfigBatch], object]) -> None:
-    """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
+    def leaving(self, p: int) -> Bools:
+        """(B, N): which samples would leave if they arrived."""
+        rank = self.problem.positions[p].rank[self.head[:, p]]
+        return rank < self.prefix[:, p, None]  # where off that is 0: nobody
 
-    def one(part: slice) -> None:
-        batch = rows.take(part)
-        work(batch)
-        rows.put(part, batch)
+    def by_batch(self, work: Callable[[ConfigBatch], object]) -> None:
+        """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
 
-    problem.by_batch(len(rows), one)
+        def one(part: slice) -> None:
+            batch = self.take(part)
+            work(batch)
+            self.put(part, batch)
+
+        self.problem.by_batch(len(self), one)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +91,13 @@ class Line:
     improvement: Floats
 
 
-def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
+def best_line(rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats) -> Line:
     """The best head and threshold at position ``p``, or off, with everything else as it is.
 
     ``alive`` (B, N) says which samples arrive, ``continue_cost`` (B, N) what one costs if it goes on from
     here, in units of J.
     """
-    position = problem.positions[p]
+    problem, position = rows.problem, rows.problem.positions[p]
     cumulative_gain = _prefix_gains(position, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
     step = 1 / (problem.unit * problem.samples)
     entry_cost = (1 - rows.tradeoff)[:, None] * position.cost * np.count_nonzero(alive, axis=1)[:, None]
@@ -96,24 +109,19 @@ def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continu
     now = cumulative_gain[every, own, rows.prefix[:, p] - 1] * step - fixed[every, own]
     now = np.where(on, now, 0.0)
     gain = gains[every, head]
-    enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
+    enable = (gain > SAME) & (rows.exits() - on < rows.cap)
     prefix = np.where(enable, ends[every, head] + 1, 0)
     return Line(np.where(enable, head, OFF), prefix, np.where(enable, gain, 0.0) - now)
 
 
 def own_line(
-    problem: Problem,
-    p: int,
-    rows: ConfigBatch,
-    alive: Bools,
-    continue_cost: Floats,
-    weight: Floats | None = None,
+    rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats, weight: Floats | None = None
 ) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off.
 
     With ``weight`` (N,), how often each sample counts, no exit goes off either.
     """
-    position = problem.positions[p]
+    problem, position = rows.problem, rows.problem.positions[p]
     head, prefix, improvement = rows.head[:, p].copy(), rows.prefix[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0).tolist():
@@ -148,99 +156,79 @@ def _prefix_gains(
     return ranked
 
 
-def leaving(position: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
-    """(B, N): which samples would leave if they arrived."""
-    return position.rank[rows.head[:, p]] < rows.prefix[:, p, None]  # where off that is 0: nobody
-
-
-def finals(problem: Problem, tradeoff: Floats) -> Floats:
+def finals(rows: ConfigBatch) -> Floats:
     """(B, N): what the backbone's own output costs each sample, in units of J."""
-    return (1 - tradeoff)[:, None] - tradeoff[:, None] * problem.final
+    return (1 - rows.tradeoff)[:, None] - rows.tradeoff[:, None] * rows.problem.final
 
 
-def _one_back(position: SortedPosition, p: int, rows: ConfigBatch, continue_cost: Floats) -> Floats:
-    """(B, N): what arriving at p costs, from what going on costs."""
-    head, on = rows.head[:, p], rows.head[:, p] >= 0
-    if not on.any():
-        return continue_cost
-    cost_weight = (1 - rows.tradeoff)[:, None]
-    left = cost_weight * position.backbone - rows.tradeoff[:, None] * position.quality[head]
-    entry_cost = cost_weight[:, 0] * position.cost[head] * on
-    return np.where(leaving(position, p, rows), left, continue_cost) + entry_cost[:, None]
-
-
-def stages(problem: Problem, rows: ConfigBatch) -> Stages:
+def stages(rows: ConfigBatch) -> Stages:
     """(B, N): the position at which each sample leaves; P for the backbone's output."""
-    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
-    for p, position in reversed(problem.used):
+    stage = np.full((len(rows), rows.problem.samples), rows.head.shape[1], np.int16)
+    for p, _ in reversed(rows.problem.used):
         if rows.enabled(p):
-            np.putmask(stage, leaving(position, p, rows), p)
+            np.putmask(stage, rows.leaving(p), p)
     return stage
 
 
-FindLine = Callable[[Problem, int, ConfigBatch, Bools, Floats], Line]
+FindLine = Callable[[ConfigBatch, int, Bools, Floats], Line]
 """``best_line`` or ``own_line``."""
 
 Visit = Callable[[int, Line], None]
 """What a sweep does with the best line at a position."""
 
 
-def backward(
-    problem: Problem, rows: ConfigBatch, stage: Stages, visit: Visit, find: FindLine = best_line
-) -> dict[int, Floats]:
+def backward(rows: ConfigBatch, stage: Stages, visit: Visit, find: FindLine = best_line) -> dict[int, Floats]:
     """Lines from the last position to the first; ``visit`` may change the rows at that position.
 
     Returns what going on from each position costs, (B, N) each, under the rows as they are now.
     """
     continue_cost: dict[int, Floats] = {}
-    cost = finals(problem, rows.tradeoff)
-    for p, position in reversed(problem.used):
+    cost, cost_weight = finals(rows), (1 - rows.tradeoff)[:, None]
+    for p, position in reversed(rows.problem.used):
         continue_cost[p] = cost
         if find is best_line or rows.enabled(p):
-            visit(p, find(problem, p, rows, stage >= p, cost))
-            cost = _one_back(position, p, rows, cost)
+            visit(p, find(rows, p, stage >= p, cost))
+        if rows.enabled(p):
+            head, on = rows.head[:, p], rows.head[:, p] >= 0
+            left = cost_weight * position.backbone - rows.tradeoff[:, None] * position.quality[head]
+            entry_cost = cost_weight[:, 0] * position.cost[head] * on
+            cost = np.where(rows.leaving(p), left, cost) + entry_cost[:, None]
     return continue_cost
 
 
 def forward(
-    problem: Problem,
-    rows: ConfigBatch,
-    continue_cost: dict[int, Floats],
-    visit: Visit,
-    find: FindLine = best_line,
+    rows: ConfigBatch, continue_cost: dict[int, Floats], visit: Visit, find: FindLine = best_line
 ) -> Stages:
     """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
-    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
+    stage = np.full((len(rows), rows.problem.samples), rows.head.shape[1], np.int16)
     alive = np.ones(stage.shape, bool)
-    for p, position in problem.used:
+    for p, _ in rows.problem.used:
         if find is best_line or rows.enabled(p):
-            visit(p, find(problem, p, rows, alive, continue_cost[p]))
+            visit(p, find(rows, p, alive, continue_cost[p]))
         if rows.enabled(p):
-            leaves = alive & leaving(position, p, rows)
+            leaves = alive & rows.leaving(p)
             np.putmask(stage, leaves, p)
             alive &= ~leaves
     return stage
 
 
-def descend(
-    problem: Problem, rows: ConfigBatch, find: FindLine = best_line, sweeps: int | None = None
-) -> None:
+def descend(rows: ConfigBatch, find: FindLine = best_line, sweeps: int | None = None) -> None:
     """Sweep back and forth until no single position can be improved, in place."""
-    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps or EFFORT.sweeps))
+    rows.by_batch(lambda part: _descend_batch(part, find, sweeps or EFFORT.sweeps))
 
 
-def _descend_batch(problem: Problem, rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
+def _descend_batch(rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
     active = keep = np.arange(len(rows))
-    part, stage = rows.take(active), stages(problem, rows)
+    part, stage = rows.take(active), stages(rows)
     continue_cost: dict[int, Floats] = {}
     for sweep in range(sweeps):
         moved = np.zeros(len(part), bool)
         visit = _commit(part, moved)
         if sweep % 2 == 0:
-            continue_cost = backward(problem, part, stage[keep], visit, find)
+            continue_cost = backward(part, stage[keep], visit, find)
         else:
             kept = {p: cost[keep] for p, cost in continue_cost.items()}
-            stage = forward(problem, part, kept, visit, find)
+            stage = forward(part, kept, visit, find)
         rows.put(active, part)
         keep = np.flatnonzero(moved)
         if not keep.size:
@@ -259,7 +247,7 @@ def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
     return visit
 
 
-def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
+def commit_best(rows: ConfigBatch) -> Bools:
     """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
     improvements = np.zeros(rows.head.shape)
     heads, prefixes = rows.head.copy(), rows.prefix.copy()
@@ -267,7 +255,7 @@ def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
     def visit(p: int, line: Line) -> None:
         improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
 
-    backward(problem, rows, stages(problem, rows), visit)
+    backward(rows, stages(rows), visit)
     every, best = np.arange(len(rows)), improvements.argmax(axis=1)
     moved: Bools = improvements[every, best] > SAME
     chosen = every[moved], best[moved]

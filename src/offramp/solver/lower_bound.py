@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
-from offramp.solver.candidates import Objectives
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import best_line, finals
 from offramp.solver.problem import Problem
 
@@ -36,13 +36,13 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 
 
 def _bound(problem: Problem, tradeoff: float) -> float:
-    lam, places = np.array([tradeoff]), len(problem.positions)
-    rows = Objectives(lam, np.zeros(1), places).all_off(places)
+    objectives = Objectives(np.array([tradeoff]), np.zeros(1), len(problem.positions))
+    rows = CandidateSet(problem).all_off(objectives)
     everyone = np.ones((1, problem.samples), bool)
-    continue_cost = finals(problem, lam)
+    continue_cost = finals(rows)
     lowest = float(continue_cost.mean())
     for p, position in reversed(problem.used):
-        line = best_line(problem, p, rows, everyone, continue_cost)
+        line = best_line(rows, p, everyone, continue_cost)
         lowest = min(lowest, float(continue_cost.mean() - line.improvement[0]))
         leave = (1 - tradeoff) * (position.backbone + position.cost[:, None]) - tradeoff * position.quality
         continue_cost = np.minimum(continue_cost, leave.min(axis=0))

@@ -57,7 +57,7 @@ def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, av
         rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
-    descend(problem, part, partial(own_line, weight=np.ones(problem.samples)))
+    descend(part, partial(own_line, weight=np.ones(problem.samples)))
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
@@ -143,7 +143,7 @@ def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        descend(problem, part, partial(own_line, weight=weight), EFFORT.resample_sweeps)
+        descend(part, partial(own_line, weight=weight), EFFORT.resample_sweeps)
         total += part.prefix
     mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
     for p, position in problem.used:

@@ -25,7 +25,6 @@ from offramp.solver.line_search import (
     ConfigBatch,
     Line,
     backward,
-    by_batch,
     commit_best,
     finals,
     forward,
@@ -38,14 +37,8 @@ from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
 
 def single_pass(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
-    problem = candidates.problem
-    rows = objectives.all_off(len(problem.positions))
-
-    def sweep(part: ConfigBatch) -> None:
-        last = finals(problem, part.tradeoff)
-        forward(problem, part, dict.fromkeys(range(len(problem.positions)), last), part.set_line)
-
-    by_batch(problem, rows, sweep)
+    rows, places = candidates.all_off(objectives), range(len(candidates.problem.positions))
+    rows.by_batch(lambda part: forward(part, dict.fromkeys(places, finals(part)), part.set_line))
     return candidates.add(rows.head, rows.prefix)
 
 
@@ -54,31 +47,25 @@ def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
 
     A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
     """
-    problem = candidates.problem
-    rows = objectives.all_off(len(problem.positions))
-
-    def sweep(part: ConfigBatch) -> None:
-        free = replace(part, cap=np.full(len(part), len(problem.positions)))
-        backward(problem, free, stages(problem, free), part.set_line)
-
-    by_batch(problem, rows, sweep)
+    rows = candidates.all_off(replace(objectives, cap=len(candidates.problem.positions)))
+    rows.by_batch(lambda part: backward(part, stages(part), part.set_line))
+    rows.cap[:] = objectives.cap
     return candidates.descend(rows)
 
 
 def iterative(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """The best single change anywhere, until none helps."""
-    problem = candidates.problem
-    rows = objectives.all_off(len(problem.positions))
 
     def climb(part: ConfigBatch) -> None:
         active = np.arange(len(part))
         while active.size:
             step = part.take(active)
-            moved = commit_best(problem, step)
+            moved = commit_best(step)
             part.put(active, step)
             active = active[moved]
 
-    by_batch(problem, rows, climb)
+    rows = candidates.all_off(objectives)
+    rows.by_batch(climb)
     return candidates.add(rows.head, rows.prefix)
 
 
@@ -197,9 +184,9 @@ def _escape(
         if not moves:
             return
         budget -= len(moves)
-        rows = objectives.rows(*(np.array(part) for part in zip(*moves, strict=True)))
+        rows = candidates.batch(objectives, *(np.array(part) for part in zip(*moves, strict=True)))
         if objectives.cap < len(problem.used):  # sweeps alone would fill a free place at the first chance
-            by_batch(problem, rows, lambda part: commit_best(problem, part))
+            rows.by_batch(commit_best)
         candidates.descend(rows)
         _settle(objectives, candidates, tried)
 
@@ -253,30 +240,30 @@ def thin_out(objectives: Objectives, candidates: CandidateSet) -> Ints:
         free = replace(objectives, cap=len(problem.positions))
         _settle(free, candidates, set())
         rows = candidates.rows(free, candidates.best(free)[0])
-        while (active := np.flatnonzero(np.count_nonzero(rows.head != OFF, axis=1) > objectives.cap)).size:
-            part = _drop_one(problem, rows.take(active))
-            part.cap = np.count_nonzero(part.head != OFF, axis=1)
+        while (active := np.flatnonzero(rows.exits() > objectives.cap)).size:
+            part = _drop_one(rows.take(active))
+            part.cap = part.exits()
             candidates.descend(part)
             rows.put(active, part)
     return candidates.best(objectives)[0]
 
 
-def _drop_one(problem: Problem, rows: ConfigBatch) -> ConfigBatch:
+def _drop_one(rows: ConfigBatch) -> ConfigBatch:
     """The rows, each without the exit whose removal raises J least."""
     row, place = np.nonzero(rows.head != OFF)
     variants = rows.take(row)
     variants.head[np.arange(len(row)), place] = OFF
     variants.prefix[np.arange(len(row)), place] = 0
-    value = np.concatenate(problem.by_batch(len(row), lambda part: _value(problem, variants.take(part))))
+    value = np.concatenate(rows.problem.by_batch(len(row), lambda part: _value(variants.take(part))))
     order = np.lexsort((place, value, row))
     return variants.take(order[np.unique(row[order], return_index=True)[1]])
 
 
-def _value(problem: Problem, rows: ConfigBatch) -> Floats:
+def _value(rows: ConfigBatch) -> Floats:
     """(B,) J with prices; exits that nobody takes are switched off in place."""
-    quality, cost, _ = simulate(problem, rows.head, rows.prefix)
-    value: Floats = rows.tradeoff * (problem.full - quality) + (1 - rows.tradeoff) * cost
-    value += rows.price * np.count_nonzero(rows.head != OFF, axis=1)
+    quality, cost, _ = simulate(rows.problem, rows.head, rows.prefix)
+    value: Floats = rows.tradeoff * (rows.problem.full - quality) + (1 - rows.tradeoff) * cost
+    value += rows.price * rows.exits()
     return value
 
 
@@ -297,9 +284,10 @@ def _enumerate(objectives: Objectives, candidates: CandidateSet) -> bool:
     head[:, rest], prefix[:, rest] = grid[:, :, 0], grid[:, :, 1]
     fits = np.count_nonzero(head != OFF, axis=1) <= objectives.cap
     for g in range(len(objectives.tradeoff)):
-        rows = objectives.rows(np.full(np.count_nonzero(fits), g), head[fits], prefix[fits])
+        index = np.full(np.count_nonzero(fits), g)
+        rows = candidates.batch(objectives, index, head[fits], prefix[fits])
         for part in problem.by_batch(len(rows), rows.take):
-            _best_at(problem, star, part, candidates)
+            _best_at(star, part, candidates)
     return True
 
 
@@ -309,15 +297,14 @@ def _options(position: SortedPosition) -> Ints:
     return np.vstack([[[OFF, 0]], np.argwhere(fits) + np.array([0, 1])])
 
 
-def _best_at(problem: Problem, star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
+def _best_at(star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
     """Complete each row at one position and add the best row."""
 
     def take(p: int, line: Line) -> None:
         if p == star:
             rows.set_line(p, line)
 
-    backward(problem, rows, stages(problem, rows), take)
-    value = _value(problem, rows)
-    exits = np.count_nonzero(rows.head != OFF, axis=1)
-    best = np.lexsort((exits, value > value.min() + SAME))[:1]
+    backward(rows, stages(rows), take)
+    value = _value(rows)
+    best = np.lexsort((rows.exits(), value > value.min() + SAME))[:1]
     candidates.add(rows.head[best], rows.prefix[best])
