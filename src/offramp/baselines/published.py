@@ -73,17 +73,13 @@ def brent_iterative(
     """Of all single changes the best one, again and again, until none helps; thresholds by Brent search.
 
     A round tries every head at every position, each with its own bounded Brent search, and switching each
-    exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds.
+    exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds, at most
+    ``rounds``, where the released code stops at 1000. Takes records (P, C, N) to choose on, costs of the same
+    P and C, and lambda values in [0, 1]; ``progress=None`` shows a bar when standard error is a terminal.
 
-    Args:
-        records: P positions, C heads, N samples to choose on.
-        costs: of the same P and C.
-        tradeoffs: the lambda values in [0, 1].
-        rounds: at most so many changes; the released code stops at 1000.
-        incremental: False simulates the whole configuration at each threshold, in time P * N like the
-            released code. True computes what a sample meets before and after the position once for each
-            round: the same searches up to rounding, in time N for each threshold.
-        progress: None shows a bar when standard error is a terminal.
+    Like the released code this simulates the whole configuration at each threshold, in time P * N.
+    ``incremental`` computes what a sample meets before and after the position once for each round: the same
+    searches up to rounding, in time N for each threshold.
 
     Raises:
         InputError: a trade-off is outside [0, 1], records and costs do not match, or ``rounds`` is not a

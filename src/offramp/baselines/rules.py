@@ -40,13 +40,8 @@ def entropy_records(records: ExitRecords) -> ExitRecords:
 def patience_records(records: ExitRecords, predictions: npt.ArrayLike | None = None) -> ExitRecords:
     """The same records with the confidence "so many exits of this kind in a row agree, this one included".
 
-    Args:
-        records: P positions, C heads, N samples.
-        predictions: (P, C, N) the class that each exit answers; by default from the outputs in the records.
-
-    Returns:
-        Records whose confidence (P, C, N) counts 1, 2, ...; -inf where it was not finite: such an answer
-        neither leaves nor agrees.
+    It (P, C, N) counts 1, 2, ...; -inf where it was not finite: such an answer neither leaves nor agrees. As
+    ``predictions`` (P, C, N) count the classes that exits answer, by default from the outputs in the records.
 
     Raises:
         InputError: neither predictions nor outputs, or predictions of another shape.
@@ -142,13 +137,9 @@ def patience(
     """Leave when k exits in a row agree, for the best k and kind of head; evaluate on ``patience_records``.
 
     All exits of the kind are enabled: each has to answer for the next to agree (arXiv 2006.04152, whose
-    patience is k - 1). The threshold lies below k.
-
-    Args:
-        records: P positions, C heads, N samples to choose on.
-        costs: of the same P and C.
-        tradeoffs: the lambda values in [0, 1].
-        predictions: (P, C, N) the class that each exit answers; by default from the outputs in the records.
+    patience is k - 1). The threshold lies below k. Takes records (P, C, N) to choose on, costs of the same P
+    and C, lambda values in [0, 1], and as ``predictions`` (P, C, N) the class that each exit answers; by
+    default that is from the outputs in the records.
 
     Raises:
         InputError: a trade-off is outside [0, 1], records and costs do not match, or neither predictions nor

@@ -1,11 +1,8 @@
 """What a batch costs when it shrinks on the way: pure array work.
 
-A cost per sample is not enough for seconds: a call has a part that does not shrink with its batch, and a
-batch that no longer fits the caches costs more per sample than two halves of it. ``BatchCosts`` is what was
-measured at several batch sizes; between them it is linear.
-
-    rows still there ~ Binomial(B, share still there)      B samples that arrive together
-    cost of a span  = E[seconds(rows)] / B               nobody here: nothing is run
+A call has a part that does not shrink with its batch, and a batch that no longer fits the caches costs more
+per sample than two halves of it. Of B samples that arrive together Binomial(B, share still there) run a span;
+it costs E[seconds(rows)] / B each, and nothing where nobody is left.
 """
 
 from __future__ import annotations
@@ -69,13 +66,13 @@ class BatchCosts:
 
     def span(self, start: int, stop: int) -> Floats:
         """(B+1,) cost of the segments between two positions for 0 to B rows; 0 for none."""
-        return self._filled(self.backbone[:, stop] - self.backbone[:, start])
+        return self._by_rows(self.backbone[:, stop] - self.backbone[:, start])
 
     def head(self, position: int, column: int) -> Floats:
         """(B+1,) cost of running an exit for 0 to B rows."""
-        return self._filled(self.heads[:, position, column])
+        return self._by_rows(self.heads[:, position, column])
 
-    def _filled(self, values: Floats) -> Floats:
+    def _by_rows(self, values: Floats) -> Floats:
         found = np.interp(np.arange(self.batch_size + 1), self.sizes, values)
         found[0] = 0.0
         return found

@@ -1,18 +1,14 @@
-"""What a configuration carries with it besides its exits: plain frozen data, and JSON both ways.
-
-Expected      means on the samples it was searched on; optimistic
-Certificate   what was proven about new samples, with which error probability, by which test
-Guarantee     one bound of a certificate
-"""
+"""What a configuration carries with it besides its exits: figures and what was proven; plain frozen data."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from offramp.core.fields import check_words, freeze
+from offramp.core.fields import check_words, freeze, is_count
 from offramp.errors import InputError
 
 T = TypeVar("T")
@@ -168,17 +164,13 @@ def plain_number(value: object) -> float:
     """A finite number as JSON has it; TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"expected a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+    if not abs(value) <= sys.float_info.max:  # NaN fails too, and so do whole numbers beyond
         raise ValueError("expected a finite number, got one that is not")
-    return number
+    return float(value)
 
 
 def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not is_count(value, 1):
         raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 

@@ -1,8 +1,4 @@
-"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways.
-
-ExitChoice   one enabled exit: position, head, threshold
-ExitConfig   a set of choices in order of position; empty means the full model
-"""
+"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways."""
 
 from __future__ import annotations
 

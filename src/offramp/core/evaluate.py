@@ -106,11 +106,7 @@ class Simulation:
 
 
 def simulate(records: ExitRecords, config: ExitConfig) -> Simulation:
-    """Send every sample through the enabled exits.
-
-    Raises:
-        InputError: a choice that ``resolve`` refuses.
-    """
+    """Send every sample through the enabled exits; InputError for a choice that ``resolve`` refuses."""
     exits = resolve(records.positions, records.heads, records.exists, config)
     n = records.samples
     position = np.full(n, len(records.positions), np.int64)
@@ -174,9 +170,8 @@ def resolve(
         at, head = positions.index(choice.position), heads.index(choice.head)
         if not exists[at, head]:
             here = [name for name, there in zip(heads, exists[at], strict=True) if there]
-            raise InputError(
-                f"no head {choice.head!r} at {choice.position!r}; it has: {', '.join(here) or 'none'}"
-            )
+            known = ", ".join(here) or "none"
+            raise InputError(f"no head {choice.head!r} at {choice.position!r}; it has: {known}")
         if plan and at <= plan[-1][0]:
             raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
         plan.append((at, head, np.float32(choice.threshold)))
@@ -184,11 +179,7 @@ def resolve(
 
 
 def check_match(records: ExitRecords, costs: CostTable) -> None:
-    """Refuse empty records and a cost table of another network.
-
-    Raises:
-        InputError: no samples, or the numbers of positions and heads differ.
-    """
+    """Refuse empty records and a cost table of another network, by an InputError."""
     for value, kind in ((records, ExitRecords), (costs, CostTable)):
         if not isinstance(value, kind):
             raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
@@ -202,11 +193,7 @@ def check_match(records: ExitRecords, costs: CostTable) -> None:
 
 
 def check_tradeoffs(tradeoffs: Iterable[float], argument: str) -> list[float]:
-    """Lambda values as numbers, in their order; ``argument`` is what an error calls them.
-
-    Raises:
-        InputError: none, not numbers, or not all in [0, 1].
-    """
+    """Lambda values in [0, 1], at least one, in their order; an InputError calls them ``argument``."""
     try:
         lambdas = [float(value) for value in tradeoffs]
     except (TypeError, ValueError):

@@ -51,16 +51,9 @@ Meta = Mapping[str, Any] | None
 
 
 def mirrored(field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool]) -> tuple[T | None, Meta]:
-    """A field and the ``meta`` that says the same.
+    """A field and the ``meta`` that says the same under ``key``; they must not differ.
 
-    Args:
-        field: its value; None: take it from ``meta``, where it is valid there.
-        meta: plain JSON values, or None.
-        key: of the field in ``meta``.
-        valid: whether a value is one that the field can have.
-
-    Raises:
-        InputError: the field is not valid, or differs from what ``meta`` says.
+    A field of None is taken from ``meta``, where what is there is ``valid``.
     """
     stored = meta.get(key) if isinstance(meta, Mapping) else None
     if field is None:

@@ -1,9 +1,4 @@
-"""The frontier: prepared configurations from cheapest to best, and the choice among them.
-
-frontier.at(max_drop=0.005)   cheapest that loses at most half a point of quality
-frontier.at(max_cost=0.6)     best within 60 % of the full model's cost
-frontier.at(tradeoff=0.9)     the one searched with the nearest lambda
-"""
+"""The frontier: prepared configurations from cheapest to best, and the choice among them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """How far from the optimum a search can at most be: a lower bound on J.
 
-Every configuration has a first enabled exit, or none. The bound takes the best first exit and threshold with
-everything behind it as an oracle would have it: each sample that goes on leaves wherever that is best for it,
-paying for no other head. No configuration does better; with one position the bound is the optimum itself.
-An oracle knows the labels, so with many exits the bound is loose: among many guesses one is right.
+The bound takes the best first exit and threshold with everything behind it as an oracle would have it: each
+sample that goes on leaves wherever that is best for it, paying for no other head. With one position that is
+the optimum itself; with many exits it is loose: among many guesses one is right.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ leave".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,12 +81,14 @@ class Problem:
         scale = mean if mean > 0 else 1.0
         positions = tuple(_sorted_position(records, costs, p, scale) for p in range(len(records.positions)))
         final = records.final_quality.astype(np.float64) / scale
+        largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
+        bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
         return cls(
             records=records,
             positions=positions,
             final=final,
             full=mean / scale,
-            unit=_unit(positions, final),
+            unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
             workers=workers,
         )
 
@@ -133,13 +135,6 @@ class Problem:
             with ThreadPoolExecutor(self.workers) as threads:
                 return list(threads.map(work, parts))
         return [work(part) for part in parts]
-
-
-def _unit(positions: Iterable[SortedPosition], final: Floats) -> float:
-    """The power of two that keeps any sum of N gains below 2 ** 61."""
-    largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
-    bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
-    return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
 
 
 def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition:

@@ -1,12 +1,8 @@
 """Few, right exits, with steady thresholds: what holds on samples that the search did not see.
 
 The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from
-selection bias.
-
-    path                rising prices per exit, each search starting from where the last one ended
-    significant_exits   an exit stays if J without it is worse by more than one standard error (paired)
-    _average            thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
-                        threshold is where a running sum peaks, which jumps about from sample to sample
+selection bias. A threshold is where a running sum peaks, which jumps about from sample to sample: it is
+averaged by rank over bootstrap resamples (bagging; Breiman, 1996).
 """
 
 from __future__ import annotations
@@ -111,7 +107,12 @@ def significant_exits(
     while True:
         key = head.tobytes() + prefix.tobytes()
         if key not in known:
-            known[key] = _changes(problem, head, prefix)
+            quality, cost = per_sample(problem, head, prefix)
+            known[key] = {}
+            for p in np.flatnonzero(head != OFF).tolist():
+                other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
+                both = np.stack([other_quality - quality, other_cost - cost])
+                known[key][p] = both.mean(axis=1), np.cov(both, bias=True)
         least, dropped = 1.0, OFF
         for p, (mean, covariance) in known[key].items():
             worse = float(weights @ mean)
@@ -122,16 +123,6 @@ def significant_exits(
         if dropped == OFF:
             return head, prefix
         head, prefix = without(head, prefix, dropped)
-
-
-def _changes(problem: Problem, head: Ints, prefix: Ints) -> dict[int, tuple[Floats, Floats]]:
-    quality, cost = per_sample(problem, head, prefix)
-    changes = {}
-    for p in np.flatnonzero(head != OFF).tolist():
-        other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
-        both = np.stack([other_quality - quality, other_cost - cost])
-        changes[p] = both.mean(axis=1), np.cov(both, bias=True)
-    return changes
 
 
 def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:

@@ -65,11 +65,8 @@ def solve(
 ) -> tuple[CandidateSet, Ints]:
     """From these records alone: all candidates met, and the (G,) best among them, one for each lambda."""
     candidates, objectives = _start(records, costs, plan, lambdas)
-    large = (
-        plan.method == "exact"
-        and records.samples > 2 * EFFORT.coarse_samples
-        and candidates.problem.cells > 0
-    )
+    many = records.samples > 2 * EFFORT.coarse_samples
+    large = many and plan.method == "exact" and candidates.problem.cells > 0
     if large:
         _from_fewer(costs, plan, lambdas, candidates)
     report()

@@ -76,7 +76,12 @@ def same_threshold(objectives: Objectives, candidates: CandidateSet) -> Ints:
     if objectives.cap < len(problem.used):
         thresholds = np.tile(_grid(problem), len(sets))
         head, prefix = _at_common(problem, np.repeat(sets, EFFORT.grid + 1, axis=0), thresholds)
-        problem.by_batch(len(head), lambda part: _limit(problem, head[part], prefix[part], objectives.cap))
+        parts = problem.by_batch(len(head), lambda part: simulate(problem, head[part], prefix[part])[2])
+        places = np.argsort(np.argsort(-np.concatenate(parts), axis=1, kind="stable"), axis=1)
+        head[places >= objectives.cap], prefix[places >= objectives.cap] = (
+            OFF,
+            0,
+        )  # few take these
         candidates.add(head, prefix, thresholds)
         return candidates.best(objectives)[0]
     for heads in sets:
@@ -125,13 +130,6 @@ def _common_heads(problem: Problem) -> Ints:
             rows[row, p] = position.heads.index(kind) if kind in position.heads else OFF
         rows[-1, p] = position.quality.mean(axis=1).argmax()
     return rows
-
-
-def _limit(problem: Problem, head: Ints, prefix: Ints, cap: int) -> None:
-    """Keep the ``cap`` exits that most samples take, in place."""
-    _, _, leavers = simulate(problem, head, prefix)
-    places = np.argsort(np.argsort(-leavers, axis=1, kind="stable"), axis=1)
-    head[places >= cap], prefix[places >= cap] = OFF, 0
 
 
 def refine(objectives: Objectives, candidates: CandidateSet, cells: int | None = None) -> Ints:
