@@ -8,21 +8,7 @@ from instances import LAMBDAS, every_choice, objective, objective_of_each, rando
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    backward,
-    best_line,
-    commit_best,
-    descend,
-    finals,
-    forward,
-    own_line,
-    per_sample,
-    simulate,
-    stages,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, best_line, own_line, per_sample, simulate
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of
 
@@ -89,7 +75,7 @@ def test_line_finds_the_best_of_all_thresholds(seed, lam):
             price=np.zeros(1),
             cap=np.array([2]),
         )
-        line = best_line(rows, p, np.ones((1, 8), bool), finals(rows))
+        line = best_line(rows, p, np.ones((1, 8), bool), rows.finals())
         full = objective(records, costs, ExitConfig(), lam)
         options = [ExitConfig((choice,)) for choice in every_choice(records, p) if choice]
         least = min([full, *(objective(records, costs, config, lam) for config in options)])
@@ -128,8 +114,8 @@ def test_lines_in_a_sweep_equal_trying_everything(find, price, seed):
             assert reached[0] == pytest.approx(tried.min(), abs=1e-9)
         seen.append(p)
 
-    continue_cost = backward(rows, stages(rows), look, find)
-    forward(rows, continue_cost, look, find)
+    continue_cost = rows.backward(rows.stages(), look, find)
+    rows.forward(continue_cost, look, find)
     places = [p for p, _ in problem.used if find is best_line or rows.enabled(p)]
     assert seen == places[::-1] + places
 
@@ -141,7 +127,7 @@ def test_a_cap_leaves_no_room_for_another_exit(seed):
     rows = some_rows(problem, 30, seed)
     rows.cap = np.maximum(np.count_nonzero(rows.head != OFF, axis=1), 1)
     before = rows.cap.copy()
-    descend(rows)
+    rows.descend()
     assert (np.count_nonzero(rows.head != OFF, axis=1) <= before).all()
 
 
@@ -152,7 +138,7 @@ def test_descent_never_rises(find, sweeps):
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 40, 1, price=0.002)
     start = rows.take(slice(None))
-    descend(rows, find, sweeps)
+    rows.descend(find, sweeps)
     before, after = (value(problem, r.head, r.prefix, r.tradeoff, 0.002) for r in (start, rows))
     assert (after <= before + SAME).all()
     assert after.sum() < before.sum()
@@ -165,9 +151,9 @@ def test_descent_ends_where_no_line_helps():
     records, costs = synthetic(n=60, p=4)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 20, 3)
-    descend(rows)
+    rows.descend()
     reached = value(problem, rows.head, rows.prefix, rows.tradeoff)
-    assert not commit_best(rows).any()
+    assert not rows.commit_best().any()
     for p, _ in problem.used:
         head, prefix = with_line(problem, rows, p)
         for i in range(len(rows)):
@@ -202,7 +188,7 @@ def test_stages_are_where_samples_leave():
     records, costs = random_case(5, 4, 2, 9, gaps=0.1)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 10, 5)
-    stage = stages(rows)
+    stage = rows.stages()
     candidates = CandidateSet(problem)
     for row, i in zip(stage, candidates.add(rows.head, rows.prefix).tolist(), strict=True):
         assert row.tolist() == evaluate(records, costs, ExitConfig(exits_of(candidates, i))).position.tolist()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, descend, simulate
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
@@ -90,7 +90,7 @@ class CandidateSet:
 
     def descend(self, rows: ConfigBatch, find: FindLine = best_line) -> Ints:
         """Sweep rows to local optima, in place, and take them in; returns their places."""
-        descend(rows, find)
+        rows.descend(find)
         return self.add(rows.head, rows.prefix)
 
     def best(self, objectives: Objectives) -> tuple[Ints, Floats]:

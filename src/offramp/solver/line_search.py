@@ -29,59 +29,6 @@ Stages = npt.NDArray[np.int16]
 OFF = -1
 
 
-@dataclass(eq=False)
-class ConfigBatch:
-    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place."""
-
-    problem: Problem
-    head: Ints  # (B, P) index into the heads of the position, or OFF
-    prefix: Ints  # (B, P) how many of the most confident samples would leave there; 0 where off
-    tradeoff: Floats  # (B,) lambda
-    price: Floats  # (B,) added to J for each enabled exit
-    cap: Ints  # (B,) at most so many enabled exits
-
-    def take(self, index: Ints | slice) -> ConfigBatch:
-        """Rows picked by index, as a copy."""
-        names = [field.name for field in fields(self)[1:]]
-        picked: dict[str, Any] = {name: np.array(getattr(self, name)[index]) for name in names}
-        return replace(self, **picked)
-
-    def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
-        """Write configurations back to where ``take`` found them."""
-        self.head[index], self.prefix[index] = rows.head, rows.prefix
-
-    def set_line(self, p: int, line: Line) -> None:
-        """Take the choice of a line at a position, for every row."""
-        self.head[:, p], self.prefix[:, p] = line.head, line.prefix
-
-    def __len__(self) -> int:
-        return len(self.head)
-
-    def enabled(self, p: int) -> bool:
-        """Has any row an exit here?"""
-        return bool((self.head[:, p] >= 0).any())
-
-    def exits(self) -> Ints:
-        """(B,) how many exits are enabled."""
-        count: Ints = np.count_nonzero(self.head != OFF, axis=1)
-        return count
-
-    def leaving(self, p: int) -> Bools:
-        """(B, N): which samples would leave if they arrived."""
-        rank = self.problem.positions[p].rank[self.head[:, p]]
-        return rank < self.prefix[:, p, None]  # where off that is 0: nobody
-
-    def by_batch(self, work: Callable[[ConfigBatch], object]) -> None:
-        """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
-
-        def one(part: slice) -> None:
-            batch = self.take(part)
-            work(batch)
-            self.put(part, batch)
-
-        self.problem.by_batch(len(self), one)
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
     """The best choice at a position for each row: head (or OFF), prefix length, how much J falls by it."""
@@ -156,84 +103,144 @@ def _prefix_gains(
     return ranked
 
 
-def finals(rows: ConfigBatch) -> Floats:
-    """(B, N): what the backbone's own output costs each sample, in units of J."""
-    return (1 - rows.tradeoff)[:, None] - rows.tradeoff[:, None] * rows.problem.final
-
-
-def stages(rows: ConfigBatch) -> Stages:
-    """(B, N): the position at which each sample leaves; P for the backbone's output."""
-    stage = np.full((len(rows), rows.problem.samples), rows.head.shape[1], np.int16)
-    for p, _ in reversed(rows.problem.used):
-        if rows.enabled(p):
-            np.putmask(stage, rows.leaving(p), p)
-    return stage
-
-
-FindLine = Callable[[ConfigBatch, int, Bools, Floats], Line]
+FindLine = Callable[["ConfigBatch", int, Bools, Floats], Line]
 """``best_line`` or ``own_line``."""
 
 Visit = Callable[[int, Line], None]
 """What a sweep does with the best line at a position."""
 
 
-def backward(rows: ConfigBatch, stage: Stages, visit: Visit, find: FindLine = best_line) -> dict[int, Floats]:
-    """Lines from the last position to the first; ``visit`` may change the rows at that position.
+@dataclass(eq=False)
+class ConfigBatch:
+    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place."""
 
-    Returns what going on from each position costs, (B, N) each, under the rows as they are now.
-    """
-    continue_cost: dict[int, Floats] = {}
-    cost, cost_weight = finals(rows), (1 - rows.tradeoff)[:, None]
-    for p, position in reversed(rows.problem.used):
-        continue_cost[p] = cost
-        if find is best_line or rows.enabled(p):
-            visit(p, find(rows, p, stage >= p, cost))
-        if rows.enabled(p):
-            head, on = rows.head[:, p], rows.head[:, p] >= 0
-            left = cost_weight * position.backbone - rows.tradeoff[:, None] * position.quality[head]
-            entry_cost = cost_weight[:, 0] * position.cost[head] * on
-            cost = np.where(rows.leaving(p), left, cost) + entry_cost[:, None]
-    return continue_cost
+    problem: Problem
+    head: Ints  # (B, P) index into the heads of the position, or OFF
+    prefix: Ints  # (B, P) how many of the most confident samples would leave there; 0 where off
+    tradeoff: Floats  # (B,) lambda
+    price: Floats  # (B,) added to J for each enabled exit
+    cap: Ints  # (B,) at most so many enabled exits
 
+    def take(self, index: Ints | slice) -> ConfigBatch:
+        """Rows picked by index, as a copy."""
+        names = [field.name for field in fields(self)[1:]]
+        picked: dict[str, Any] = {name: np.array(getattr(self, name)[index]) for name in names}
+        return replace(self, **picked)
 
-def forward(
-    rows: ConfigBatch, continue_cost: dict[int, Floats], visit: Visit, find: FindLine = best_line
-) -> Stages:
-    """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
-    stage = np.full((len(rows), rows.problem.samples), rows.head.shape[1], np.int16)
-    alive = np.ones(stage.shape, bool)
-    for p, _ in rows.problem.used:
-        if find is best_line or rows.enabled(p):
-            visit(p, find(rows, p, alive, continue_cost[p]))
-        if rows.enabled(p):
-            leaves = alive & rows.leaving(p)
-            np.putmask(stage, leaves, p)
-            alive &= ~leaves
-    return stage
+    def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
+        """Write configurations back to where ``take`` found them."""
+        self.head[index], self.prefix[index] = rows.head, rows.prefix
 
+    def set_line(self, p: int, line: Line) -> None:
+        """Take the choice of a line at a position, for every row."""
+        self.head[:, p], self.prefix[:, p] = line.head, line.prefix
 
-def descend(rows: ConfigBatch, find: FindLine = best_line, sweeps: int | None = None) -> None:
-    """Sweep back and forth until no single position can be improved, in place."""
-    rows.by_batch(lambda part: _descend_batch(part, find, sweeps or EFFORT.sweeps))
+    def __len__(self) -> int:
+        return len(self.head)
 
+    def enabled(self, p: int) -> bool:
+        """Has any row an exit here?"""
+        return bool((self.head[:, p] >= 0).any())
 
-def _descend_batch(rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
-    active = keep = np.arange(len(rows))
-    part, stage = rows.take(active), stages(rows)
-    continue_cost: dict[int, Floats] = {}
-    for sweep in range(sweeps):
-        moved = np.zeros(len(part), bool)
-        visit = _commit(part, moved)
-        if sweep % 2 == 0:
-            continue_cost = backward(part, stage[keep], visit, find)
-        else:
-            kept = {p: cost[keep] for p, cost in continue_cost.items()}
-            stage = forward(part, kept, visit, find)
-        rows.put(active, part)
-        keep = np.flatnonzero(moved)
-        if not keep.size:
-            return
-        active, part = active[keep], part.take(keep)
+    def exits(self) -> Ints:
+        """(B,) how many exits are enabled."""
+        count: Ints = np.count_nonzero(self.head != OFF, axis=1)
+        return count
+
+    def leaving(self, p: int) -> Bools:
+        """(B, N): which samples would leave if they arrived."""
+        rank = self.problem.positions[p].rank[self.head[:, p]]
+        return rank < self.prefix[:, p, None]  # where off that is 0: nobody
+
+    def by_batch(self, work: Callable[[ConfigBatch], object]) -> None:
+        """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
+
+        def one(part: slice) -> None:
+            batch = self.take(part)
+            work(batch)
+            self.put(part, batch)
+
+        self.problem.by_batch(len(self), one)
+
+    def finals(self) -> Floats:
+        """(B, N): what the backbone's own output costs each sample, in units of J."""
+        return (1 - self.tradeoff)[:, None] - self.tradeoff[:, None] * self.problem.final
+
+    def stages(self) -> Stages:
+        """(B, N): the position at which each sample leaves; P for the backbone's output."""
+        stage = np.full((len(self), self.problem.samples), self.head.shape[1], np.int16)
+        for p, _ in reversed(self.problem.used):
+            if self.enabled(p):
+                np.putmask(stage, self.leaving(p), p)
+        return stage
+
+    def backward(self, stage: Stages, visit: Visit, find: FindLine = best_line) -> dict[int, Floats]:
+        """Lines from the last position to the first; ``visit`` may change the rows at that position.
+
+        Returns what going on from each position costs, (B, N) each, under the rows as they are now.
+        """
+        continue_cost: dict[int, Floats] = {}
+        cost, cost_weight = self.finals(), (1 - self.tradeoff)[:, None]
+        for p, position in reversed(self.problem.used):
+            continue_cost[p] = cost
+            if find is best_line or self.enabled(p):
+                visit(p, find(self, p, stage >= p, cost))
+            if self.enabled(p):
+                head, on = self.head[:, p], self.head[:, p] >= 0
+                left = cost_weight * position.backbone - self.tradeoff[:, None] * position.quality[head]
+                entry_cost = cost_weight[:, 0] * position.cost[head] * on
+                cost = np.where(self.leaving(p), left, cost) + entry_cost[:, None]
+        return continue_cost
+
+    def forward(self, continue_cost: dict[int, Floats], visit: Visit, find: FindLine = best_line) -> Stages:
+        """The mirror: lines from the first position to the last. Returns ``stages`` as they are then."""
+        stage = np.full((len(self), self.problem.samples), self.head.shape[1], np.int16)
+        alive = np.ones(stage.shape, bool)
+        for p, _ in self.problem.used:
+            if find is best_line or self.enabled(p):
+                visit(p, find(self, p, alive, continue_cost[p]))
+            if self.enabled(p):
+                leaves = alive & self.leaving(p)
+                np.putmask(stage, leaves, p)
+                alive &= ~leaves
+        return stage
+
+    def descend(self, find: FindLine = best_line, sweeps: int | None = None) -> None:
+        """Sweep back and forth until no single position can be improved, in place."""
+        self.by_batch(lambda part: part._descend(find, sweeps or EFFORT.sweeps))
+
+    def _descend(self, find: FindLine, sweeps: int) -> None:
+        active = keep = np.arange(len(self))
+        part, stage = self.take(active), self.stages()
+        continue_cost: dict[int, Floats] = {}
+        for sweep in range(sweeps):
+            moved = np.zeros(len(part), bool)
+            visit = _commit(part, moved)
+            if sweep % 2 == 0:
+                continue_cost = part.backward(stage[keep], visit, find)
+            else:
+                kept = {p: cost[keep] for p, cost in continue_cost.items()}
+                stage = part.forward(kept, visit, find)
+            self.put(active, part)
+            keep = np.flatnonzero(moved)
+            if not keep.size:
+                return
+            active, part = active[keep], part.take(keep)
+
+    def commit_best(self) -> Bools:
+        """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
+        improvements = np.zeros(self.head.shape)
+        heads, prefixes = self.head.copy(), self.prefix.copy()
+
+        def visit(p: int, line: Line) -> None:
+            improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
+
+        self.backward(self.stages(), visit)
+        every, best = np.arange(len(self)), improvements.argmax(axis=1)
+        moved: Bools = improvements[every, best] > SAME
+        chosen = every[moved], best[moved]
+        self.head[chosen], self.prefix[chosen] = heads[chosen], prefixes[chosen]
+        return moved
 
 
 def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
@@ -245,22 +252,6 @@ def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
         np.logical_or(moved, better, out=moved)
 
     return visit
-
-
-def commit_best(rows: ConfigBatch) -> Bools:
-    """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
-    improvements = np.zeros(rows.head.shape)
-    heads, prefixes = rows.head.copy(), rows.prefix.copy()
-
-    def visit(p: int, line: Line) -> None:
-        improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
-
-    backward(rows, stages(rows), visit)
-    every, best = np.arange(len(rows)), improvements.argmax(axis=1)
-    moved: Bools = improvements[every, best] > SAME
-    chosen = every[moved], best[moved]
-    rows.head[chosen], rows.prefix[chosen] = heads[chosen], prefixes[chosen]
-    return moved
 
 
 def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats, Ints]:

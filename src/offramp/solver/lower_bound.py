@@ -13,7 +13,7 @@ import numpy as np
 
 from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
 from offramp.solver.candidates import CandidateSet, Objectives
-from offramp.solver.line_search import best_line, finals
+from offramp.solver.line_search import best_line
 from offramp.solver.problem import Problem
 
 
@@ -38,7 +38,7 @@ def _bound(problem: Problem, tradeoff: float) -> float:
     objectives = Objectives(np.array([tradeoff]), np.zeros(1), len(problem.positions))
     rows = CandidateSet(problem).all_off(objectives)
     everyone = np.ones((1, problem.samples), bool)
-    continue_cost = finals(rows)
+    continue_cost = rows.finals()
     lowest = float(continue_cost.mean())
     for p, position in reversed(problem.used):
         line = best_line(rows, p, everyone, continue_cost)

@@ -14,15 +14,7 @@ import numpy as np
 
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    descend,
-    own_line,
-    per_sample,
-    without,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, own_line, per_sample, without
 from offramp.solver.problem import Floats, Ints, Problem
 
 SELECTION_BIAS = 2.0
@@ -53,7 +45,7 @@ def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, av
         rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
-    descend(part, partial(own_line, weight=np.ones(problem.samples)))
+    part.descend(partial(own_line, weight=np.ones(problem.samples)))
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
@@ -134,7 +126,7 @@ def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        descend(part, partial(own_line, weight=weight), EFFORT.resample_sweeps)
+        part.descend(partial(own_line, weight=weight), EFFORT.resample_sweeps)
         total += part.prefix
     mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
     for p, position in problem.used:

@@ -19,26 +19,14 @@ import numpy as np
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    Line,
-    backward,
-    commit_best,
-    finals,
-    forward,
-    simulate,
-    stages,
-    without,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, Line, simulate, without
 from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
 
 
 def single_pass(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
     rows, places = candidates.all_off(objectives), range(len(candidates.problem.positions))
-    rows.by_batch(lambda part: forward(part, dict.fromkeys(places, finals(part)), part.set_line))
+    rows.by_batch(lambda part: part.forward(dict.fromkeys(places, part.finals()), part.set_line))
     return candidates.add(rows.head, rows.prefix)
 
 
@@ -48,7 +36,7 @@ def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
     A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
     """
     rows = candidates.all_off(replace(objectives, cap=len(candidates.problem.positions)))
-    rows.by_batch(lambda part: backward(part, stages(part), part.set_line))
+    rows.by_batch(lambda part: part.backward(part.stages(), part.set_line))
     rows.cap[:] = objectives.cap
     return candidates.descend(rows)
 
@@ -60,7 +48,7 @@ def iterative(objectives: Objectives, candidates: CandidateSet) -> Ints:
         active = np.arange(len(part))
         while active.size:
             step = part.take(active)
-            moved = commit_best(step)
+            moved = step.commit_best()
             part.put(active, step)
             active = active[moved]
 
@@ -184,7 +172,7 @@ def _escape(
         budget -= len(moves)
         rows = candidates.batch(objectives, *(np.array(part) for part in zip(*moves, strict=True)))
         if objectives.cap < len(problem.used):  # sweeps alone would fill a free place at the first chance
-            rows.by_batch(commit_best)
+            rows.by_batch(ConfigBatch.commit_best)
         candidates.descend(rows)
         _settle(objectives, candidates, tried)
 
@@ -302,7 +290,7 @@ def _best_at(star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
         if p == star:
             rows.set_line(p, line)
 
-    backward(rows, stages(rows), take)
+    rows.backward(rows.stages(), take)
     value = _value(rows)
     best = np.lexsort((rows.exits(), value > value.min() + SAME))[:1]
     candidates.add(rows.head[best], rows.prefix[best])
