@@ -122,17 +122,20 @@ class Certificate:
 
     def __str__(self) -> str:
         """In words, as the command line and the report say it."""
-        held = "; ".join(_words(each) for each in self.guarantees)
+        held = "; ".join(
+            f"the {each.risk} is at most {each.bound:.4g} ({each.observed + 0.0:.4g} on {each.samples:,} "
+            f"samples here; {each.test}, p = {each.p_value:.2g})"
+            for each in self.guarantees
+        )
         joint = " (all of it jointly)" if len(self.guarantees) > 1 else ""
-        meaning = ""
-        if self.quality == "agreement":
-            meaning = (
-                " Quality is agreement with the full model: whatever the labels are, accuracy differs from "
-                "the full model's by no more than the share of answers that do."
-            )
+        meaning = (
+            " Quality is agreement with the full model: whatever the labels are, accuracy differs from "
+            "the full model's by no more than the share of answers that do."
+        )
         return (
-            f"With probability at least {_percent(1 - self.delta)} over the draw of the {self.samples:,} "
-            f"samples, on new samples of the same distribution{joint}: {held}.{meaning}"
+            f"With probability at least {round(100 * (1 - self.delta), 3):.5g}% over the draw of the "
+            f"{self.samples:,} samples, on new samples of the same distribution{joint}: {held}."
+            f"{meaning if self.quality == 'agreement' else ''}"
         )
 
 
@@ -172,15 +175,3 @@ def plain_number(value: object) -> float:
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or not is_count(value, 1):
         raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
-def _words(guarantee: Guarantee) -> str:
-    return (
-        f"the {guarantee.risk} is at most {guarantee.bound:.4g} "
-        f"({guarantee.observed + 0.0:.4g} on {guarantee.samples:,} samples here; {guarantee.test}, "
-        f"p = {guarantee.p_value:.2g})"
-    )
-
-
-def _percent(fraction: float) -> str:
-    return f"{round(100 * fraction, 3):.5g}%"

@@ -68,14 +68,8 @@ class ExitRecords:
 
     def _check_shapes(self) -> None:
         p, c, n = len(self.positions), len(self.heads), self.final_quality.size
-        expected = {
-            "confidence": (p, c, n),
-            "quality": (p, c, n),
-            "final_quality": (n,),
-            "exists": (p, c),
-            "final_confidence": (n,),
-        }
-        for name, shape in expected.items():
+        shapes = ((p, c, n), (p, c, n), (n,), (n,), (p, c))
+        for name, shape in zip((*_ARRAYS[:4], "exists"), shapes, strict=True):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"ExitRecords.{name}: expected shape {shape}, got {value.shape}")

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 
-from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.candidates import CandidateSet, Objectives, Step
 from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import OFF, SAME, ConfigBatch, Line, simulate, without
@@ -294,3 +295,13 @@ def _best_at(star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
     value = _value(rows)
     best = np.lexsort((rows.exits(), value > value.min() + SAME))[:1]
     candidates.add(rows.head[best], rows.prefix[best])
+
+
+METHODS: dict[str, tuple[Step, ...]] = {
+    "exact": (single_pass, back_to_front, iterative, same_threshold, thin_out, refine),
+    "single-pass": (single_pass,),
+    "iterative": (iterative,),
+    "same-threshold": (same_threshold,),
+}
+BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
+DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
