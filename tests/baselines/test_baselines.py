@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.baselines import by_tradeoff
-from offramp.baselines.derived_records import entropy_records, patience_records
+from offramp.baselines import stepwise
 from offramp.baselines.published import GRID, brent_iterative, brent_single_pass, greedy_grid
-from offramp.baselines.rules import entropy_thresholds, patience, same_threshold, single_exit
+from offramp.baselines.rules import (
+    entropy_records,
+    entropy_thresholds,
+    patience,
+    patience_records,
+    same_threshold,
+    single_exit,
+)
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
@@ -357,7 +363,7 @@ def test_a_full_model_that_is_always_wrong(baseline):
 def test_progress(monkeypatch):
     records, costs = case(0)
     for baseline in (brent_single_pass, brent_iterative):
-        seen = steps_shown(monkeypatch, by_tradeoff)
+        seen = steps_shown(monkeypatch, stepwise)
         baseline(records, costs, [0.9, 0.5, 0.9])
         assert seen == [(1, 2), (2, 2)]
 

@@ -173,3 +173,11 @@ def test_records_and_costs_that_do_not_fit():
         check_match(records.subset(np.zeros(0, int)), costs)
     with pytest.raises(InputError, match="at least one sample"):
         evaluate(records.subset(np.zeros(0, int)), costs, ExitConfig())
+
+
+def test_arguments_of_another_kind_are_named():
+    records, costs = small()
+    with pytest.raises(InputError, match="CostTable is a ExitRecords here"):
+        check_match(records, records)
+    with pytest.raises(InputError, match="expected an ExitConfig or a Frontier, got a tuple"):
+        evaluate(records, costs, ())

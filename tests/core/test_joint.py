@@ -8,7 +8,7 @@ import pytest
 import offramp
 from multitask_nets import Setting
 from offramp import ExitChoice, ExitConfig
-from offramp.core.joint import evaluate_together
+from offramp.core.evaluate import evaluate_together
 from offramp.errors import InputError
 
 

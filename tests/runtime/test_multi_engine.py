@@ -13,7 +13,7 @@ from torch import Tensor
 import small
 from multitask_nets import TASKS, Setting, Text, close
 from offramp import Engine, ExitChoice, ExitConfig
-from offramp.core.joint import evaluate_together
+from offramp.core.evaluate import evaluate_together
 from offramp.errors import InputError
 from offramp.network.multitask import attach_tasks
 from offramp.runtime.multi_engine import MultiEngine

@@ -8,21 +8,7 @@ from instances import LAMBDAS, every_choice, objective, objective_of_each, rando
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    backward,
-    best_line,
-    commit_best,
-    descend,
-    finals,
-    forward,
-    own_line,
-    per_sample,
-    simulate,
-    stages,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, best_line, own_line, per_sample, simulate
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of
 
@@ -39,7 +25,14 @@ def some_rows(problem, count, seed, price=0.0, cap=99):
             if size:
                 head[row, p], prefix[row, p] = own, size
     tradeoff = rng.choice(LAMBDAS, count)
-    return ConfigBatch(head, prefix, tradeoff, np.full(count, price), np.full(count, cap))
+    return ConfigBatch(
+        problem=problem,
+        head=head,
+        prefix=prefix,
+        tradeoff=tradeoff,
+        price=np.full(count, price),
+        cap=np.full(count, cap),
+    )
 
 
 def value(problem, head, prefix, lam, price=0.0):
@@ -74,8 +67,15 @@ def test_line_finds_the_best_of_all_thresholds(seed, lam):
     problem = Problem.of(records, costs)
     for p, position in problem.used:
         off = np.full((1, 2), OFF)
-        rows = ConfigBatch(off, np.zeros_like(off), np.array([lam]), np.zeros(1), np.array([2]))
-        line = best_line(problem, p, rows, np.ones((1, 8), bool), finals(problem, rows.tradeoff))
+        rows = ConfigBatch(
+            problem=problem,
+            head=off,
+            prefix=np.zeros_like(off),
+            tradeoff=np.array([lam]),
+            price=np.zeros(1),
+            cap=np.array([2]),
+        )
+        line = best_line(rows, p, np.ones((1, 8), bool), rows.finals())
         full = objective(records, costs, ExitConfig(), lam)
         options = [ExitConfig((choice,)) for choice in every_choice(records, p) if choice]
         least = min([full, *(objective(records, costs, config, lam) for config in options)])
@@ -108,16 +108,14 @@ def test_lines_in_a_sweep_equal_trying_everything(find, price, seed):
             tried = value(problem, head[i], prefix[i], rows.tradeoff[i], price)[allowed]
             assert now[i] - line.improvement[i] == pytest.approx(tried.min(), abs=1e-9)
             assert line.improvement[i] >= -SAME
-            changed = ConfigBatch(
-                rows.head[[i]], rows.prefix[[i]], rows.tradeoff[[i]], rows.price[[i]], rows.cap[[i]]
-            )
+            changed = rows.take(np.array([i]))
             changed.head[0, p], changed.prefix[0, p] = line.head[i], line.prefix[i]
             reached = value(problem, changed.head, changed.prefix, rows.tradeoff[i], price)
             assert reached[0] == pytest.approx(tried.min(), abs=1e-9)
         seen.append(p)
 
-    continue_cost = backward(problem, rows, stages(problem, rows), look, find)
-    forward(problem, rows, continue_cost, look, find)
+    continue_cost = rows.backward(rows.stages(), look, find)
+    rows.forward(continue_cost, look, find)
     places = [p for p, _ in problem.used if find is best_line or rows.enabled(p)]
     assert seen == places[::-1] + places
 
@@ -129,7 +127,7 @@ def test_a_cap_leaves_no_room_for_another_exit(seed):
     rows = some_rows(problem, 30, seed)
     rows.cap = np.maximum(np.count_nonzero(rows.head != OFF, axis=1), 1)
     before = rows.cap.copy()
-    descend(problem, rows)
+    rows.descend()
     assert (np.count_nonzero(rows.head != OFF, axis=1) <= before).all()
 
 
@@ -140,7 +138,7 @@ def test_descent_never_rises(find, sweeps):
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 40, 1, price=0.002)
     start = rows.take(slice(None))
-    descend(problem, rows, find, sweeps)
+    rows.descend(find, sweeps)
     before, after = (value(problem, r.head, r.prefix, r.tradeoff, 0.002) for r in (start, rows))
     assert (after <= before + SAME).all()
     assert after.sum() < before.sum()
@@ -153,9 +151,9 @@ def test_descent_ends_where_no_line_helps():
     records, costs = synthetic(n=60, p=4)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 20, 3)
-    descend(problem, rows)
+    rows.descend()
     reached = value(problem, rows.head, rows.prefix, rows.tradeoff)
-    assert not commit_best(problem, rows).any()
+    assert not rows.commit_best().any()
     for p, _ in problem.used:
         head, prefix = with_line(problem, rows, p)
         for i in range(len(rows)):
@@ -190,7 +188,7 @@ def test_stages_are_where_samples_leave():
     records, costs = random_case(5, 4, 2, 9, gaps=0.1)
     problem = Problem.of(records, costs)
     rows = some_rows(problem, 10, 5)
-    stage = stages(problem, rows)
+    stage = rows.stages()
     candidates = CandidateSet(problem)
     for row, i in zip(stage, candidates.add(rows.head, rows.prefix).tolist(), strict=True):
         assert row.tolist() == evaluate(records, costs, ExitConfig(exits_of(candidates, i))).position.tolist()

@@ -104,7 +104,7 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
             head[0, p], prefix[0, p] = own, start
             continue_cost = (1 - lam) - lam * problem.final[None]
             line = own_line(
-                problem, p, objectives.rows(np.array([0]), head, prefix),
+                candidates.batch(objectives, np.array([0]), head, prefix), p,
                 np.ones((1, 10), bool), continue_cost,
                 weight=weight.astype(float),
             )  # fmt: skip

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 
 import numpy as np
 
-from offramp.baselines.by_tradeoff import Answers, per_tradeoff
-from offramp.baselines.stepwise import (
-    Curve,
-    brent,
-    front_to_back,
-    iterate,
-    simulated,
-    summed,
-)
-from offramp.core import CostTable, ExitRecords
+from offramp.baselines.stepwise import Answers, brent, front_to_back, iterate, per_tradeoff, simulated, summed
+from offramp.core import CostTable, ExitRecords, is_count
 from offramp.errors import InputError
 
 GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
@@ -29,16 +20,12 @@ def greedy_grid(
 ) -> Answers:
     """Positions front to back; at each the best head and threshold of a grid, or none; never revisited.
 
-    While a position is decided, all later exits are off.
-
-    Args:
-        records: P positions, C heads, N samples to choose on.
-        costs: of the same P and C.
-        tradeoffs: the lambda values in [0, 1].
-        grid: the thresholds tried.
+    While a position is decided, all later exits are off. Takes records (P, C, N) to choose on, costs of the
+    same P and C, lambda values in [0, 1], and as ``grid`` the thresholds to try.
 
     Raises:
-        InputError: as ``same_threshold``, or the grid is empty or holds something else than numbers.
+        InputError: a trade-off is outside [0, 1], records and costs do not match, or the grid is empty or
+            holds something else than numbers.
     """
     try:
         values = [float(np.float32(value)) for value in grid]
@@ -49,32 +36,25 @@ def greedy_grid(
             f"greedy_grid(grid=...): expected at least one threshold, all numbers, got {grid!r}; "
             "leave it out for the usual nine"
         )
-
-    def pick(line: Curve) -> float:
-        return max(values, key=line.improvement)
-
-    return per_tradeoff(records, costs, tradeoffs, lambda objective: front_to_back(objective, pick))
+    return per_tradeoff(
+        records,
+        costs,
+        tradeoffs,
+        lambda objective: front_to_back(objective, lambda curve: max(values, key=curve.improvement)),
+    )
 
 
 def brent_single_pass(
-    records: ExitRecords,
-    costs: CostTable,
-    tradeoffs: Iterable[float],
-    *,
-    progress: bool | None = None,
+    records: ExitRecords, costs: CostTable, tradeoffs: Iterable[float], *, progress: bool | None = None
 ) -> Answers:
     """Positions front to back, each threshold by bounded Brent search; never revisited.
 
-    The one-pass search of DyCE (arXiv 2403.01695): every head is tried, with all later exits off.
-
-    Args:
-        records: P positions, C heads, N samples to choose on.
-        costs: of the same P and C.
-        tradeoffs: the lambda values in [0, 1].
-        progress: None shows a bar when standard error is a terminal.
+    The one-pass search of DyCE (arXiv 2403.01695): every head is tried, with all later exits off. Takes
+    records (P, C, N) to choose on, costs of the same P and C, and lambda values in [0, 1]; ``progress=None``
+    shows a bar when standard error is a terminal.
 
     Raises:
-        InputError: as ``same_threshold``.
+        InputError: a trade-off is outside [0, 1], or records and costs do not match.
         MissingExtraError: scipy is not installed.
     """
     pick = brent()
@@ -93,23 +73,20 @@ def brent_iterative(
     """Of all single changes the best one, again and again, until none helps; thresholds by Brent search.
 
     A round tries every head at every position, each with its own bounded Brent search, and switching each
-    exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds.
+    exit off; about 30 thresholds a search, P * C searches a round, some ten to thirty rounds, at most
+    ``rounds``, where the released code stops at 1000. Takes records (P, C, N) to choose on, costs of the same
+    P and C, and lambda values in [0, 1]; ``progress=None`` shows a bar when standard error is a terminal.
 
-    Args:
-        records: P positions, C heads, N samples to choose on.
-        costs: of the same P and C.
-        tradeoffs: the lambda values in [0, 1].
-        rounds: at most so many changes; the released code stops at 1000.
-        incremental: False simulates the whole configuration at each threshold, in time P * N like the
-            released code. True computes what a sample meets before and after the position once for each
-            round: the same searches up to rounding, in time N for each threshold.
-        progress: None shows a bar when standard error is a terminal.
+    Like the released code this simulates the whole configuration at each threshold, in time P * N.
+    ``incremental`` computes what a sample meets before and after the position once for each round: the same
+    searches up to rounding, in time N for each threshold.
 
     Raises:
-        InputError: as ``same_threshold``, or ``rounds`` is not a whole number of at least 0.
+        InputError: a trade-off is outside [0, 1], records and costs do not match, or ``rounds`` is not a
+            whole number of at least 0.
         MissingExtraError: scipy is not installed.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 0:
+    if not is_count(rounds):
         raise InputError(
             f"brent_iterative(rounds={rounds!r}): expected a whole number of at least 0; "
             "leave it out for 1000"

@@ -5,23 +5,25 @@ ExitRecords + CostTable -> evaluate(ExitConfig) -> Outcome      Frontier: config
 
 from offramp.core.batch_costs import BatchCosts, best_parts, part_sizes
 from offramp.core.certificate import Certificate, Expected, Guarantee
-from offramp.core.checks import is_count, is_number
 from offramp.core.config import ExitChoice, ExitConfig, config_to_dict
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import (
+    JointOutcome,
     Outcome,
     ResolvedConfig,
     check_match,
     check_tradeoffs,
     evaluate,
+    evaluate_together,
     expected,
     full_quality,
     leaves,
+    names_of,
     resolve,
     simulate,
 )
+from offramp.core.fields import check_words, freeze, is_count, is_number
 from offramp.core.frontier import Frontier
-from offramp.core.joint import JointOutcome, evaluate_together, names_of
 from offramp.core.plan_cache import PlanCache
 from offramp.core.ranking import auroc, rankings
 from offramp.core.records import ExitRecords
@@ -29,8 +31,8 @@ from offramp.core.stats import EngineStats, RunStats, exact_cost
 
 __all__ = [
     "BatchCosts", "Certificate", "CostTable", "EngineStats", "ExitChoice", "ExitConfig", "ExitRecords",
-    "Expected", "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig",
-    "RunStats", "auroc", "best_parts", "check_match", "check_tradeoffs", "config_to_dict", "evaluate",
-    "evaluate_together", "exact_cost", "expected", "full_quality", "is_count", "is_number", "leaves",
-    "names_of", "part_sizes", "rankings", "resolve", "simulate",
+    "Expected", "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache", "ResolvedConfig", "RunStats",
+    "auroc", "best_parts", "check_match", "check_tradeoffs", "check_words", "config_to_dict", "evaluate",
+    "evaluate_together", "exact_cost", "expected", "freeze", "full_quality", "is_count", "is_number",
+    "leaves", "names_of", "part_sizes", "rankings", "resolve", "simulate",
 ]  # fmt: skip

@@ -1,11 +1,8 @@
 """What a batch costs when it shrinks on the way: pure array work.
 
-A cost per sample is not enough for seconds: a call has a part that does not shrink with its batch, and a
-batch that no longer fits the caches costs more per sample than two halves of it. ``BatchCosts`` is what was
-measured at several batch sizes; between them it is linear.
-
-    rows still there ~ Binomial(B, share still there)      B samples that arrive together
-    cost of a span  = E[seconds(rows)] / B               nobody here: nothing is run
+A call has a part that does not shrink with its batch, and a batch that no longer fits the caches costs more
+per sample than two halves of it. Of B samples that arrive together Binomial(B, share still there) run a span;
+it costs E[seconds(rows)] / B each, and nothing where nobody is left.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.core.fields import check_costs, freeze
 from offramp.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -42,11 +40,14 @@ class BatchCosts:
     heads: Floats
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", np.asarray(self.sizes, np.int64))
-        object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
-        object.__setattr__(self, "heads", np.asarray(self.heads, np.float64))
-        sizes, count = self.sizes, len(self.sizes) if self.sizes.ndim == 1 else 0
-        if count == 0 or sizes[0] != 1 or (np.diff(sizes) < 1).any():
+        freeze(
+            self,
+            sizes=np.asarray(self.sizes, np.int64),
+            backbone=np.asarray(self.backbone, np.float64),
+            heads=np.asarray(self.heads, np.float64),
+        )
+        sizes, count = self.sizes, self.sizes.size
+        if sizes.ndim != 1 or count == 0 or sizes[0] != 1 or (np.diff(sizes) < 1).any():
             raise InputError(f"BatchCosts.sizes: expected sizes that rise from 1, got {sizes.tolist()}")
         lengths = {len(self.backbone), len(self.heads)}
         if self.backbone.ndim != 2 or self.heads.ndim != 3 or lengths != {count}:
@@ -54,10 +55,7 @@ class BatchCosts:
                 f"BatchCosts: expected backbone ({count}, P+1) and heads ({count}, P, C), "
                 f"got {self.backbone.shape} and {self.heads.shape}"
             )
-        for name in ("backbone", "heads"):
-            values = getattr(self, name)
-            if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise InputError(f"BatchCosts.{name}: expected finite values of at least 0")
+        check_costs(self, "backbone", "heads")
         if (self.backbone[:, 0] != 0).any() or (np.diff(self.backbone, axis=1) < 0).any():
             raise InputError("BatchCosts.backbone: expected 0 first, then rising costs, in every row")
 
@@ -68,15 +66,14 @@ class BatchCosts:
 
     def span(self, start: int, stop: int) -> Floats:
         """(B+1,) cost of the segments between two positions for 0 to B rows; 0 for none."""
-        return self._filled(self.backbone[:, stop] - self.backbone[:, start])
+        return self._by_rows(self.backbone[:, stop] - self.backbone[:, start])
 
     def head(self, position: int, column: int) -> Floats:
         """(B+1,) cost of running an exit for 0 to B rows."""
-        return self._filled(self.heads[:, position, column])
+        return self._by_rows(self.heads[:, position, column])
 
-    def _filled(self, values: Floats) -> Floats:
-        rows = np.arange(self.batch_size + 1)
-        found = np.interp(rows, self.sizes, values)
+    def _by_rows(self, values: Floats) -> Floats:
+        found = np.interp(np.arange(self.batch_size + 1), self.sizes, values)
         found[0] = 0.0
         return found
 
@@ -127,10 +124,8 @@ def binomial(n: int, share: float) -> Floats:
 def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], reached: Sequence[float]) -> float:
     """Expected cost of a call over its B samples; without exits it is the full model's.
 
-    Args:
-        table: measured costs.
-        exits: (position, head) of each enabled exit, in order.
-        reached: share of the samples that reach each of them and, last, the model's output.
+    ``exits`` are (position, head) in order, ``reached`` the shares of the samples that reach each of them
+    and, last, the model's output.
     """
     batch, last = table.batch_size, table.backbone.shape[1] - 1
     if not exits:

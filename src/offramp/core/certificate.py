@@ -1,18 +1,17 @@
-"""What a configuration carries with it besides its exits: plain frozen data, and JSON both ways.
-
-Expected      means on the samples it was searched on; optimistic
-Certificate   what was proven about new samples, with which error probability, by which test
-Guarantee     one bound of a certificate
-"""
+"""What a configuration carries with it besides its exits: figures and what was proven; plain frozen data."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+from offramp.core.fields import check_words, freeze, is_count
 from offramp.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,7 @@ class Guarantee:
     p_value: float
 
     def __post_init__(self) -> None:
-        for name in ("risk", "test"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise InputError(f"Guarantee.{name}: expected words, got {value!r}")
+        check_words(self, "words", "risk", "test")
         _check_count("Guarantee.samples", self.samples)
         numbers = (self.bound, self.observed, self.p_value)
         if not (all(map(math.isfinite, numbers)) and 0 <= self.p_value <= 1):
@@ -109,12 +105,11 @@ class Certificate:
     guarantees: tuple[Guarantee, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guarantees", tuple(self.guarantees))
+        freeze(self, guarantees=tuple(self.guarantees))
         _check_count("Certificate.samples", self.samples)
         if not 0 < self.delta < 1:  # NaN fails too
             raise InputError(f"Certificate.delta: expected a number between 0 and 1, got {self.delta!r}")
-        if not isinstance(self.quality, str) or not self.quality:
-            raise InputError(f"Certificate.quality: expected words, got {self.quality!r}")
+        check_words(self, "words", "quality")
         if not self.guarantees or not all(isinstance(each, Guarantee) for each in self.guarantees):
             raise InputError(
                 f"Certificate.guarantees: expected at least one Guarantee, got {self.guarantees!r}"
@@ -127,85 +122,56 @@ class Certificate:
 
     def __str__(self) -> str:
         """In words, as the command line and the report say it."""
-        held = "; ".join(_words(each) for each in self.guarantees)
-        joint = " (all of it jointly)" if len(self.guarantees) > 1 else ""
-        meaning = ""
-        if self.quality == "agreement":
-            meaning = (
-                " Quality is agreement with the full model: whatever the labels are, accuracy differs from "
-                "the full model's by no more than the share of answers that do."
-            )
-        return (
-            f"With probability at least {_percent(1 - self.delta)} over the draw of the {self.samples:,} "
-            f"samples, on new samples of the same distribution{joint}: {held}.{meaning}"
+        held = "; ".join(
+            f"the {each.risk} is at most {each.bound:.4g} ({each.observed + 0.0:.4g} on {each.samples:,} "
+            f"samples here; {each.test}, p = {each.p_value:.2g})"
+            for each in self.guarantees
         )
-
-
-def expected_to_dict(expected: Expected | None) -> dict[str, Any] | None:
-    """Plain JSON values of the figures."""
-    return None if expected is None else asdict(expected)
+        joint = " (all of it jointly)" if len(self.guarantees) > 1 else ""
+        meaning = (
+            " Quality is agreement with the full model: whatever the labels are, accuracy differs from "
+            "the full model's by no more than the share of answers that do."
+        )
+        return (
+            f"With probability at least {round(100 * (1 - self.delta), 3):.5g}% over the draw of the "
+            f"{self.samples:,} samples, on new samples of the same distribution{joint}: {held}."
+            f"{meaning if self.quality == 'agreement' else ''}"
+        )
 
 
 def expected_from_dict(item: Mapping[str, Any] | None) -> Expected | None:
-    """Inverse of ``expected_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
+    """From JSON values, None for None; KeyError, TypeError or ValueError where a field is wrong."""
     if item is None:
         return None
-    figures = {field.name: plain_number(item[field.name]) for field in fields(Expected)}
-    samples = int(figures.pop("samples"))
-    return Expected(**figures, samples=samples)
+    return _from_dict(Expected, {**item, "samples": int(plain_number(item["samples"]))})
 
 
-def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
-    """Plain JSON values of a certificate."""
-    return {**asdict(certificate), "guarantees": [asdict(each) for each in certificate.guarantees]}
+def certificate_from_dict(item: Mapping[str, Any] | None) -> Certificate | None:
+    """From JSON values, None for None; KeyError, TypeError or ValueError where a field is wrong."""
+    if item is None:
+        return None
+    guarantees = [_from_dict(Guarantee, each) for each in item["guarantees"]]
+    return _from_dict(Certificate, {**item, "guarantees": guarantees})
 
 
-def certificate_from_dict(item: Mapping[str, Any]) -> Certificate:
-    """Inverse of ``certificate_to_dict``; KeyError, TypeError or ValueError where a field is wrong."""
-    guarantees = tuple(
-        Guarantee(
-            risk=each["risk"],
-            bound=plain_number(each["bound"]),
-            samples=each["samples"],
-            observed=plain_number(each["observed"]),
-            test=each["test"],
-            p_value=plain_number(each["p_value"]),
-        )
-        for each in item["guarantees"]
-    )
-    return Certificate(
-        delta=plain_number(item["delta"]),
-        samples=item["samples"],
-        quality=item["quality"],
-        guarantees=guarantees,
-    )
+def _from_dict(kind: type[T], item: Mapping[str, Any]) -> T:
+    """A dataclass of ``kind`` from its fields, numbers checked; other keys are ignored."""
+    values = {field.name: item[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    numbers = {
+        name: plain_number(values[name]) for name, what in kind.__annotations__.items() if what == "float"
+    }
+    return kind(**{**values, **numbers})
 
 
 def plain_number(value: object) -> float:
     """A finite number as JSON has it; TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"expected a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+    if not abs(value) <= sys.float_info.max:  # NaN fails too, and so do whole numbers beyond
         raise ValueError("expected a finite number, got one that is not")
-    return number
+    return float(value)
 
 
 def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not is_count(value, 1):
         raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
-def _words(guarantee: Guarantee) -> str:
-    return (
-        f"the {guarantee.risk} is at most {guarantee.bound:.4g} "
-        f"({guarantee.observed + 0.0:.4g} on {guarantee.samples:,} samples here; {guarantee.test}, "
-        f"p = {guarantee.p_value:.2g})"
-    )
-
-
-def _percent(fraction: float) -> str:
-    return f"{round(100 * fraction, 3):.5g}%"

@@ -1,25 +1,20 @@
-"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways.
-
-ExitChoice   one enabled exit: position, head, threshold
-ExitConfig   a set of choices in order of position; empty means the full model
-"""
+"""Configurations: which exit sits where, with what threshold. Frozen data, versioned JSON both ways."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from offramp.core.certificate import (
     Certificate,
     Expected,
     certificate_from_dict,
-    certificate_to_dict,
     expected_from_dict,
-    expected_to_dict,
     plain_number,
 )
+from offramp.core.fields import check_words, freeze
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
@@ -42,10 +37,7 @@ class ExitChoice:
     threshold: float
 
     def __post_init__(self) -> None:
-        for name in ("position", "head"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise InputError(f"ExitChoice.{name}: expected a name, got {value!r}")
+        check_words(self, "a name", "position", "head")
         try:
             threshold = float(self.threshold)
         except (TypeError, ValueError):
@@ -54,7 +46,7 @@ class ExitChoice:
             raise InputError(
                 "ExitChoice.threshold: expected a number, got NaN; use inf to switch an exit off"
             )
-        object.__setattr__(self, "threshold", threshold)
+        freeze(self, threshold=threshold)
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class ExitConfig:
     certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choices", tuple(self.choices))
+        freeze(self, choices=tuple(self.choices))
         seen: set[str] = set()
         for choice in self.choices:
             if not isinstance(choice, ExitChoice):
@@ -109,13 +101,12 @@ class ExitConfig:
 
 def config_to_dict(config: ExitConfig) -> dict[str, Any]:
     """Plain JSON values of a configuration."""
-    choices = [
-        {"position": c.position, "head": c.head, "threshold": _encode_threshold(c.threshold)}
-        for c in config.choices
-    ]
-    item = {"choices": choices, "tradeoff": config.tradeoff, "expected": expected_to_dict(config.expected)}
-    if config.certificate is not None:  # older files have no such key, nor do those without a certificate
-        item["certificate"] = certificate_to_dict(config.certificate)
+    item = asdict(config)
+    for choice in item["choices"]:
+        if not math.isfinite(choice["threshold"]):
+            choice["threshold"] = str(choice["threshold"])
+    if config.certificate is None:  # older files have no such key, nor do those without a certificate
+        del item["certificate"]
     return item
 
 
@@ -126,24 +117,19 @@ def config_from_dict(item: Mapping[str, Any]) -> ExitConfig:
         ArtifactError: a field is missing, unknown or of a wrong type.
     """
     try:
-        choices = tuple(
-            ExitChoice(c["position"], c["head"], _decode_threshold(c["threshold"])) for c in item["choices"]
+        return ExitConfig(
+            choices=tuple(
+                ExitChoice(c["position"], c["head"], _threshold(c["threshold"])) for c in item["choices"]
+            ),
+            tradeoff=None if item["tradeoff"] is None else plain_number(item["tradeoff"]),
+            expected=expected_from_dict(item["expected"]),
+            certificate=certificate_from_dict(item.get("certificate")),
         )
-        tradeoff = None if item["tradeoff"] is None else plain_number(item["tradeoff"])
-        stored = item.get("certificate")
-        certificate = None if stored is None else certificate_from_dict(stored)
-        return ExitConfig(choices, tradeoff, expected_from_dict(item["expected"]), certificate)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"configuration: damaged, {type(error).__name__}: {error}; write it again"
         ) from error
 
 
-def _encode_threshold(threshold: float) -> float | str:
-    return threshold if math.isfinite(threshold) else str(threshold)
-
-
-def _decode_threshold(value: object) -> float:
-    if value in ("inf", "-inf"):
-        return float(str(value))
-    return plain_number(value)
+def _threshold(value: object) -> float:
+    return float(str(value)) if value in ("inf", "-inf") else plain_number(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core.batch_costs import BatchCosts
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import check_costs, freeze, is_number, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
@@ -46,8 +45,11 @@ class CostTable:
     eager: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backbone", np.asarray(self.backbone, np.float64))
-        object.__setattr__(self, "heads", np.asarray(self.heads, np.float64))
+        freeze(
+            self,
+            backbone=np.asarray(self.backbone, np.float64),
+            heads=np.asarray(self.heads, np.float64),
+        )
         if self.backbone.ndim != 1 or self.backbone.size < 2 or self.heads.ndim != 2:
             raise InputError(
                 "CostTable: expected backbone (P+1,) and heads (P, C), "
@@ -57,26 +59,19 @@ class CostTable:
             raise InputError(
                 f"CostTable.heads: expected {len(self.backbone) - 1} rows, got {len(self.heads)}"
             )
-        for name in ("backbone", "heads"):
-            values = getattr(self, name)
-            if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise InputError(f"CostTable.{name}: expected finite values of at least 0, got {values}")
+        check_costs(self, "backbone", "heads")
         if self.backbone[0] != 0 or (np.diff(self.backbone) < 0).any() or self.backbone[-1] <= 0:
             raise InputError(f"CostTable.backbone: expected 0 first, then rising costs, got {self.backbone}")
         eager, meta = mirrored(self.eager, self.meta, "plain", _is_cost)
-        object.__setattr__(self, "eager", eager)
-        object.__setattr__(self, "meta", meta)
-        self._check_batches()
-
-    def _check_batches(self) -> None:
-        table = self.by_batch
-        if table is None:
-            return
-        if table.backbone.shape[1:] != self.backbone.shape or table.heads.shape[1:] != self.heads.shape:
-            raise InputError(
-                f"CostTable.by_batch: expected rows of shapes {self.backbone.shape} and {self.heads.shape}, "
-                f"got {table.backbone.shape[1:]} and {table.heads.shape[1:]}"
-            )
+        freeze(self, eager=eager, meta=meta)
+        if self.by_batch is not None:
+            wanted = self.backbone.shape, self.heads.shape
+            got = self.by_batch.backbone.shape[1:], self.by_batch.heads.shape[1:]
+            if got != wanted:
+                raise InputError(
+                    f"CostTable.by_batch: expected rows of shapes {wanted[0]} and {wanted[1]}, "
+                    f"got {got[0]} and {got[1]}"
+                )
 
     @property
     def full(self) -> float:
@@ -121,5 +116,4 @@ class CostTable:
 
 
 def _is_cost(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+    return isinstance(value, (int, float)) and is_number(value, 0) and value > 0

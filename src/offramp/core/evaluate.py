@@ -1,13 +1,17 @@
 """Evaluation: records + costs + a configuration -> quality, cost, shares. Arrays in, data out; no model.
 
 A sample leaves at the first enabled position with confidence > threshold, else at the backbone's output. It
-pays the backbone up to there plus every enabled head it passed, taken or not (DyCE, arXiv 2403.01695).
+pays the backbone up to there plus every enabled head it passed, taken or not (DyCE, arXiv 2403.01695). Of
+several tasks over one backbone, answered in one call, the segments are paid once, as deep as the task that
+needs a sample deepest; each task's answers are those it would give alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import overload
 
 import numpy as np
@@ -77,7 +81,7 @@ def evaluate(
     else:
         cost = mean_cost(costs.by_batch, [(at, head) for at, head, _ in ran.exits], ran.reached)
     quality, full = float(ran.quality.mean()), full_quality(records)
-    relative = quality / full if full > 0 else (1.0 if quality == 0 else float("nan"))
+    relative = quality / full if full > 0 else (1.0 if quality == 0 else math.nan)
     return Outcome(
         quality=quality,
         cost=cost,
@@ -90,13 +94,9 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """What happens to N samples under a configuration.
+    """What happens to N samples: the position each leaves at (N,), P for the output, and its quality (N,).
 
-    Args:
-        exits: the enabled exits by indices.
-        position: (N,) int64, the position each sample leaves at; P for the backbone's output.
-        quality: (N,) float64, of the answer that each sample gets.
-        reached: share of the samples that reach each enabled exit and, last, the backbone's output.
+    ``reached`` are the shares of the samples that reach each of the ``exits`` and, last, the output.
     """
 
     exits: ResolvedConfig
@@ -106,11 +106,7 @@ class Simulation:
 
 
 def simulate(records: ExitRecords, config: ExitConfig) -> Simulation:
-    """Send every sample through the enabled exits.
-
-    Raises:
-        InputError: a choice that ``resolve`` refuses.
-    """
+    """Send every sample through the enabled exits; InputError for a choice that ``resolve`` refuses."""
     exits = resolve(records.positions, records.heads, records.exists, config)
     n = records.samples
     position = np.full(n, len(records.positions), np.int64)
@@ -174,9 +170,8 @@ def resolve(
         at, head = positions.index(choice.position), heads.index(choice.head)
         if not exists[at, head]:
             here = [name for name, there in zip(heads, exists[at], strict=True) if there]
-            raise InputError(
-                f"no head {choice.head!r} at {choice.position!r}; it has: {', '.join(here) or 'none'}"
-            )
+            known = ", ".join(here) or "none"
+            raise InputError(f"no head {choice.head!r} at {choice.position!r}; it has: {known}")
         if plan and at <= plan[-1][0]:
             raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
         plan.append((at, head, np.float32(choice.threshold)))
@@ -184,11 +179,7 @@ def resolve(
 
 
 def check_match(records: ExitRecords, costs: CostTable) -> None:
-    """Refuse empty records and a cost table of another network.
-
-    Raises:
-        InputError: no samples, or the numbers of positions and heads differ.
-    """
+    """Refuse empty records and a cost table of another network, by an InputError."""
     for value, kind in ((records, ExitRecords), (costs, CostTable)):
         if not isinstance(value, kind):
             raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
@@ -202,11 +193,7 @@ def check_match(records: ExitRecords, costs: CostTable) -> None:
 
 
 def check_tradeoffs(tradeoffs: Iterable[float], argument: str) -> list[float]:
-    """Lambda values as numbers, in their order; ``argument`` is what an error calls them.
-
-    Raises:
-        InputError: none, not numbers, or not all in [0, 1].
-    """
+    """Lambda values in [0, 1], at least one, in their order; an InputError calls them ``argument``."""
     try:
         lambdas = [float(value) for value in tradeoffs]
     except (TypeError, ValueError):
@@ -221,3 +208,92 @@ def check_tradeoffs(tradeoffs: Iterable[float], argument: str) -> list[float]:
             "near 1 buys quality, near 0 buys speed"
         )
     return lambdas
+
+
+@dataclass(frozen=True, eq=False)
+class JointOutcome:
+    """What one configuration per task does on N samples when one call answers all; means over samples.
+
+    Args:
+        tasks: what each task's configuration does, as if it ran alone.
+        cost: of one call for all tasks, in the cost tables' unit.
+        separate_cost: of one call per task, one after the other: the sum of the tasks' own costs.
+        relative_cost: ``cost`` over the full model's, run once.
+        position: (N,) int64, how deep each sample runs; P for the backbone's output.
+    """
+
+    tasks: Mapping[str, Outcome]
+    cost: float
+    separate_cost: float
+    relative_cost: float
+    position: npt.NDArray[np.int64]
+
+    @property
+    def share(self) -> float:
+        """``cost`` over ``separate_cost``: what one call for all costs, of what one call for each does."""
+        return self.cost / self.separate_cost if self.separate_cost else 1.0
+
+
+def evaluate_together(
+    records: Mapping[str, ExitRecords], costs: Mapping[str, CostTable], configs: Mapping[str, ExitConfig]
+) -> JointOutcome:
+    """Simulate one call that answers several tasks, on records.
+
+    Args:
+        records: by task, of the same N samples in the same order, from networks over one backbone.
+        costs: by task.
+        configs: by task; the tasks named here are answered.
+
+    Raises:
+        InputError: no task, one without records or costs, records of other samples or another backbone, or
+            what ``evaluate`` refuses.
+    """
+    _check_tasks(records, costs, configs)
+    outcomes = {name: evaluate(records[name], costs[name], config) for name, config in configs.items()}
+    backbone = next(costs[name].backbone for name in configs)
+    position = np.max([outcome.position for outcome in outcomes.values()], axis=0).astype(np.int64)
+    cost = float(backbone[position].mean())
+    for name, config in configs.items():
+        known = records[name]
+        exits = resolve(known.positions, known.heads, known.exists, config)
+        cost += float(outcomes[name].exit_shares @ heads_passed(costs[name], exits))
+    return JointOutcome(
+        tasks=MappingProxyType(outcomes),
+        cost=cost,
+        separate_cost=sum(outcome.cost for outcome in outcomes.values()),
+        relative_cost=cost / float(backbone[-1]),
+        position=position,
+    )
+
+
+def _check_tasks(
+    records: Mapping[str, ExitRecords], costs: Mapping[str, CostTable], configs: Mapping[str, ExitConfig]
+) -> None:
+    if not configs:
+        raise InputError("evaluate_together: expected a configuration for at least one task, got none")
+    for kind, given in (("records", records), ("costs", costs)):
+        missing = [name for name in configs if name not in given]
+        if missing:
+            raise InputError(
+                f"evaluate_together: task {missing[0]!r} has a configuration but no {kind}; "
+                f"there are {kind} of {names_of(given)}"
+            )
+    first, *others = configs
+    for name in others:
+        one, other = costs[first], costs[name]
+        same_costs = one.unit == other.unit and np.array_equal(one.backbone, other.backbone)
+        if records[name].positions != records[first].positions or not same_costs:
+            raise InputError(
+                f"evaluate_together: {name!r} and {first!r} have other positions or backbone costs; "
+                "attach both with attach_tasks"
+            )
+        if records[name].samples != records[first].samples:
+            raise InputError(
+                f"evaluate_together: expected records of the same samples, got {records[first].samples} of "
+                f"{first!r} and {records[name].samples} of {name!r}"
+            )
+
+
+def names_of(tasks: Iterable[str]) -> str:
+    """Tasks as an error lists them."""
+    return ", ".join(map(repr, tasks)) or "none"

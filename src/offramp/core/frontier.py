@@ -1,14 +1,9 @@
-"""The frontier: prepared configurations from cheapest to best, and the choice among them.
-
-frontier.at(max_drop=0.005)   cheapest that loses at most half a point of quality
-frontier.at(max_cost=0.6)     best within 60 % of the full model's cost
-frontier.at(tradeoff=0.9)     the one searched with the nearest lambda
-"""
+"""The frontier: prepared configurations from cheapest to best, and the choice among them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -16,7 +11,7 @@ from typing import Any, overload
 
 from offramp.core.certificate import Expected, plain_number
 from offramp.core.config import VERSION, ExitConfig, config_from_dict, config_to_dict
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import is_count, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
 
@@ -88,8 +83,7 @@ class Frontier(Sequence[ExitConfig]):
     def full_model(self) -> ExitConfig:
         """The configuration without exits (it is in the sequence itself only if nothing beats it)."""
         first = self._expected[0]
-        figures = replace(first, quality=first.full_quality, cost=first.full_cost)
-        return ExitConfig((), expected=figures)
+        return ExitConfig(expected=replace(first, quality=first.full_quality, cost=first.full_cost))
 
     def __len__(self) -> int:
         return len(self._configs)
@@ -101,15 +95,11 @@ class Frontier(Sequence[ExitConfig]):
     def __getitem__(self, index: int | slice) -> ExitConfig | tuple[ExitConfig, ...]:
         return self._configs[index]
 
-    def __iter__(self) -> Iterator[ExitConfig]:
-        return iter(self._configs)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Frontier):
             return NotImplemented
-        same_configs = self._configs == other._configs
-        same_more = self.by_tradeoff == other.by_tradeoff and self.between == other.between
-        return same_configs and same_more and self.meta == other.meta
+        parts = [(f._configs, f.by_tradeoff, f.between, f.meta) for f in (self, other)]
+        return parts[0] == parts[1]
 
     def __hash__(self) -> int:
         return hash(self._configs)
@@ -141,30 +131,24 @@ class Frontier(Sequence[ExitConfig]):
         Raises:
             InputError: not exactly one criterion, or nothing in the frontier meets it (the range is named).
         """
-        criteria = {
-            "max_cost": max_cost,
-            "max_drop": max_drop,
-            "min_quality": min_quality,
-            "tradeoff": tradeoff,
-        }
-        given = {name: value for name, value in criteria.items() if value is not None}
+        names = ("max_cost", "max_drop", "min_quality", "tradeoff")
+        values = (max_cost, max_drop, min_quality, tradeoff)
+        given = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
         if len(given) != 1:
-            raise InputError(
-                f"at(): expected exactly one of {', '.join(criteria)}; got {sorted(given) or 'none'}"
-            )
-        if max_cost is not None:
-            return self._within_cost(max_cost)
-        if tradeoff is not None:
-            return self._nearest_tradeoff(tradeoff)
-        if max_drop is not None:
-            return self._reaching(self._expected[0].full_quality - max_drop, f"max_drop={max_drop}")
-        assert min_quality is not None  # the only one left; for the type checker
-        return self._reaching(min_quality, f"min_quality={min_quality}")
+            got = sorted(name for name, _ in given) or "none"
+            raise InputError(f"at(): expected exactly one of {', '.join(names)}; got {got}")
+        [(name, value)] = given
+        if name == "max_cost":
+            return self._within_cost(value)
+        if name == "tradeoff":
+            return self._nearest_tradeoff(value)
+        quality = self._expected[0].full_quality - value if name == "max_drop" else value
+        return self._reaching(quality, f"{name}={value}")
 
     def _within_cost(self, budget: float) -> ExitConfig:
         fits = [c for c, e in zip(self._configs, self._expected, strict=True) if e.relative_cost <= budget]
         if not fits:
-            low, high = self._expected[0].relative_cost, self._expected[-1].relative_cost
+            low, high = (self._expected[i].relative_cost for i in (0, -1))
             raise InputError(
                 f"at(max_cost={budget}): costs run from {low:.4g} to {high:.4g} of the full model's; "
                 f"ask for {low:.4g} or more"
@@ -179,14 +163,10 @@ class Frontier(Sequence[ExitConfig]):
         for config, figures in zip(self._configs, self._expected, strict=True):
             if figures.quality >= quality - tolerance:
                 return config
-        low, best, full = (
-            self._expected[0].quality,
-            self._expected[-1].quality,
-            self._expected[0].full_quality,
-        )
+        low, best = self._expected[0], self._expected[-1]
         raise InputError(
-            f"at({criterion}): quality runs from {low:.4g} to {best:.4g} (full model {full:.4g}); "
-            "ask for less"
+            f"at({criterion}): quality runs from {low.quality:.4g} to {best.quality:.4g} "
+            f"(full model {low.full_quality:.4g}); ask for less"
         )
 
     def _nearest_tradeoff(self, tradeoff: float) -> ExitConfig:
@@ -218,21 +198,21 @@ class Frontier(Sequence[ExitConfig]):
             return replace(own, certificate=config.certificate) if same else own
 
         by_tradeoff = {lam: updated(own) for lam, own in self.by_tradeoff.items()}
-        return Frontier(
-            map(updated, self._configs), by_tradeoff, self.meta, self.between, max_exits=self.max_exits
-        )
+        configs = map(updated, self._configs)
+        return Frontier(configs, by_tradeoff, self.meta, self.between, self.max_exits)
 
     def to_json(self) -> str:
         """Serialise all configurations, the ones by lambda and the meta data."""
-        document = {
-            "format": FRONTIER_FORMAT,
-            "version": VERSION,
-            "configs": [config_to_dict(c) for c in self._configs],
-            "by_tradeoff": [[t, config_to_dict(c)] for t, c in self.by_tradeoff.items()],
-            "meta": dict(self.meta),
-            "between": [config_to_dict(c) for c in self.between],
-        }
-        return dump_document(document)
+        return dump_document(
+            {
+                "format": FRONTIER_FORMAT,
+                "version": VERSION,
+                "configs": [config_to_dict(c) for c in self._configs],
+                "by_tradeoff": [[t, config_to_dict(c)] for t, c in self.by_tradeoff.items()],
+                "meta": dict(self.meta),
+                "between": [config_to_dict(c) for c in self.between],
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
@@ -255,7 +235,7 @@ class Frontier(Sequence[ExitConfig]):
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and is_count(value)
 
 
 def _figures(config: ExitConfig) -> Expected:

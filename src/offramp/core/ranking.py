@@ -1,7 +1,6 @@
 """How well a confidence ranks: arrays in, numbers out; no torch.
 
-The area under the ROC curve of being right is the probability that, of two samples of which the exit is
-better at one, the confidence says which. That is what a threshold needs, not calibration (arXiv 2508.21495).
+The area under the ROC curve of being right is what a threshold needs, not calibration (arXiv 2508.21495).
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core.mirrored import mirrored
+from offramp.core.fields import freeze, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
 
 RECORDS_FORMAT = "offramp.records"
 VERSION = 1
-_OPTIONAL = ("final_confidence", "logits")
+_ARRAYS = ("confidence", "quality", "final_quality", "final_confidence", "logits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,32 +53,23 @@ class ExitRecords:
     quality_kind: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("confidence", "quality", "final_quality", *_OPTIONAL):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, np.asarray(value, np.float32))
-        object.__setattr__(self, "exists", np.asarray(self.exists, bool))
+        given = {name: getattr(self, name) for name in _ARRAYS}
+        freeze(self, **{k: np.asarray(v, np.float32) for k, v in given.items() if v is not None})
+        freeze(self, exists=np.asarray(self.exists, bool))
         for name in ("positions", "heads"):
             value = getattr(self, name)
             if isinstance(value, str):  # it would be taken apart into letters
                 raise InputError(f"ExitRecords.{name}: expected a tuple of names, got the string {value!r}")
-            object.__setattr__(self, name, tuple(value))
+            freeze(self, **{name: tuple(value)})
         kind, meta = mirrored(self.quality_kind, self.meta, "quality", lambda value: isinstance(value, str))
-        object.__setattr__(self, "quality_kind", kind)
-        object.__setattr__(self, "meta", meta)
+        freeze(self, quality_kind=kind, meta=meta)
         self._check_shapes()
         self._check_values()
 
     def _check_shapes(self) -> None:
         p, c, n = len(self.positions), len(self.heads), self.final_quality.size
-        expected = {
-            "confidence": (p, c, n),
-            "quality": (p, c, n),
-            "final_quality": (n,),
-            "exists": (p, c),
-            "final_confidence": (n,),
-        }
-        for name, shape in expected.items():
+        shapes = ((p, c, n), (p, c, n), (n,), (n,), (p, c))
+        for name, shape in zip((*_ARRAYS[:4], "exists"), shapes, strict=True):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"ExitRecords.{name}: expected shape {shape}, got {value.shape}")
@@ -124,14 +115,10 @@ class ExitRecords:
             raise InputError(
                 f"subset(): expected indices below {self.samples}, got {pick.min()} to {pick.max()}"
             )
-        final = None if self.final_confidence is None else self.final_confidence[pick]
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         return replace(
             self,
-            confidence=self.confidence[:, :, pick],
-            quality=self.quality[:, :, pick],
-            final_quality=self.final_quality[pick],
-            final_confidence=final,
-            logits=None if self.logits is None else self.logits[:, :, pick],
+            **{k: v[pick] if v.ndim == 1 else v[:, :, pick] for k, v in arrays.items() if v is not None},
         )
 
     def split(self, fractions: Sequence[float], seed: int = 0) -> tuple[ExitRecords, ...]:
@@ -157,8 +144,8 @@ class ExitRecords:
         Raises:
             StorageError: the folder cannot be written or is full.
         """
-        names = ("confidence", "quality", "final_quality", "exists", *_OPTIONAL)
-        arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "exists")}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         meta = {
             "positions": self.positions,
             "heads": self.heads,

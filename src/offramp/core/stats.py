@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from offramp.core.fields import freeze
+
 Exits = TypeVar("Exits")
 
 
@@ -29,8 +31,7 @@ class RunStats(Generic[Exits]):
     full_macs: float
 
     def __post_init__(self) -> None:
-        for name in ("macs", "full_macs"):
-            object.__setattr__(self, name, exact_cost(getattr(self, name)))
+        freeze(self, macs=exact_cost(self.macs), full_macs=exact_cost(self.full_macs))
 
     @property
     def share(self) -> float:

@@ -5,7 +5,7 @@
 
 Fixed-sequence testing (Learn then Test, arXiv 2110.01052; for early exits: Fast yet Safe, arXiv 2405.20915).
 The order is the frontier's and the tests are chosen by the kind of data, both before the samples are looked
-at; so no correction for the number of configurations is due, and what is said holds for every N.
+at: no correction for the number of configurations is due.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from offramp.core import (
     Certificate,
@@ -26,14 +25,12 @@ from offramp.core import (
     Frontier,
     Guarantee,
     check_match,
+    is_number,
     simulate,
 )
 from offramp.errors import InputError
-from offramp.guarantees.p_values import betting_p_value, binomial_p_value
+from offramp.guarantees.p_values import betting_p_value, binomial_p_value, trinomial_p_value
 from offramp.guarantees.risks import Answers, Risk, checked_losses, drop, is_integral
-from offramp.guarantees.trinomial import trinomial_p_value
-
-Floats = npt.NDArray[np.float64]
 
 BINOMIAL, TRINOMIAL, BETTING = "exact binomial test", "exact trinomial test", "betting test"
 DIFFERING = "share of answers that differ from the full model's"
@@ -69,7 +66,7 @@ def certify(
         max_drop: bound on the mean quality lost against the full model, in [0, 1); 0.005 is half a point.
             With records of agreement that is the share of answers that differ from the full model's.
         delta: the probability of being wrong, in (0, 1). A trinomial p-value is never below
-            ``offramp.guarantees.trinomial.OUTSIDE``.
+            ``offramp.guarantees.p_values.OUTSIDE``.
         risks: further bounds, such as ``missed_detection`` and ``early_leaver_error``.
 
     Returns:
@@ -86,9 +83,10 @@ def certify(
     kind = records.quality_kind or "unknown"
     candidates = [config for config in reversed(frontier) if config.choices]
     found, level = None, 0.0
-    levels = _levels(len(candidates), delta, _STARTS if any(risk.sparse for risk in required) else 1)
-    for config, more in zip(candidates, levels, strict=True):
-        level += more
+    starts = min(_STARTS if any(risk.sparse for risk in required) else 1, len(candidates))
+    fresh = {start * len(candidates) // starts for start in range(starts)}
+    for i, config in enumerate(candidates):
+        level += delta / starts if i in fresh else 0.0
         if level == 0:
             continue
         proven = _proven(required, answers_under(records, config), integral, level)
@@ -129,54 +127,38 @@ def samples_needed(
 
 
 def answers_under(records: ExitRecords, config: ExitConfig) -> Answers:
-    """What every sample gets under a configuration.
-
-    Raises:
-        InputError: the configuration is not of the same network.
-    """
+    """What every sample gets under a configuration; InputError where it is not of the same network."""
     ran = simulate(records, config)
     full = records.final_quality.astype(np.float64)
     return Answers(ran.quality, full, ran.position < len(records.positions))
-
-
-def _levels(candidates: int, delta: float, starts: int) -> list[float]:
-    """What each configuration adds to the level of its test: delta, shared by evenly spread starts."""
-    levels = [0.0] * candidates
-    starts = min(starts, candidates)
-    for start in range(starts):
-        levels[start * candidates // starts] += delta / starts
-    return levels
 
 
 def _proven(risks: Sequence[Risk], answers: Answers, integral: bool, level: float) -> tuple[Guarantee, ...]:
     """The guarantees, if every risk's p-value is at most the level; else none."""
     proven: list[Guarantee] = []
     for risk in risks:
-        losses = checked_losses(risk, answers, integral and not risk.fractional)
-        test, p_value = _p_value(risk, losses, integral)
-        if not losses.size or p_value > level:
+        exact = integral and not risk.fractional
+        losses = checked_losses(risk, answers, exact)
+        lost, gained, samples = int((losses == 1).sum()), int((losses == -1).sum()), losses.size
+        if not exact:  # the test is chosen by the kind of data, never by what it gives
+            test, p_value = BETTING, betting_p_value(losses, risk.bound)
+        elif risk.signed:
+            test, p_value = TRINOMIAL, trinomial_p_value(lost, gained, samples, risk.bound)
+        else:
+            test, p_value = BINOMIAL, binomial_p_value(lost, samples, risk.bound)
+        if not samples or p_value > level:
             return ()
         proven.append(
             Guarantee(
                 risk=risk.name,
                 bound=risk.bound,
-                samples=losses.size,
+                samples=samples,
                 observed=float(losses.mean()),
                 test=test,
                 p_value=p_value,
             )
         )
     return tuple(proven)
-
-
-def _p_value(risk: Risk, losses: Floats, integral: bool) -> tuple[str, float]:
-    """The test by the kind of data, never by what it gives: (name, p-value)."""
-    if not integral or risk.fractional:
-        return BETTING, betting_p_value(losses, risk.bound)
-    lost = int((losses == 1).sum())
-    if risk.signed:
-        return TRINOMIAL, trinomial_p_value(lost, int((losses == -1).sum()), losses.size, risk.bound)
-    return BINOMIAL, binomial_p_value(lost, losses.size, risk.bound)
 
 
 def _required(max_drop: float | None, risks: Sequence[Risk], agreement: bool) -> list[Risk]:
@@ -196,8 +178,7 @@ def _check(frontier: Frontier, records: ExitRecords, costs: CostTable, delta: fl
     check_match(records, costs)
     if not isinstance(frontier, Frontier):
         raise InputError(f"certify(): expected a Frontier, got a {type(frontier).__name__}; search for one")
-    number = isinstance(delta, (int, float)) and not isinstance(delta, bool)
-    if not number or not 0 < delta < 1:
+    if not isinstance(delta, (int, float)) or not is_number(delta) or not 0 < delta < 1:
         raise InputError(f"certify(delta={delta!r}): expected a number between 0 and 1, such as 0.05")
     agreement = records.quality_kind == "agreement"
     if agreement and not (records.final_quality == 1).all():

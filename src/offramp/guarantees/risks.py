@@ -1,7 +1,5 @@
 """Risks that can be certified: a mean loss that must stay at or under a bound.
 
-A risk is one function: from the answers under a configuration to the losses of the samples it is about.
-
 drop                 full quality - quality, all samples
 missed_detection     1 - quality, the samples of a class
 early_leaver_error   1 - quality, the samples that leave before the full model's output
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.core import check_words, freeze, is_number
 from offramp.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -71,29 +70,24 @@ class Risk:
     sparse: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise InputError(f"Risk.name: expected words, got {self.name!r}")
-        object.__setattr__(self, "bound", checked_bound(f"bound of the {self.name}", self.bound))
+        check_words(self, "words", "name")
+        freeze(self, bound=checked_bound(f"bound of the {self.name}", self.bound))
 
 
 def checked_bound(name: str, value: object) -> float:
-    """A bound on a mean loss.
-
-    Raises:
-        InputError: not a number in [0, 1).
-    """
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0 <= float(value) < 1:  # type: ignore[arg-type]  # NaN fails too
+    """A bound on a mean loss, in [0, 1)."""
+    if not is_number(value, 0) or value >= 1:
         raise InputError(f"{name}: expected a fraction in [0, 1), got {value!r}; 0.005 is half a point")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def drop(max_drop: float) -> Risk:
     """Mean quality lost against the full model, on the same samples: paired differences."""
-    bound = checked_bound("max_drop", max_drop)
-    name = "drop of quality against the full model"
     return Risk(
-        name=name, bound=bound, losses=lambda answers: answers.full_quality - answers.quality, signed=True
+        name="drop of quality against the full model",
+        bound=checked_bound("max_drop", max_drop),
+        losses=lambda answers: answers.full_quality - answers.quality,
+        signed=True,
     )
 
 
@@ -150,16 +144,7 @@ def is_integral(values: npt.NDArray[np.floating[Any]]) -> bool:
 
 
 def checked_losses(risk: Risk, answers: Answers, integral: bool) -> Floats:
-    """(K,) the losses of a risk.
-
-    Args:
-        risk: whose.
-        answers: under one configuration.
-        integral: whether the test to be made needs losses of -1, 0 or 1.
-
-    Raises:
-        InputError: they are not as the risk says.
-    """
+    """(K,) the losses of a risk, as it says they are; -1, 0 or 1 where a test needs ``integral`` ones."""
     values = np.asarray(risk.losses(answers), np.float64)
     low = -1 if risk.signed else 0
     if values.ndim != 1 or not ((values >= low) & (values <= 1)).all():  # NaN fails too

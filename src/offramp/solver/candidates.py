@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, descend, simulate
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
@@ -22,25 +22,9 @@ class Objectives:
     price: Floats
     cap: int
 
-    def rows(self, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
-        """Configurations (B, P), each minimising the objective that ``index`` (B,) names."""
-        cap = np.full(len(index), self.cap)
-        return ConfigBatch(
-            head=head.copy(),
-            prefix=prefix.copy(),
-            tradeoff=self.tradeoff[index],
-            price=self.price[index],
-            cap=cap,
-        )
-
     def priced(self, price: float) -> Objectives:
         """The same trade-offs at another price per exit."""
         return replace(self, price=np.full(len(self.tradeoff), price))
-
-    def all_off(self, positions: int) -> ConfigBatch:
-        """One row per objective: the full model."""
-        off = np.full((len(self.tradeoff), positions), OFF)
-        return self.rows(np.arange(len(off)), off, np.zeros_like(off))
 
 
 class CandidateSet:
@@ -48,8 +32,7 @@ class CandidateSet:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.complete = False
-        """Whether every configuration that could be best has been met."""
+        self.complete = False  # whether every configuration that could be best has been met
         positions = len(problem.positions)
         self.head = np.zeros((0, positions), np.int64)
         self.prefix = np.zeros((0, positions), np.int64)
@@ -85,14 +68,29 @@ class CandidateSet:
             self.common = np.append(self.common, common[index][new])
         return np.array([self._place[key] for key in keys])
 
+    def batch(self, objectives: Objectives, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
+        """Configurations (B, P), each to minimise the objective that ``index`` (B,) names."""
+        return ConfigBatch(
+            problem=self.problem,
+            head=head.copy(),
+            prefix=prefix.copy(),
+            tradeoff=objectives.tradeoff[index],
+            price=objectives.price[index],
+            cap=np.full(len(index), objectives.cap),
+        )
+
     def rows(self, objectives: Objectives, found: Ints, index: Ints | None = None) -> ConfigBatch:
         """Candidates ``found`` (B,), each to minimise the objective ``index`` (B,); by default 0, 1, ..."""
         index = np.arange(len(found)) if index is None else index
-        return objectives.rows(index, self.head[found], self.prefix[found])
+        return self.batch(objectives, index, self.head[found], self.prefix[found])
+
+    def all_off(self, objectives: Objectives) -> ConfigBatch:
+        """One row per objective: the full model, which is the first candidate."""
+        return self.rows(objectives, np.zeros(len(objectives.tradeoff), np.int64))
 
     def descend(self, rows: ConfigBatch, find: FindLine = best_line) -> Ints:
         """Sweep rows to local optima, in place, and take them in; returns their places."""
-        descend(self.problem, rows, find)
+        rows.descend(find)
         return self.add(rows.head, rows.prefix)
 
     def best(self, objectives: Objectives) -> tuple[Ints, Floats]:

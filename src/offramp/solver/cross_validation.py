@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
 from offramp.solver.candidates import CandidateSet
-from offramp.solver.constructive import same_threshold
 from offramp.solver.effort import EFFORT
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
 from offramp.solver.solve import Exits, SearchPlan, exits_of, fewer, quick_candidates, spread
+from offramp.solver.steps import same_threshold
 
 _USUAL = PRICE_GRID.index(SELECTION_BIAS)
 _DOUBT = np.array([*(2.0 for _ in PRICE_GRID), 1.0])
@@ -62,10 +62,8 @@ def choose_price(
 def best_of(values: npt.NDArray[np.float64], usual: int, doubt: npt.NDArray[np.float64]) -> int:
     """The column of the lowest mean; the usual one unless that beats it clearly.
 
-    Args:
-        values: (F, K) J of K choices on F folds.
-        usual: index of the choice that stands if nothing is clearly better.
-        doubt: (K,) standard errors, of the mean of F paired differences, that are clear enough.
+    ``values`` (F, K) are J of K choices on F folds, ``doubt`` (K,) the standard errors of the mean of F
+    paired differences that are clear enough.
 
     >>> best_of(np.array([[2.0, 1.0], [2.0, 1.1]]), usual=0, doubt=np.ones(2))
     1

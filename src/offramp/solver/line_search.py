@@ -12,7 +12,8 @@ position, N samples. A prefix of k means "the k most confident samples leave".
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,55 +29,6 @@ Stages = npt.NDArray[np.int16]
 OFF = -1
 
 
-@dataclass(eq=False)
-class ConfigBatch:
-    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place.
-
-    Args:
-        head: (B, P) index into the heads of the position, or OFF.
-        prefix: (B, P) how many of the most confident samples would leave there; 0 where off.
-        tradeoff: (B,) lambda.
-        price: (B,) added to J for each enabled exit.
-        cap: (B,) at most so many enabled exits.
-    """
-
-    head: Ints
-    prefix: Ints
-    tradeoff: Floats
-    price: Floats
-    cap: Ints
-
-    def take(self, index: Ints | slice) -> ConfigBatch:
-        """Rows picked by index, as a copy."""
-        return ConfigBatch(*(np.array(getattr(self, field.name)[index]) for field in fields(self)))
-
-    def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
-        """Write configurations back to where ``take`` found them."""
-        self.head[index], self.prefix[index] = rows.head, rows.prefix
-
-    def set_line(self, p: int, line: Line) -> None:
-        """Take the choice of a line at a position, for every row."""
-        self.head[:, p], self.prefix[:, p] = line.head, line.prefix
-
-    def __len__(self) -> int:
-        return len(self.head)
-
-    def enabled(self, p: int) -> bool:
-        """Has any row an exit here?"""
-        return bool((self.head[:, p] >= 0).any())
-
-
-def by_batch(problem: Problem, rows: ConfigBatch, work: Callable[[ConfigBatch], object]) -> None:
-    """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
-
-    def one(part: slice) -> None:
-        batch = rows.take(part)
-        work(batch)
-        rows.put(part, batch)
-
-    problem.by_batch(len(rows), one)
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
     """The best choice at a position for each row: head (or OFF), prefix length, how much J falls by it."""
@@ -86,13 +38,13 @@ class Line:
     improvement: Floats
 
 
-def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continue_cost: Floats) -> Line:
+def best_line(rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats) -> Line:
     """The best head and threshold at position ``p``, or off, with everything else as it is.
 
     ``alive`` (B, N) says which samples arrive, ``continue_cost`` (B, N) what one costs if it goes on from
     here, in units of J.
     """
-    position = problem.positions[p]
+    problem, position = rows.problem, rows.problem.positions[p]
     cumulative_gain = _prefix_gains(position, rows.tradeoff[:, None], alive, continue_cost, problem.unit)
     step = 1 / (problem.unit * problem.samples)
     entry_cost = (1 - rows.tradeoff)[:, None] * position.cost * np.count_nonzero(alive, axis=1)[:, None]
@@ -104,24 +56,19 @@ def best_line(problem: Problem, p: int, rows: ConfigBatch, alive: Bools, continu
     now = cumulative_gain[every, own, rows.prefix[:, p] - 1] * step - fixed[every, own]
     now = np.where(on, now, 0.0)
     gain = gains[every, head]
-    enable = (gain > SAME) & (np.count_nonzero(rows.head >= 0, axis=1) - on < rows.cap)
+    enable = (gain > SAME) & (rows.exits() - on < rows.cap)
     prefix = np.where(enable, ends[every, head] + 1, 0)
     return Line(np.where(enable, head, OFF), prefix, np.where(enable, gain, 0.0) - now)
 
 
 def own_line(
-    problem: Problem,
-    p: int,
-    rows: ConfigBatch,
-    alive: Bools,
-    continue_cost: Floats,
-    weight: Floats | None = None,
+    rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats, weight: Floats | None = None
 ) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off.
 
     With ``weight`` (N,), how often each sample counts, no exit goes off either.
     """
-    position = problem.positions[p]
+    problem, position = rows.problem, rows.problem.positions[p]
     head, prefix, improvement = rows.head[:, p].copy(), rows.prefix[:, p].copy(), np.zeros(len(rows))
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0).tolist():
@@ -156,104 +103,144 @@ def _prefix_gains(
     return ranked
 
 
-def leaving(position: SortedPosition, p: int, rows: ConfigBatch) -> Bools:
-    """(B, N): which samples would leave if they arrived."""
-    return position.rank[rows.head[:, p]] < rows.prefix[:, p, None]  # where off that is 0: nobody
-
-
-def finals(problem: Problem, tradeoff: Floats) -> Floats:
-    """(B, N): what the backbone's own output costs each sample, in units of J."""
-    return (1 - tradeoff)[:, None] - tradeoff[:, None] * problem.final
-
-
-def _one_back(position: SortedPosition, p: int, rows: ConfigBatch, continue_cost: Floats) -> Floats:
-    """(B, N): what arriving at p costs, from what going on costs."""
-    head, on = rows.head[:, p], rows.head[:, p] >= 0
-    if not on.any():
-        return continue_cost
-    cost_weight = (1 - rows.tradeoff)[:, None]
-    left = cost_weight * position.backbone - rows.tradeoff[:, None] * position.quality[head]
-    entry_cost = cost_weight[:, 0] * position.cost[head] * on
-    return np.where(leaving(position, p, rows), left, continue_cost) + entry_cost[:, None]
-
-
-def stages(problem: Problem, rows: ConfigBatch) -> Stages:
-    """(B, N): the position at which each sample leaves; P for the backbone's output."""
-    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
-    for p, position in reversed(problem.used):
-        if rows.enabled(p):
-            np.putmask(stage, leaving(position, p, rows), p)
-    return stage
-
-
-FindLine = Callable[[Problem, int, ConfigBatch, Bools, Floats], Line]
+FindLine = Callable[["ConfigBatch", int, Bools, Floats], Line]
 """``best_line`` or ``own_line``."""
 
 Visit = Callable[[int, Line], None]
 """What a sweep does with the best line at a position."""
 
 
-def backward(
-    problem: Problem, rows: ConfigBatch, stage: Stages, visit: Visit, find: FindLine = best_line
-) -> dict[int, Floats]:
-    """Lines from the last position to the first; ``visit`` may change the rows at that position.
+@dataclass(eq=False)
+class ConfigBatch:
+    """B configurations, each with what it minimises. Sweeps change ``head`` and ``prefix`` in place."""
 
-    Returns what going on from each position costs, (B, N) each, under the rows as they are now.
-    """
-    continue_cost: dict[int, Floats] = {}
-    cost = finals(problem, rows.tradeoff)
-    for p, position in reversed(problem.used):
-        continue_cost[p] = cost
-        if find is best_line or rows.enabled(p):
-            visit(p, find(problem, p, rows, stage >= p, cost))
-            cost = _one_back(position, p, rows, cost)
-    return continue_cost
+    problem: Problem
+    head: Ints  # (B, P) index into the heads of the position, or OFF
+    prefix: Ints  # (B, P) how many of the most confident samples would leave there; 0 where off
+    tradeoff: Floats  # (B,) lambda
+    price: Floats  # (B,) added to J for each enabled exit
+    cap: Ints  # (B,) at most so many enabled exits
 
+    def take(self, index: Ints | slice) -> ConfigBatch:
+        """Rows picked by index, as a copy."""
+        names = [field.name for field in fields(self)[1:]]
+        picked: dict[str, Any] = {name: np.array(getattr(self, name)[index]) for name in names}
+        return replace(self, **picked)
 
-def forward(
-    problem: Problem,
-    rows: ConfigBatch,
-    continue_cost: dict[int, Floats],
-    visit: Visit,
-    find: FindLine = best_line,
-) -> Stages:
-    """The mirror: lines from the first position to the last. Returns ``stages`` of the rows as they are."""
-    stage = np.full((len(rows), problem.samples), len(problem.positions), np.int16)
-    alive = np.ones(stage.shape, bool)
-    for p, position in problem.used:
-        if find is best_line or rows.enabled(p):
-            visit(p, find(problem, p, rows, alive, continue_cost[p]))
-        if rows.enabled(p):
-            leaves = alive & leaving(position, p, rows)
-            np.putmask(stage, leaves, p)
-            alive &= ~leaves
-    return stage
+    def put(self, index: Ints | slice, rows: ConfigBatch) -> None:
+        """Write configurations back to where ``take`` found them."""
+        self.head[index], self.prefix[index] = rows.head, rows.prefix
 
+    def set_line(self, p: int, line: Line) -> None:
+        """Take the choice of a line at a position, for every row."""
+        self.head[:, p], self.prefix[:, p] = line.head, line.prefix
 
-def descend(
-    problem: Problem, rows: ConfigBatch, find: FindLine = best_line, sweeps: int | None = None
-) -> None:
-    """Sweep back and forth until no single position can be improved, in place."""
-    by_batch(problem, rows, lambda part: _descend_batch(problem, part, find, sweeps or EFFORT.sweeps))
+    def __len__(self) -> int:
+        return len(self.head)
 
+    def enabled(self, p: int) -> bool:
+        """Has any row an exit here?"""
+        return bool((self.head[:, p] >= 0).any())
 
-def _descend_batch(problem: Problem, rows: ConfigBatch, find: FindLine, sweeps: int) -> None:
-    active = keep = np.arange(len(rows))
-    part, stage = rows.take(active), stages(problem, rows)
-    continue_cost: dict[int, Floats] = {}
-    for sweep in range(sweeps):
-        moved = np.zeros(len(part), bool)
-        visit = _commit(part, moved)
-        if sweep % 2 == 0:
-            continue_cost = backward(problem, part, stage[keep], visit, find)
-        else:
-            kept = {p: cost[keep] for p, cost in continue_cost.items()}
-            stage = forward(problem, part, kept, visit, find)
-        rows.put(active, part)
-        keep = np.flatnonzero(moved)
-        if not keep.size:
-            return
-        active, part = active[keep], part.take(keep)
+    def exits(self) -> Ints:
+        """(B,) how many exits are enabled."""
+        count: Ints = np.count_nonzero(self.head != OFF, axis=1)
+        return count
+
+    def leaving(self, p: int) -> Bools:
+        """(B, N): which samples would leave if they arrived."""
+        rank = self.problem.positions[p].rank[self.head[:, p]]
+        return rank < self.prefix[:, p, None]  # where off that is 0: nobody
+
+    def by_batch(self, work: Callable[[ConfigBatch], object]) -> None:
+        """Do ``work``, which changes rows in place, on batches that are quick to work on together."""
+
+        def one(part: slice) -> None:
+            batch = self.take(part)
+            work(batch)
+            self.put(part, batch)
+
+        self.problem.by_batch(len(self), one)
+
+    def finals(self) -> Floats:
+        """(B, N): what the backbone's own output costs each sample, in units of J."""
+        return (1 - self.tradeoff)[:, None] - self.tradeoff[:, None] * self.problem.final
+
+    def stages(self) -> Stages:
+        """(B, N): the position at which each sample leaves; P for the backbone's output."""
+        stage = np.full((len(self), self.problem.samples), self.head.shape[1], np.int16)
+        for p, _ in reversed(self.problem.used):
+            if self.enabled(p):
+                np.putmask(stage, self.leaving(p), p)
+        return stage
+
+    def backward(self, stage: Stages, visit: Visit, find: FindLine = best_line) -> dict[int, Floats]:
+        """Lines from the last position to the first; ``visit`` may change the rows at that position.
+
+        Returns what going on from each position costs, (B, N) each, under the rows as they are now.
+        """
+        continue_cost: dict[int, Floats] = {}
+        cost, cost_weight = self.finals(), (1 - self.tradeoff)[:, None]
+        for p, position in reversed(self.problem.used):
+            continue_cost[p] = cost
+            if find is best_line or self.enabled(p):
+                visit(p, find(self, p, stage >= p, cost))
+            if self.enabled(p):
+                head, on = self.head[:, p], self.head[:, p] >= 0
+                left = cost_weight * position.backbone - self.tradeoff[:, None] * position.quality[head]
+                entry_cost = cost_weight[:, 0] * position.cost[head] * on
+                cost = np.where(self.leaving(p), left, cost) + entry_cost[:, None]
+        return continue_cost
+
+    def forward(self, continue_cost: dict[int, Floats], visit: Visit, find: FindLine = best_line) -> Stages:
+        """The mirror: lines from the first position to the last. Returns ``stages`` as they are then."""
+        stage = np.full((len(self), self.problem.samples), self.head.shape[1], np.int16)
+        alive = np.ones(stage.shape, bool)
+        for p, _ in self.problem.used:
+            if find is best_line or self.enabled(p):
+                visit(p, find(self, p, alive, continue_cost[p]))
+            if self.enabled(p):
+                leaves = alive & self.leaving(p)
+                np.putmask(stage, leaves, p)
+                alive &= ~leaves
+        return stage
+
+    def descend(self, find: FindLine = best_line, sweeps: int | None = None) -> None:
+        """Sweep back and forth until no single position can be improved, in place."""
+        self.by_batch(lambda part: part._descend(find, sweeps or EFFORT.sweeps))
+
+    def _descend(self, find: FindLine, sweeps: int) -> None:
+        active = keep = np.arange(len(self))
+        part, stage = self.take(active), self.stages()
+        continue_cost: dict[int, Floats] = {}
+        for sweep in range(sweeps):
+            moved = np.zeros(len(part), bool)
+            visit = _commit(part, moved)
+            if sweep % 2 == 0:
+                continue_cost = part.backward(stage[keep], visit, find)
+            else:
+                kept = {p: cost[keep] for p, cost in continue_cost.items()}
+                stage = part.forward(kept, visit, find)
+            self.put(active, part)
+            keep = np.flatnonzero(moved)
+            if not keep.size:
+                return
+            active, part = active[keep], part.take(keep)
+
+    def commit_best(self) -> Bools:
+        """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
+        improvements = np.zeros(self.head.shape)
+        heads, prefixes = self.head.copy(), self.prefix.copy()
+
+        def visit(p: int, line: Line) -> None:
+            improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
+
+        self.backward(self.stages(), visit)
+        every, best = np.arange(len(self)), improvements.argmax(axis=1)
+        moved: Bools = improvements[every, best] > SAME
+        chosen = every[moved], best[moved]
+        self.head[chosen], self.prefix[chosen] = heads[chosen], prefixes[chosen]
+        return moved
 
 
 def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
@@ -265,22 +252,6 @@ def _commit(rows: ConfigBatch, moved: Bools) -> Visit:
         np.logical_or(moved, better, out=moved)
 
     return visit
-
-
-def commit_best(problem: Problem, rows: ConfigBatch) -> Bools:
-    """Make the one change, at any position, that lowers J most, in place. Returns (B,): was there one?"""
-    improvements = np.zeros(rows.head.shape)
-    heads, prefixes = rows.head.copy(), rows.prefix.copy()
-
-    def visit(p: int, line: Line) -> None:
-        improvements[:, p], heads[:, p], prefixes[:, p] = line.improvement, line.head, line.prefix
-
-    backward(problem, rows, stages(problem, rows), visit)
-    every, best = np.arange(len(rows)), improvements.argmax(axis=1)
-    moved: Bools = improvements[every, best] > SAME
-    chosen = every[moved], best[moved]
-    rows.head[chosen], rows.prefix[chosen] = heads[chosen], prefixes[chosen]
-    return moved
 
 
 def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats, Ints]:

@@ -1,9 +1,8 @@
 """How far from the optimum a search can at most be: a lower bound on J.
 
-Every configuration has a first enabled exit, or none. The bound takes the best first exit and threshold with
-everything behind it as an oracle would have it: each sample that goes on leaves wherever that is best for it,
-paying for no other head. No configuration does better; with one position the bound is the optimum itself.
-An oracle knows the labels, so with many exits the bound is loose: among many guesses one is right.
+The bound takes the best first exit and threshold with everything behind it as an oracle would have it: each
+sample that goes on leaves wherever that is best for it, paying for no other head. With one position that is
+the optimum itself; with many exits it is loose: among many guesses one is right.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from offramp.core import CostTable, ExitRecords, check_match, check_tradeoffs
-from offramp.solver.candidates import Objectives
-from offramp.solver.line_search import best_line, finals
+from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.line_search import best_line
 from offramp.solver.problem import Problem
 
 
@@ -36,13 +35,13 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
 
 
 def _bound(problem: Problem, tradeoff: float) -> float:
-    lam, places = np.array([tradeoff]), len(problem.positions)
-    rows = Objectives(lam, np.zeros(1), places).all_off(places)
+    objectives = Objectives(np.array([tradeoff]), np.zeros(1), len(problem.positions))
+    rows = CandidateSet(problem).all_off(objectives)
     everyone = np.ones((1, problem.samples), bool)
-    continue_cost = finals(problem, lam)
+    continue_cost = rows.finals()
     lowest = float(continue_cost.mean())
     for p, position in reversed(problem.used):
-        line = best_line(problem, p, rows, everyone, continue_cost)
+        line = best_line(rows, p, everyone, continue_cost)
         lowest = min(lowest, float(continue_cost.mean() - line.improvement[0]))
         leave = (1 - tradeoff) * (position.backbone + position.cost[:, None]) - tradeoff * position.quality
         continue_cost = np.minimum(continue_cost, leave.min(axis=0))

@@ -7,7 +7,7 @@ leave".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,28 +30,18 @@ NEVER = -(1 << 62)
 
 @dataclass(frozen=True, eq=False)
 class SortedPosition:
-    """The heads of one position, sorted.
+    """The C heads of one position, sorted; qualities and costs are over the full model's."""
 
-    Args:
-        heads: C indices into the records' heads; none where there is no head.
-        confidence: (C, N) float32, -inf where it is not finite.
-        order: (C * N,) flat index into (C, N), most confident first within each head.
-        rank: (C, N) place of each sample in that order.
-        ends: (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside
-            a tie, or from the first confidence that is not finite on); None where every entry is 0.
-        quality: (C, N) over the full model's mean quality.
-        backbone: cost up to here over the full model's.
-        cost: (C,) of the heads, over the full model's.
-    """
-
-    heads: tuple[int, ...]
-    confidence: Singles
-    order: Ints
-    rank: npt.NDArray[np.int32]
+    heads: tuple[int, ...]  # C indices into the records' heads; none where there is no head
+    confidence: Singles  # (C, N), -inf where it is not finite
+    order: Ints  # (C * N,) flat index into (C, N), most confident first within each head
+    rank: npt.NDArray[np.int32]  # (C, N) place of each sample in that order
+    # (C, N) in that order: 0 where a threshold fits right after the sample, NEVER elsewhere (inside a tie, or
+    # from the first confidence that is not finite on); None where every entry is 0
     ends: Ints | None
-    quality: Floats
-    backbone: float
-    cost: Floats
+    quality: Floats  # (C, N)
+    backbone: float  # cost up to here
+    cost: Floats  # (C,) of the heads
 
     def ordered(self, head: int) -> Ints:
         """(N,) the samples by one head, most confident first."""
@@ -73,24 +63,16 @@ class SortedPosition:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Records and costs prepared for lines.
-
-    Args:
-        records: what it was made from.
-        positions: P of them.
-        final: (N,) the backbone's quality over its mean (or as it is where that mean is 0).
-        full: that mean after scaling: 1, or 0.
-        unit: gains are summed as integers in steps of 1 / unit: seven times faster than in floating point,
-            and free of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000).
-        workers: threads to work with; the answers are the same for any number.
-    """
+    """Records and costs prepared for lines."""
 
     records: ExitRecords
-    positions: tuple[SortedPosition, ...]
-    final: Floats
-    full: float
+    positions: tuple[SortedPosition, ...]  # P of them
+    final: Floats  # (N,) the backbone's quality over its mean (or as it is where that mean is 0)
+    full: float  # that mean after scaling: 1, or 0
+    # gains are summed as integers in steps of 1 / unit: seven times faster than in floating point, and free
+    # of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000)
     unit: float
-    workers: int = 1
+    workers: int = 1  # threads to work with; the answers are the same for any number
 
     @classmethod
     def of(cls, records: ExitRecords, costs: CostTable, workers: int = 1) -> Problem:
@@ -99,12 +81,14 @@ class Problem:
         scale = mean if mean > 0 else 1.0
         positions = tuple(_sorted_position(records, costs, p, scale) for p in range(len(records.positions)))
         final = records.final_quality.astype(np.float64) / scale
+        largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
+        bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
         return cls(
             records=records,
             positions=positions,
             final=final,
             full=mean / scale,
-            unit=_unit(positions, final),
+            unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
             workers=workers,
         )
 
@@ -151,13 +135,6 @@ class Problem:
             with ThreadPoolExecutor(self.workers) as threads:
                 return list(threads.map(work, parts))
         return [work(part) for part in parts]
-
-
-def _unit(positions: Iterable[SortedPosition], final: Floats) -> float:
-    """The power of two that keeps any sum of N gains below 2 ** 61."""
-    largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
-    bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
-    return float(2.0 ** (60 - math.ceil(math.log2(final.size * bound))))
 
 
 def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition:

@@ -1,12 +1,8 @@
 """Few, right exits, with steady thresholds: what holds on samples that the search did not see.
 
 The optimum on N samples switches on nearly every exit, each for a gain that N samples cannot tell from
-selection bias.
-
-    path                rising prices per exit, each search starting from where the last one ended
-    significant_exits   an exit stays if J without it is worse by more than one standard error (paired)
-    _average            thresholds found on bootstrap resamples, averaged by rank (bagging; Breiman, 1996): a
-                        threshold is where a running sum peaks, which jumps about from sample to sample
+selection bias. A threshold is where a running sum peaks, which jumps about from sample to sample: it is
+averaged by rank over bootstrap resamples (bagging; Breiman, 1996).
 """
 
 from __future__ import annotations
@@ -18,15 +14,7 @@ import numpy as np
 
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    descend,
-    own_line,
-    per_sample,
-    without,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, own_line, per_sample, without
 from offramp.solver.problem import Floats, Ints, Problem
 
 SELECTION_BIAS = 2.0
@@ -57,7 +45,7 @@ def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, av
         rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
-    descend(problem, part, partial(own_line, weight=np.ones(problem.samples)))
+    part.descend(partial(own_line, weight=np.ones(problem.samples)))
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
@@ -111,7 +99,12 @@ def significant_exits(
     while True:
         key = head.tobytes() + prefix.tobytes()
         if key not in known:
-            known[key] = _changes(problem, head, prefix)
+            quality, cost = per_sample(problem, head, prefix)
+            known[key] = {}
+            for p in np.flatnonzero(head != OFF).tolist():
+                other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
+                both = np.stack([other_quality - quality, other_cost - cost])
+                known[key][p] = both.mean(axis=1), np.cov(both, bias=True)
         least, dropped = 1.0, OFF
         for p, (mean, covariance) in known[key].items():
             worse = float(weights @ mean)
@@ -124,16 +117,6 @@ def significant_exits(
         head, prefix = without(head, prefix, dropped)
 
 
-def _changes(problem: Problem, head: Ints, prefix: Ints) -> dict[int, tuple[Floats, Floats]]:
-    quality, cost = per_sample(problem, head, prefix)
-    changes = {}
-    for p in np.flatnonzero(head != OFF).tolist():
-        other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
-        both = np.stack([other_quality - quality, other_cost - cost])
-        changes[p] = both.mean(axis=1), np.cov(both, bias=True)
-    return changes
-
-
 def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
     """Replace each prefix by its mean over resamples and the whole, in place."""
     total = rows.prefix.astype(np.float64)
@@ -143,7 +126,7 @@ def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        descend(problem, part, partial(own_line, weight=weight), EFFORT.resample_sweeps)
+        part.descend(partial(own_line, weight=weight), EFFORT.resample_sweeps)
         total += part.prefix
     mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
     for p, position in problem.used:

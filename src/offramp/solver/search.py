@@ -2,17 +2,15 @@
 
     J(config; lambda) = lambda * (1 - quality / full quality) + (1 - lambda) * cost / full cost
 
-The optimum on the samples searched is optimistic about others: it enables nearly every exit, for gains that
-are selection bias. ``regularise="auto"`` puts a price on exits, keeps the significant ones and averages
-their thresholds (``pruning``); the price is checked on held-out folds (``cross_validation``).
-Where the full model's quality is 0, the first term is lambda times the difference in quality.
+Where the full model's quality is 0, the first term is lambda times the difference in quality. The optimum on
+the samples searched is optimistic about others: see ``pruning`` and ``cross_validation``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -31,7 +29,8 @@ from offramp.core import (
 from offramp.errors import InputError
 from offramp.solver.cross_validation import choose_price, rounds
 from offramp.solver.fill import fill
-from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve
+from offramp.solver.solve import Exits, SearchPlan, exits_of, solve
+from offramp.solver.steps import METHODS
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
@@ -101,11 +100,7 @@ def search(
     step = float(step) if step is not None and method == "exact" else None
     total = (rounds(records.samples, seed) if auto else 0) + 3
     with progress_bar("Searching configurations", total, progress) as advance:
-        steps = count(1)
-
-        def report() -> None:
-            advance(next(steps))
-
+        report = partial(next, map(advance, count(1)))
         if auto:
             plan = choose_price(records, costs, lambdas, plan, report)
         candidates, picks = solve(records, costs, plan, lambdas, report)

@@ -10,52 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from offramp.core import CostTable, ExitChoice, ExitRecords
-from offramp.solver.candidates import CandidateSet, Objectives, Step
+from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import threshold_between
-from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
 from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import OFF, best_line, own_line
-from offramp.solver.local_search import descend_from_best, refine, thin_out
 from offramp.solver.problem import Ints, Problem
 from offramp.solver.pruning import needed_only, parsimonious, path
+from offramp.solver.steps import BRIEF, DRAFT, METHODS, iterative, single_pass
 
 Exits = tuple[ExitChoice, ...]
 Report = Callable[[], None]
 
-METHODS: dict[str, tuple[Step, ...]] = {
-    "exact": (single_pass, back_to_front, iterative, same_threshold, thin_out, refine),
-    "single-pass": (single_pass,),
-    "iterative": (iterative,),
-    "same-threshold": (same_threshold,),
-}
-_BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
-_DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
-
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search.
+    """How to search."""
 
-    Args:
-        method: one of ``METHODS``.
-        price: of each enabled exit, in units of J.
-        cap: the most exits.
-        parsimonious: then keep only exits that are significant, at averaged thresholds.
-        seed: of the resamples that thresholds are averaged over.
-        workers: threads.
-    """
-
-    method: str
-    price: float
-    cap: int
-    parsimonious: bool = False
-    seed: int = 0
-    workers: int = 1
+    method: str  # one of ``METHODS``
+    price: float  # of each enabled exit, in units of J
+    cap: int  # the most exits
+    parsimonious: bool = False  # then keep only exits that are significant, at averaged thresholds
+    seed: int = 0  # of the resamples that thresholds are averaged over
+    workers: int = 1  # threads
 
 
 def solve(
@@ -67,15 +47,16 @@ def solve(
 ) -> tuple[CandidateSet, Ints]:
     """From these records alone: all candidates met, and the (G,) best among them, one for each lambda."""
     candidates, objectives = _start(records, costs, plan, lambdas)
-    large = (
-        plan.method == "exact"
-        and records.samples > 2 * EFFORT.coarse_samples
-        and candidates.problem.cells > 0
-    )
+    steps = METHODS[plan.method]
+    many = records.samples > 2 * EFFORT.coarse_samples
+    large = many and plan.method == "exact" and candidates.problem.cells > 0
     if large:
         _from_fewer(costs, plan, lambdas, candidates)
+        steps = (_polish,) if plan.parsimonious else (_polish, _no_worse)
+    elif plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
+        steps = DRAFT
     report()
-    for step in _steps(plan, large):
+    for step in steps:
         picks = step(objectives, candidates)
     report()
     if plan.parsimonious and plan.method == "same-threshold":
@@ -96,20 +77,12 @@ def _start(
     return CandidateSet(Problem.of(records, costs, plan.workers)), objectives
 
 
-def _steps(plan: SearchPlan, large: bool) -> tuple[Step, ...]:
-    if large:
-        return (_polish,) if plan.parsimonious else (_polish, _no_worse)
-    if plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
-        return _DRAFT
-    return METHODS[plan.method]
-
-
 def quick_candidates(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
 ) -> tuple[CandidateSet, Objectives]:
     """The quick search, with candidates at rising prices: what prices are compared on."""
     candidates, objectives = _start(records, costs, plan, lambdas)
-    for step in (*_DRAFT, path):
+    for step in (*DRAFT, path):
         step(objectives, candidates)
     return candidates, objectives
 
@@ -120,7 +93,7 @@ def _from_fewer(costs: CostTable, plan: SearchPlan, lambdas: list[float], candid
     some = [distinct[i] for i in spread(len(distinct), EFFORT.coarse_objectives)]
     coarse, objectives = _start(fewer(candidates.problem.records), costs, plan, some)
     picks: list[int] = []
-    for step in (*_DRAFT, path) if plan.parsimonious else _BRIEF:
+    for step in (*DRAFT, path) if plan.parsimonious else BRIEF:
         picks += step(objectives, coarse).tolist()
     found = {exits_of(coarse, i) for i in picks}
     candidates.add(*place(candidates.problem, sorted(found, key=str)))

@@ -1,8 +1,10 @@
-"""Out of local optima: coordinate descent from the best candidates, and moves larger than one line.
+"""Search methods, and the steps they are made of: each puts candidate configurations into a candidate set.
 
-_settle      descend from each objective's best candidate and its neighbours' ones, until nothing is new
-_escape      switch exits off, alone or in runs, or move one to the next place; then descend again
-_enumerate   every configuration, on tiny problems
+single_pass      front to back, never revisited (DyCE, arXiv 2403.01695); back_to_front is its mirror
+iterative        the best single change anywhere, until none helps (the same)
+same_threshold   one threshold for all exits
+thin_out         from the best without a cap, exits off until the cap is met
+refine           out of local optima: descent from the best candidates, moves larger than one line
 """
 
 from __future__ import annotations
@@ -10,25 +12,113 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 
-from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.candidates import CandidateSet, Objectives, Step
+from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import (
-    OFF,
-    SAME,
-    ConfigBatch,
-    Line,
-    backward,
-    by_batch,
-    commit_best,
-    simulate,
-    stages,
-    without,
-)
+from offramp.solver.line_search import OFF, SAME, ConfigBatch, Line, simulate, without
 from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
+
+
+def single_pass(objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
+    rows, places = candidates.all_off(objectives), range(len(candidates.problem.positions))
+    rows.by_batch(lambda part: part.forward(dict.fromkeys(places, part.finals()), part.set_line))
+    return candidates.add(rows.head, rows.prefix)
+
+
+def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """The mirror of ``single_pass``: positions back to front, as if every sample arrived; then descend.
+
+    A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
+    """
+    rows = candidates.all_off(replace(objectives, cap=len(candidates.problem.positions)))
+    rows.by_batch(lambda part: part.backward(part.stages(), part.set_line))
+    rows.cap[:] = objectives.cap
+    return candidates.descend(rows)
+
+
+def iterative(objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """The best single change anywhere, until none helps."""
+
+    def climb(part: ConfigBatch) -> None:
+        active = np.arange(len(part))
+        while active.size:
+            step = part.take(active)
+            moved = step.commit_best()
+            part.put(active, step)
+            active = active[moved]
+
+    rows = candidates.all_off(objectives)
+    rows.by_batch(climb)
+    return candidates.add(rows.head, rows.prefix)
+
+
+def same_threshold(objectives: Objectives, candidates: CandidateSet) -> Ints:
+    """One threshold for all exits: each head wherever it exists, and each position's best head."""
+    problem = candidates.problem
+    sets = _common_heads(problem)
+    if objectives.cap < len(problem.used):
+        thresholds = np.tile(_grid(problem), len(sets))
+        head, prefix = _at_common(problem, np.repeat(sets, EFFORT.grid + 1, axis=0), thresholds)
+        parts = problem.by_batch(len(head), lambda part: simulate(problem, head[part], prefix[part])[2])
+        places = np.argsort(np.argsort(-np.concatenate(parts), axis=1, kind="stable"), axis=1)
+        head[places >= objectives.cap], prefix[places >= objectives.cap] = (
+            OFF,
+            0,
+        )  # few take these
+        candidates.add(head, prefix, thresholds)
+        return candidates.best(objectives)[0]
+    for heads in sets:
+        own = [(position, int(heads[p])) for p, position in problem.used if heads[p] != OFF]
+        if not own:
+            continue
+        paid = np.cumsum([position.cost[c] for position, c in own])
+        values, quality, cost = curve(
+            np.stack([position.confidence[c] for position, c in own]),
+            np.stack([*(position.quality[c] for position, c in own), problem.final]),
+            np.append([position.backbone for position, _ in own], 1.0) + np.append(paid, paid[-1]),
+        )
+        if quality.size:
+            lam = objectives.tradeoff[:, None]
+            ends = np.unique((lam * (problem.full - quality) + (1 - lam) * cost).argmin(axis=1)).tolist()
+            thresholds = np.array([threshold_between(values[i], values[i + 1]) for i in ends])
+            candidates.add(*_at_common(problem, np.tile(heads, (len(ends), 1)), thresholds), thresholds)
+    return candidates.best(objectives)[0]
+
+
+def _at_common(problem: Problem, head: Ints, thresholds: Floats) -> tuple[Ints, Ints]:
+    """Heads and prefix lengths (B, P) of sets of heads (B, P), each with its one threshold (B,)."""
+    prefix = np.zeros_like(head)
+    for p, position in problem.used:
+        for c in np.unique(head[:, p][head[:, p] != OFF]).tolist():
+            rising, rows = np.sort(position.confidence[c]), head[:, p] == c
+            limit = thresholds[rows].astype(np.float32)
+            prefix[rows, p] = problem.samples - np.searchsorted(rising, limit, side="right")
+    return np.where(prefix > 0, head, OFF), prefix
+
+
+def _grid(problem: Problem) -> Floats:
+    """-inf and quantiles of all confidences there are, (grid + 1,)."""
+    known = np.concatenate([[np.float32(0)], *(position.confidence.ravel() for _, position in problem.used)])
+    known = np.unique(known[np.isfinite(known)])
+    picked = known[np.linspace(0, known.size - 1, EFFORT.grid).round().astype(int)]
+    return np.append(np.float32(-np.inf), picked).astype(np.float64)
+
+
+def _common_heads(problem: Problem) -> Ints:
+    """(A, P) which head sits where: each kind of head wherever it exists, and each position's best one."""
+    kinds = sorted({kind for _, position in problem.used for kind in position.heads})
+    rows = np.full((len(kinds) + 1, len(problem.positions)), OFF)
+    for p, position in problem.used:
+        for row, kind in enumerate(kinds):
+            rows[row, p] = position.heads.index(kind) if kind in position.heads else OFF
+        rows[-1, p] = position.quality.mean(axis=1).argmax()
+    return rows
 
 
 def refine(objectives: Objectives, candidates: CandidateSet, cells: int | None = None) -> Ints:
@@ -81,9 +171,9 @@ def _escape(
         if not moves:
             return
         budget -= len(moves)
-        rows = objectives.rows(*(np.array(part) for part in zip(*moves, strict=True)))
+        rows = candidates.batch(objectives, *(np.array(part) for part in zip(*moves, strict=True)))
         if objectives.cap < len(problem.used):  # sweeps alone would fill a free place at the first chance
-            by_batch(problem, rows, lambda part: commit_best(problem, part))
+            rows.by_batch(ConfigBatch.commit_best)
         candidates.descend(rows)
         _settle(objectives, candidates, tried)
 
@@ -137,30 +227,30 @@ def thin_out(objectives: Objectives, candidates: CandidateSet) -> Ints:
         free = replace(objectives, cap=len(problem.positions))
         _settle(free, candidates, set())
         rows = candidates.rows(free, candidates.best(free)[0])
-        while (active := np.flatnonzero(np.count_nonzero(rows.head != OFF, axis=1) > objectives.cap)).size:
-            part = _drop_one(problem, rows.take(active))
-            part.cap = np.count_nonzero(part.head != OFF, axis=1)
+        while (active := np.flatnonzero(rows.exits() > objectives.cap)).size:
+            part = _drop_one(rows.take(active))
+            part.cap = part.exits()
             candidates.descend(part)
             rows.put(active, part)
     return candidates.best(objectives)[0]
 
 
-def _drop_one(problem: Problem, rows: ConfigBatch) -> ConfigBatch:
+def _drop_one(rows: ConfigBatch) -> ConfigBatch:
     """The rows, each without the exit whose removal raises J least."""
     row, place = np.nonzero(rows.head != OFF)
     variants = rows.take(row)
     variants.head[np.arange(len(row)), place] = OFF
     variants.prefix[np.arange(len(row)), place] = 0
-    value = np.concatenate(problem.by_batch(len(row), lambda part: _value(problem, variants.take(part))))
+    value = np.concatenate(rows.problem.by_batch(len(row), lambda part: _value(variants.take(part))))
     order = np.lexsort((place, value, row))
     return variants.take(order[np.unique(row[order], return_index=True)[1]])
 
 
-def _value(problem: Problem, rows: ConfigBatch) -> Floats:
+def _value(rows: ConfigBatch) -> Floats:
     """(B,) J with prices; exits that nobody takes are switched off in place."""
-    quality, cost, _ = simulate(problem, rows.head, rows.prefix)
-    value: Floats = rows.tradeoff * (problem.full - quality) + (1 - rows.tradeoff) * cost
-    value += rows.price * np.count_nonzero(rows.head != OFF, axis=1)
+    quality, cost, _ = simulate(rows.problem, rows.head, rows.prefix)
+    value: Floats = rows.tradeoff * (rows.problem.full - quality) + (1 - rows.tradeoff) * cost
+    value += rows.price * rows.exits()
     return value
 
 
@@ -181,9 +271,10 @@ def _enumerate(objectives: Objectives, candidates: CandidateSet) -> bool:
     head[:, rest], prefix[:, rest] = grid[:, :, 0], grid[:, :, 1]
     fits = np.count_nonzero(head != OFF, axis=1) <= objectives.cap
     for g in range(len(objectives.tradeoff)):
-        rows = objectives.rows(np.full(np.count_nonzero(fits), g), head[fits], prefix[fits])
+        index = np.full(np.count_nonzero(fits), g)
+        rows = candidates.batch(objectives, index, head[fits], prefix[fits])
         for part in problem.by_batch(len(rows), rows.take):
-            _best_at(problem, star, part, candidates)
+            _best_at(star, part, candidates)
     return True
 
 
@@ -193,15 +284,24 @@ def _options(position: SortedPosition) -> Ints:
     return np.vstack([[[OFF, 0]], np.argwhere(fits) + np.array([0, 1])])
 
 
-def _best_at(problem: Problem, star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
+def _best_at(star: int, rows: ConfigBatch, candidates: CandidateSet) -> None:
     """Complete each row at one position and add the best row."""
 
     def take(p: int, line: Line) -> None:
         if p == star:
             rows.set_line(p, line)
 
-    backward(problem, rows, stages(problem, rows), take)
-    value = _value(problem, rows)
-    exits = np.count_nonzero(rows.head != OFF, axis=1)
-    best = np.lexsort((exits, value > value.min() + SAME))[:1]
+    rows.backward(rows.stages(), take)
+    value = _value(rows)
+    best = np.lexsort((rows.exits(), value > value.min() + SAME))[:1]
     candidates.add(rows.head[best], rows.prefix[best])
+
+
+METHODS: dict[str, tuple[Step, ...]] = {
+    "exact": (single_pass, back_to_front, iterative, same_threshold, thin_out, refine),
+    "single-pass": (single_pass,),
+    "iterative": (iterative,),
+    "same-threshold": (same_threshold,),
+}
+BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
+DRAFT: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)

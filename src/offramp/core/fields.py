@@ -1,0 +1,64 @@
+"""What classes of data do with their fields: check them, set frozen ones, keep one in ``meta`` as well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeGuard, TypeVar
+
+import numpy as np
+
+from offramp.errors import InputError
+
+
+def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[float]:
+    """Whether a value is a finite number within limits (both included), and no truth value."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and least <= value <= most  # type: ignore[arg-type, operator]
+
+
+def is_count(value: object, least: int = 0) -> TypeGuard[int]:
+    """Whether a value is a whole number of at least ``least`` and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def freeze(item: object, **values: object) -> None:
+    """Set fields of a frozen dataclass while it is made."""
+    for name, value in values.items():
+        object.__setattr__(item, name, value)
+
+
+def check_words(item: object, expected: str, *names: str) -> None:
+    """Refuse fields that are empty or not strings."""
+    for name in names:
+        value = getattr(item, name)
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{type(item).__name__}.{name}: expected {expected}, got {value!r}")
+
+
+def check_costs(item: object, *names: str) -> None:
+    """Refuse arrays with a value that is negative or not finite."""
+    for name in names:
+        values = getattr(item, name)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            kind = type(item).__name__
+            raise InputError(f"{kind}.{name}: expected finite values of at least 0, got {values}")
+
+
+T = TypeVar("T")
+Meta = Mapping[str, Any] | None
+
+
+def mirrored(field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool]) -> tuple[T | None, Meta]:
+    """A field and the ``meta`` that says the same under ``key``; they must not differ.
+
+    A field of None is taken from ``meta``, where what is there is ``valid``.
+    """
+    stored = meta.get(key) if isinstance(meta, Mapping) else None
+    if field is None:
+        return (stored if valid(stored) else None), meta
+    if not valid(field) or (stored is not None and stored != field):
+        expected = "a valid value" if stored is None else f"{stored!r}, as in meta"
+        raise InputError(f"{key}: expected {expected}, got {field!r}; give it once, as the field")
+    return field, {key: field, **(meta or {})} if stored is None else meta
