@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bench.search import recordsets
 from bench.shared.measures import objective_of
 from offramp import CostTable, ExitConfig, ExitRecords, baselines, evaluate, search
-from offramp.baselines.rules import entropy_records, patience_records
+from offramp.baselines.derived_records import entropy_records, patience_records
 from offramp.core.evaluate import full_quality
 
 CLASSES, RIVAL = 10, 0.7

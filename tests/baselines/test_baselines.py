@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from offramp.baselines import stepwise
+from offramp.baselines.derived_records import entropy_records, patience_records
 from offramp.baselines.published import GRID, brent_iterative, brent_single_pass, greedy_grid
-from offramp.baselines.rules import (
-    entropy_records,
-    entropy_thresholds,
-    patience,
-    patience_records,
-    same_threshold,
-    single_exit,
-)
+from offramp.baselines.rules import entropy_thresholds, patience, same_threshold, single_exit
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate

@@ -17,7 +17,7 @@ from offramp.core.config import ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.records import ExitRecords
 from offramp.graph.dynamic_quant import packed_layers
-from offramp.network import model_digest
+from offramp.network.fingerprint import model_digest
 
 FOLDER = "compression"
 MODULES = ("vision", "backbones", "networks", "compare", "timing", "picture", "run")

@@ -26,7 +26,8 @@ from offramp.guarantees.certify import (
     answers_under,
     samples_needed,
 )
-from offramp.guarantees.p_values import binomial_p_value, trinomial_p_value
+from offramp.guarantees.p_values import binomial_p_value
+from offramp.guarantees.trinomial import trinomial_p_value
 
 COSTS = CostTable(np.array([0.0, 0.0, 1.0]), np.zeros((2, 1)), "macs")
 SHARES = (0.1, 0.3, 0.5, 0.7)

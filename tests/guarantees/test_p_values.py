@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from scipy import stats
 
-from offramp.guarantees.p_values import OUTSIDE, betting_p_value, binomial_p_value, trinomial_p_value
+from offramp.guarantees.p_values import betting_p_value, binomial_p_value
+from offramp.guarantees.trinomial import OUTSIDE, trinomial_p_value
 
 
 def hoeffding_bentkus(mean, samples, bound):

@@ -17,7 +17,7 @@ import toys
 import zoo
 from offramp import attach_exits, partition
 from offramp.errors import InputError
-from offramp.graph import Span
+from offramp.graph.spans import Span
 from offramp.network.network import ExitNetwork
 from offramp.runtime.backend import SpanProvider, difference
 from offramp.runtime.execution import Execution

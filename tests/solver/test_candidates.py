@@ -10,9 +10,9 @@ from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import threshold_between
 from offramp.solver.line_search import OFF
+from offramp.solver.local_search import _moves
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of, fewer, place, spread
-from offramp.solver.steps import _moves
 
 
 def goals_of(tradeoffs, price=0.0, cap=99):

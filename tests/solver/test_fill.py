@@ -11,7 +11,7 @@ from offramp.solver.fill import _best_end, _curves, _Segment, fill, undominated
 from offramp.solver.line_search import OFF, simulate
 from offramp.solver.problem import Problem
 from offramp.solver.search import search
-from offramp.solver.steps import METHODS
+from offramp.solver.solve import METHODS
 
 
 def filled(records, costs, picks=8, step=0.02):

@@ -25,7 +25,7 @@ from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import OFF
 from offramp.solver.problem import Problem
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
-from offramp.solver.steps import METHODS
+from offramp.solver.solve import METHODS
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -9,13 +9,7 @@ from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.line_search import OFF, own_line
 from offramp.solver.problem import Problem
-from offramp.solver.pruning import (
-    PRICE_GRID,
-    SELECTION_BIAS,
-    parsimonious,
-    path,
-    significant_exits,
-)
+from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS, parsimonious, path, significant_exits
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
 from offramp.solver.solve import SearchPlan, exits_of, place, quick_candidates, solve
 

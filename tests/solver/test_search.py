@@ -15,7 +15,7 @@ from offramp.core.evaluate import evaluate
 from offramp.core.frontier import Frontier
 from offramp.errors import InputError
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
-from offramp.solver.steps import METHODS
+from offramp.solver.solve import METHODS
 from progress import steps_shown
 
 MODULE = sys.modules["offramp.solver.search"]  # the package has a function of this name

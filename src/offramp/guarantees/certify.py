@@ -29,8 +29,9 @@ from offramp.core import (
     simulate,
 )
 from offramp.errors import InputError
-from offramp.guarantees.p_values import betting_p_value, binomial_p_value, trinomial_p_value
+from offramp.guarantees.p_values import betting_p_value, binomial_p_value
 from offramp.guarantees.risks import Answers, Risk, checked_losses, drop, is_integral
+from offramp.guarantees.trinomial import trinomial_p_value
 
 BINOMIAL, TRINOMIAL, BETTING = "exact binomial test", "exact trinomial test", "betting test"
 DIFFERING = "share of answers that differ from the full model's"
@@ -66,7 +67,7 @@ def certify(
         max_drop: bound on the mean quality lost against the full model, in [0, 1); 0.005 is half a point.
             With records of agreement that is the share of answers that differ from the full model's.
         delta: the probability of being wrong, in (0, 1). A trinomial p-value is never below
-            ``offramp.guarantees.p_values.OUTSIDE``.
+            ``offramp.guarantees.trinomial.OUTSIDE``.
         risks: further bounds, such as ``missed_detection`` and ``early_leaver_error``.
 
     Returns:

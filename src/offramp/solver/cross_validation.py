@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from offramp.core import CostTable, ExitConfig, ExitRecords, evaluate, full_quality
 from offramp.solver.candidates import CandidateSet
+from offramp.solver.constructive import same_threshold
 from offramp.solver.effort import EFFORT
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS
 from offramp.solver.solve import Exits, SearchPlan, exits_of, fewer, quick_candidates, spread
-from offramp.solver.steps import same_threshold
 
 _USUAL = PRICE_GRID.index(SELECTION_BIAS)
 _DOUBT = np.array([*(2.0 for _ in PRICE_GRID), 1.0])

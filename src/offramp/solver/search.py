@@ -29,8 +29,7 @@ from offramp.core import (
 from offramp.errors import InputError
 from offramp.solver.cross_validation import choose_price, rounds
 from offramp.solver.fill import fill
-from offramp.solver.solve import Exits, SearchPlan, exits_of, solve
-from offramp.solver.steps import METHODS
+from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""

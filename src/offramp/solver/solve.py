@@ -10,20 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from offramp.core import CostTable, ExitChoice, ExitRecords
-from offramp.solver.candidates import CandidateSet, Objectives
+from offramp.solver.candidates import CandidateSet, Objectives, Step
 from offramp.solver.common_threshold import threshold_between
+from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
 from offramp.solver.effort import EFFORT
 from offramp.solver.line_search import OFF, best_line, own_line
+from offramp.solver.local_search import descend_from_best, refine, thin_out
 from offramp.solver.problem import Ints, Problem
 from offramp.solver.pruning import needed_only, parsimonious, path
-from offramp.solver.steps import BRIEF, DRAFT, METHODS, iterative, single_pass
 
 Exits = tuple[ExitChoice, ...]
 Report = Callable[[], None]
+
+METHODS: dict[str, tuple[Step, ...]] = {
+    "exact": (single_pass, back_to_front, iterative, same_threshold, thin_out, refine),
+    "single-pass": (single_pass,),
+    "iterative": (iterative,),
+    "same-threshold": (same_threshold,),
+}
+_BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
+_QUICK: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ def solve(
         _from_fewer(costs, plan, lambdas, candidates)
         steps = (_polish,) if plan.parsimonious else (_polish, _no_worse)
     elif plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
-        steps = DRAFT
+        steps = _QUICK
     report()
     for step in steps:
         picks = step(objectives, candidates)
@@ -82,7 +93,7 @@ def quick_candidates(
 ) -> tuple[CandidateSet, Objectives]:
     """The quick search, with candidates at rising prices: what prices are compared on."""
     candidates, objectives = _start(records, costs, plan, lambdas)
-    for step in (*DRAFT, path):
+    for step in (*_QUICK, path):
         step(objectives, candidates)
     return candidates, objectives
 
@@ -93,7 +104,7 @@ def _from_fewer(costs: CostTable, plan: SearchPlan, lambdas: list[float], candid
     some = [distinct[i] for i in spread(len(distinct), EFFORT.coarse_objectives)]
     coarse, objectives = _start(fewer(candidates.problem.records), costs, plan, some)
     picks: list[int] = []
-    for step in (*DRAFT, path) if plan.parsimonious else BRIEF:
+    for step in (*_QUICK, path) if plan.parsimonious else _BRIEF:
         picks += step(objectives, coarse).tolist()
     found = {exits_of(coarse, i) for i in picks}
     candidates.add(*place(candidates.problem, sorted(found, key=str)))
