@@ -102,11 +102,14 @@ class ExitConfig:
 def config_to_dict(config: ExitConfig) -> dict[str, Any]:
     """Plain JSON values of a configuration."""
     item = asdict(config)
+    item["choices"] = list(item["choices"])
     for choice in item["choices"]:
         if not math.isfinite(choice["threshold"]):
             choice["threshold"] = str(choice["threshold"])
     if config.certificate is None:  # older files have no such key, nor do those without a certificate
         del item["certificate"]
+    else:
+        item["certificate"]["guarantees"] = list(item["certificate"]["guarantees"])
     return item
 
 
