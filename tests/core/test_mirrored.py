@@ -49,6 +49,11 @@ def test_meta_says_what_the_field_does():
     assert dict(frontier(max_exits=2).meta) == {"max_exits": 2}
 
 
+def test_a_field_fills_what_meta_leaves_open():
+    assert dict(frontier(max_exits=2, meta={"max_exits": None}).meta) == {"max_exits": 2}
+    assert records(quality_kind="labels", meta={"quality": None}).meta == {"quality": "labels"}
+
+
 @pytest.mark.parametrize("value", [None, 3, ["agreement"]])
 def test_a_value_that_the_field_cannot_have_is_left_in_meta(value):
     found = records(meta={"quality": value})

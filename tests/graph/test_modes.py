@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from torch import nn
 
+from offramp import partition
 from offramp.graph.modes import eval_mode
 
 
@@ -26,3 +29,27 @@ def test_it_can_be_entered_again() -> None:
         with inside:
             assert not module.training
         assert module.training
+
+
+class RefusesToTrain(nn.Module):
+    """Has gone half of the way to training mode when it fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def train(self, mode: bool = True) -> RefusesToTrain:
+        self.first.train(mode)
+        if mode:
+            raise RuntimeError("not any more")
+        self.second.train(mode)
+        self.training = mode
+        return self
+
+
+def test_a_model_that_fails_on_its_way_to_training_mode_is_left_in_eval_mode() -> None:
+    model = RefusesToTrain()
+    model.eval()
+    with pytest.raises(RuntimeError, match="not any more"):
+        partition(model, torch.ones(2, 2))
+    assert not any(part.training for part in model.modules())

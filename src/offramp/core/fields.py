@@ -61,4 +61,4 @@ def mirrored(field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool]
     if not valid(field) or (stored is not None and stored != field):
         expected = "a valid value" if stored is None else f"{stored!r}, as in meta"
         raise InputError(f"{key}: expected {expected}, got {field!r}; give it once, as the field")
-    return field, {key: field, **(meta or {})} if stored is None else meta
+    return field, {**(meta or {}), key: field} if stored is None else meta

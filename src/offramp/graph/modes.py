@@ -92,8 +92,10 @@ def _restore(kept: list[tuple[dict[str, Any], str, dict[Any, Any], dict[Any, Any
 def without_caches(model: nn.Module) -> Iterator[None]:
     """Calls inside find no tables of earlier calls, which the tracer takes for constants, and leave none."""
     with caches_kept(model):
-        model.train()  # modules that keep tables in eval mode drop them here
-        model.eval()
+        try:
+            model.train()  # modules that keep tables in eval mode drop them here
+        finally:
+            model.eval()
         empty = _caches(model)
         hook = model.register_forward_hook(lambda *_: _restore(empty), always_call=True)
         try:
