@@ -62,7 +62,9 @@ class CostTable:
         check_costs(self, "backbone", "heads")
         if self.backbone[0] != 0 or (np.diff(self.backbone) < 0).any() or self.backbone[-1] <= 0:
             raise InputError(f"CostTable.backbone: expected 0 first, then rising costs, got {self.backbone}")
-        eager, meta = mirrored(self.eager, self.meta, "plain", _is_cost)
+        eager, meta = mirrored(
+            "CostTable.eager", self.eager, self.meta, "plain", _is_cost, "a finite number above 0"
+        )
         freeze(self, eager=eager, meta=meta)
         if self.by_batch is not None:
             wanted = self.backbone.shape, self.heads.shape

@@ -50,15 +50,23 @@ T = TypeVar("T")
 Meta = Mapping[str, Any] | None
 
 
-def mirrored(field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool]) -> tuple[T | None, Meta]:
+def mirrored(
+    name: str, field: T | None, meta: Meta, key: str, valid: Callable[[Any], bool], expected: str
+) -> tuple[T | None, Meta]:
     """A field and the ``meta`` that says the same under ``key``; they must not differ.
 
-    A field of None is taken from ``meta``, where what is there is ``valid``.
+    A field of None is taken from ``meta``, where what is there is ``valid``. ``name`` and ``expected`` are
+    the field and its valid values in words.
     """
     stored = meta.get(key) if isinstance(meta, Mapping) else None
     if field is None:
         return (stored if valid(stored) else None), meta
-    if not valid(field) or (stored is not None and stored != field):
-        expected = "a valid value" if stored is None else f"{stored!r}, as in meta"
-        raise InputError(f"{key}: expected {expected}, got {field!r}; give it once, as the field")
-    return field, {**(meta or {}), key: field} if stored is None else meta
+    if not valid(field):
+        raise InputError(f"{name}: expected {expected}, got {field!r}; leave it out where it is not known")
+    if stored is None:
+        return field, {**(meta or {}), key: field}
+    if stored != field:
+        raise InputError(
+            f"{name}: expected {stored!r}, as meta[{key!r}] says, got {field!r}; give it once, as the field"
+        )
+    return field, meta

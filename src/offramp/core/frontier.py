@@ -46,7 +46,14 @@ class Frontier(Sequence[ExitConfig]):
         self._configs = tuple(configs)
         self.between = tuple(between)
         self.by_tradeoff: Mapping[float, ExitConfig] = MappingProxyType(dict(by_tradeoff or {}))
-        self.max_exits, meta = mirrored(max_exits, dict(meta or {}), "max_exits", _is_count)
+        self.max_exits, meta = mirrored(
+            "Frontier.max_exits",
+            max_exits,
+            dict(meta or {}),
+            "max_exits",
+            _is_count,
+            "a whole number of at least 0",
+        )
         self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
         if not self._configs:
             raise InputError("Frontier: expected at least one configuration, got none")

@@ -61,7 +61,14 @@ class ExitRecords:
             if isinstance(value, str):  # it would be taken apart into letters
                 raise InputError(f"ExitRecords.{name}: expected a tuple of names, got the string {value!r}")
             freeze(self, **{name: tuple(value)})
-        kind, meta = mirrored(self.quality_kind, self.meta, "quality", lambda value: isinstance(value, str))
+        kind, meta = mirrored(
+            "ExitRecords.quality_kind",
+            self.quality_kind,
+            self.meta,
+            "quality",
+            lambda value: isinstance(value, str),
+            '"labels" or "agreement"',
+        )
         freeze(self, quality_kind=kind, meta=meta)
         self._check_shapes()
         self._check_values()
