@@ -9,7 +9,7 @@ from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import threshold_between
-from offramp.solver.line_search import OFF
+from offramp.solver.kernels import OFF
 from offramp.solver.local_search import _moves
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of, fewer, place, spread

@@ -8,7 +8,8 @@ import pytest
 from instances import generated, make_records, random_case, synthetic
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.fill import _best_end, _curves, _Segment, fill, undominated
-from offramp.solver.line_search import OFF, simulate
+from offramp.solver.kernels import OFF
+from offramp.solver.line_search import simulate
 from offramp.solver.problem import Problem
 from offramp.solver.search import search
 from offramp.solver.solve import METHODS

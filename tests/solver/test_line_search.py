@@ -8,7 +8,8 @@ from instances import LAMBDAS, every_choice, objective, objective_of_each, rando
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, best_line, own_line, per_sample, simulate
+from offramp.solver.kernels import OFF, SAME
+from offramp.solver.line_search import ConfigBatch, best_line, own_line, per_sample, simulate
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of
 

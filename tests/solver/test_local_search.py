@@ -22,7 +22,7 @@ from instances import (
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
-from offramp.solver.line_search import OFF
+from offramp.solver.kernels import OFF
 from offramp.solver.problem import Problem
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
 from offramp.solver.solve import METHODS

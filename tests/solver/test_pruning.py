@@ -7,7 +7,8 @@ from instances import every_choice, generated, make_records, objective_of_each, 
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet, Objectives
-from offramp.solver.line_search import OFF, own_line
+from offramp.solver.kernels import OFF
+from offramp.solver.line_search import own_line
 from offramp.solver.problem import Problem
 from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS, parsimonious, path, significant_exits
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
@@ -100,7 +101,7 @@ def test_a_weighted_line_counts_samples_as_often_as_they_are_drawn(seed):
             line = own_line(
                 candidates.batch(objectives, np.array([0]), head, prefix), p,
                 np.ones((1, 10), bool), continue_cost,
-                weight=weight.astype(float),
+                weight=weight,
             )  # fmt: skip
             prefix[0, p] = line.prefix[0]
             (at,) = candidates.add(head, prefix)

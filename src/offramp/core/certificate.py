@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from offramp.core.fields import check_words, freeze, is_count
+from offramp.core.fields import check_words, freeze, is_count, is_number
 from offramp.errors import InputError
 
 T = TypeVar("T")
@@ -16,12 +16,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Expected:
-    """What a configuration reached on the samples it was chosen on (means over ``samples`` samples).
+    """What a configuration is expected to reach on new samples, or what it reached on those it was chosen on.
 
-    ``quality`` and ``full_quality`` are in [0, 1]; ``cost`` and ``full_cost`` in the unit of the cost table.
+    By default ``search`` sets ``quality`` so that, in the mean over draws of the search samples, new samples
+    lose at most ``drop``; the figure of the search samples themselves stands beside it. Where there is no
+    ``in_sample_quality``, ``quality`` is that figure itself: optimistic, because the configuration was chosen
+    for it.
+
+    Args:
+        quality: mean quality, in [0, 1].
+        cost: mean cost per sample, in the unit of the cost table.
+        full_quality: mean quality of the full model on the search samples, in [0, 1].
+        full_cost: cost of the full model.
+        samples: how many samples the search had.
+        drop_interval: a 95 % interval of the mean quality that new samples lose against the full model.
+        in_sample_quality: mean quality on the search samples, where ``quality`` is not that.
 
     Raises:
-        InputError: a figure is not finite, the full model's cost is not positive, or the cost is negative.
+        InputError: a figure is not finite, the full model's cost is not positive, the cost is negative, or
+            the interval is not two numbers, the lower one first.
     """
 
     quality: float
@@ -29,6 +42,8 @@ class Expected:
     full_quality: float
     full_cost: float
     samples: int
+    drop_interval: tuple[float, float] | None = None
+    in_sample_quality: float | None = None
 
     def __post_init__(self) -> None:
         figures = (self.quality, self.cost, self.full_quality, self.full_cost)
@@ -37,6 +52,18 @@ class Expected:
                 f"Expected: expected finite figures and costs above 0, got quality {self.quality!r} and cost "
                 f"{self.cost!r}; for the full model {self.full_quality!r} and {self.full_cost!r}"
             )
+        if self.in_sample_quality is not None and not is_number(self.in_sample_quality):
+            raise InputError(
+                f"Expected.in_sample_quality: expected a finite number or None, got {self.in_sample_quality!r}"
+            )
+        if self.drop_interval is not None:
+            ends = tuple(self.drop_interval)
+            if len(ends) != 2 or not all(map(is_number, ends)) or ends[0] > ends[1]:
+                raise InputError(
+                    "Expected.drop_interval: expected two numbers, the lower one first, or None, got "
+                    f"{self.drop_interval!r}"
+                )
+            freeze(self, drop_interval=ends)
 
     @property
     def drop(self) -> float:
@@ -47,6 +74,24 @@ class Expected:
     def relative_cost(self) -> float:
         """Cost as a fraction of the full model's."""
         return self.cost / self.full_cost
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether ``quality`` is the figure of the samples that the configuration was chosen on."""
+        return self.in_sample_quality is None
+
+    @property
+    def in_sample_drop(self) -> float:
+        """Mean quality lost on the search samples: optimistic."""
+        return self.drop if self.in_sample_quality is None else self.full_quality - self.in_sample_quality
+
+    @property
+    def quality_interval(self) -> tuple[float, float] | None:
+        """The full model's quality on the search samples, less either end of ``drop_interval``."""
+        if self.drop_interval is None:
+            return None
+        low, high = self.drop_interval
+        return self.full_quality - high, self.full_quality - low
 
 
 @dataclass(frozen=True)
@@ -143,7 +188,13 @@ def expected_from_dict(item: Mapping[str, Any] | None) -> Expected | None:
     """From JSON values, None for None; KeyError, TypeError or ValueError where a field is wrong."""
     if item is None:
         return None
-    return _from_dict(Expected, {**item, "samples": int(plain_number(item["samples"]))})
+    ends, searched = item.get("drop_interval"), item.get("in_sample_quality")
+    given = {
+        "samples": int(plain_number(item["samples"])),
+        "drop_interval": None if ends is None else tuple(map(plain_number, ends)),
+        "in_sample_quality": None if searched is None else plain_number(searched),
+    }
+    return _from_dict(Expected, {**item, **given})
 
 
 def certificate_from_dict(item: Mapping[str, Any] | None) -> Certificate | None:

@@ -56,7 +56,7 @@ class ExitConfig:
     Args:
         choices: the enabled exits, in order of position (checked where positions are known).
         tradeoff: the lambda it was searched for, if any.
-        expected: its figures on the search samples, if any.
+        expected: its figures, if any.
         certificate: what ``certify`` has proven about it, if anything.
 
     Raises:
@@ -106,6 +106,9 @@ def config_to_dict(config: ExitConfig) -> dict[str, Any]:
     for choice in item["choices"]:
         if not math.isfinite(choice["threshold"]):
             choice["threshold"] = str(choice["threshold"])
+    if config.expected is not None:  # older files have no such keys, nor do in-sample figures
+        figures = {k: v for k, v in item["expected"].items() if v is not None}
+        item["expected"] = {k: list(v) if isinstance(v, tuple) else v for k, v in figures.items()}
     if config.certificate is None:  # older files have no such key, nor do those without a certificate
         del item["certificate"]
     else:

@@ -90,7 +90,15 @@ class Frontier(Sequence[ExitConfig]):
     def full_model(self) -> ExitConfig:
         """The configuration without exits (it is in the sequence itself only if nothing beats it)."""
         first = self._expected[0]
-        return ExitConfig(expected=replace(first, quality=first.full_quality, cost=first.full_cost))
+        figures = replace(first, quality=first.full_quality, cost=first.full_cost, drop_interval=None)
+        if not first.in_sample:
+            figures = replace(figures, in_sample_quality=first.full_quality, drop_interval=(0.0, 0.0))
+        return ExitConfig(expected=figures)
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether ``expected`` are figures of the samples that the configurations were chosen on."""
+        return any(figures.in_sample for figures in self._expected)
 
     def __len__(self) -> int:
         return len(self._configs)
@@ -115,7 +123,7 @@ class Frontier(Sequence[ExitConfig]):
         low, high = self._expected[0], self._expected[-1]
         return (
             f"Frontier({len(self)} configurations, cost {low.relative_cost:.1%} to {high.relative_cost:.1%}, "
-            f"quality {low.quality:.4f} to {high.quality:.4f})"
+            f"quality {low.quality:.4f} to {high.quality:.4f}{', in-sample' if self.in_sample else ''})"
         )
 
     def at(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, FindLine, best_line, simulate
+from offramp.solver.kernels import OFF, SAME
+from offramp.solver.line_search import ConfigBatch, FindLine, best_line, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 

@@ -14,14 +14,15 @@ import numpy as np
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.common_threshold import curve, threshold_between
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF, ConfigBatch, simulate
+from offramp.solver.kernels import OFF
+from offramp.solver.line_search import ConfigBatch, simulate
 from offramp.solver.problem import Floats, Ints, Problem
 
 
 def single_pass(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Positions front to back, later ones off: one forward sweep whose going on is the full model."""
-    rows, places = candidates.all_off(objectives), range(len(candidates.problem.positions))
-    rows.by_batch(lambda part: part.forward(dict.fromkeys(places, part.finals()), part.set_line))
+    rows = candidates.all_off(objectives)
+    rows.take_forward()
     return candidates.add(rows.head, rows.prefix)
 
 
@@ -31,7 +32,7 @@ def back_to_front(objectives: Objectives, candidates: CandidateSet) -> Ints:
     A strong early exit that takes most samples leaves nothing to find behind it; here it comes last.
     """
     rows = candidates.all_off(replace(objectives, cap=len(candidates.problem.positions)))
-    rows.by_batch(lambda part: part.backward(part.stages(), part.set_line))
+    rows.take_backward()
     rows.cap[:] = objectives.cap
     return candidates.descend(rows)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from offramp.solver.candidates import CandidateSet
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF
+from offramp.solver.kernels import OFF
 from offramp.solver.problem import Bools, Floats, Ints, Problem
 
 

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from offramp.solver import kernels
 from offramp.solver.effort import EFFORT
+from offramp.solver.kernels import OFF, SAME
 from offramp.solver.problem import Bools, Floats, Ints, Problem, SortedPosition
 
-SAME = 1e-11
-"""Differences in J below this are rounding of the running sums (N = 1e5 samples of magnitude 1)."""
-
 Stages = npt.NDArray[np.int16]
-
-OFF = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ def best_line(rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats) ->
 
 
 def own_line(
-    rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats, weight: Floats | None = None
+    rows: ConfigBatch, p: int, alive: Bools, continue_cost: Floats, weight: Ints | None = None
 ) -> Line:
     """``best_line`` among the thresholds of the head that each row has here; where it is off it stays off.
 
@@ -73,9 +71,10 @@ def own_line(
     step = 1 / (problem.unit * problem.samples)
     for i in np.flatnonzero(head >= 0).tolist():
         own, lam = head[i], rows.tradeoff[i]
-        gains = lam * position.quality[own] + (continue_cost[i] - (1 - lam) * position.backbone)
-        gains *= (alive[i] if weight is None else alive[i] * weight) * problem.unit
-        cumulative_gain = gains.astype(np.int64).take(position.ordered(own)).cumsum()
+        gains = (lam * problem.unit * position.quality[own]).astype(np.int64)
+        gains += ((continue_cost[i] - (1 - lam) * position.backbone) * problem.unit).astype(np.int64)
+        gains *= alive[i] if weight is None else alive[i] * weight
+        cumulative_gain = gains.take(position.ordered(own)).cumsum()
         if position.ends is not None:
             cumulative_gain += position.ends[own]
         end = int(cumulative_gain.argmax())
@@ -91,12 +90,12 @@ def _prefix_gains(
     position: SortedPosition, tradeoff: Floats, alive: Bools, continue_cost: Floats, unit: float
 ) -> Ints:
     """(B, C, N): the sum of gains, times unit, if the samples up to here, most confident first, leave."""
-    arrive = alive * unit
-    going = (continue_cost - (1 - tradeoff) * position.backbone) * arrive
-    gains = (tradeoff * arrive)[:, None, :] * position.quality
+    going = ((continue_cost - (1 - tradeoff) * position.backbone) * unit).astype(np.int64)
+    gains = ((tradeoff * unit)[:, None, :] * position.quality).astype(np.int64)
     gains += going[:, None, :]
+    gains *= alive[:, None, :]
     b, c, n = gains.shape
-    ranked = gains.astype(np.int64).reshape(b, c * n).take(position.order, axis=1).reshape(b, c, n)
+    ranked = gains.reshape(b, c * n).take(position.order, axis=1).reshape(b, c, n)
     np.cumsum(ranked, axis=2, out=ranked)
     if position.ends is not None:
         ranked += position.ends
@@ -205,9 +204,45 @@ class ConfigBatch:
                 alive &= ~leaves
         return stage
 
-    def descend(self, find: FindLine = best_line, sweeps: int | None = None) -> None:
-        """Sweep back and forth until no single position can be improved, in place."""
-        self.by_batch(lambda part: part._descend(find, sweeps or EFFORT.sweeps))
+    def descend(
+        self, find: FindLine = best_line, sweeps: int | None = None, weight: Ints | None = None
+    ) -> None:
+        """Sweep back and forth until no single position can be improved, in place.
+
+        ``weight`` (N,) goes to ``own_line``.
+        """
+        sweeps = sweeps or EFFORT.sweeps
+        if kernels.available():
+            own = kernels.OWN if weight is None else kernels.WEIGHTED
+            self.sweep(kernels.BEST if find is best_line else own, sweeps, weight)
+        else:
+            line = find if weight is None else partial(own_line, weight=weight)
+            self.by_batch(lambda part: part._descend(line, sweeps))
+
+    def sweep(self, mode: int, sweeps: int = 1, weight: Ints | None = None) -> None:
+        """Run the compiled sweep of one of its modes on every row, in place."""
+        run, weights = kernels.compiled(kernels.sweep), np.zeros(0, np.int64) if weight is None else weight
+
+        def work(part: slice) -> None:
+            rows = self.head[part], self.prefix[part], self.tradeoff[part], self.price[part], self.cap[part]
+            run(self.problem.sorted, *rows, weights, mode, sweeps)
+
+        self.problem.by_batch(len(self), work)
+
+    def take_forward(self) -> None:
+        """Take the best line of each position, front to back, as if going on were the full model."""
+        if kernels.available():
+            self.sweep(kernels.FORWARD)
+        else:
+            going = range(self.head.shape[1])
+            self.by_batch(lambda part: part.forward(dict.fromkeys(going, part.finals()), part.set_line))
+
+    def take_backward(self) -> None:
+        """Take the best line of each position, back to front, as if every sample arrived."""
+        if kernels.available():
+            self.sweep(kernels.BACKWARD)
+        else:
+            self.by_batch(lambda part: part.backward(part.stages(), part.set_line))
 
     def _descend(self, find: FindLine, sweeps: int) -> None:
         active = keep = np.arange(len(self))
@@ -260,8 +295,11 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
     Exits that nobody takes are switched off in place.
     """
     b, n = len(head), problem.samples
-    alive, quality = np.ones((b, n), bool), np.zeros(b)
-    cost, leavers = np.zeros(b), np.zeros(head.shape, np.int64)
+    quality, cost, leavers = np.zeros(b, np.int64), np.zeros(b), np.zeros(head.shape, np.int64)
+    if kernels.available():
+        kernels.compiled(kernels.simulate)(problem.sorted, head, prefix, quality, cost, leavers)
+        return quality / (problem.unit * n), cost / n, leavers
+    alive = np.ones((b, n), bool)
     for p, position in problem.used:
         here = head[:, p].copy()
         if not (here >= 0).any():
@@ -271,13 +309,13 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
         taken = count > 0
         passed = np.where(taken, np.count_nonzero(alive, axis=1), 0)
         cost += passed * position.cost[here] + count * position.backbone
-        quality += np.where(leaves, position.quality[here], 0.0).sum(axis=1)
+        quality += (np.where(leaves, position.quality[here], 0.0) * problem.unit).astype(np.int64).sum(axis=1)
         head[~taken, p], prefix[~taken, p] = OFF, 0
         leavers[:, p] = count
         alive &= ~leaves
     cost += np.count_nonzero(alive, axis=1)
-    quality += np.where(alive, problem.final, 0.0).sum(axis=1)
-    return quality / n, cost / n, leavers
+    quality += (np.where(alive, problem.final, 0.0) * problem.unit).astype(np.int64).sum(axis=1)
+    return quality / (problem.unit * n), cost / n, leavers
 
 
 def per_sample(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, Line, simulate, without
+from offramp.solver.kernels import OFF, SAME
+from offramp.solver.line_search import ConfigBatch, Line, simulate, without
 from offramp.solver.problem import Floats, Ints, Problem, SortedPosition
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from offramp.core import CostTable, ExitRecords, full_quality
 from offramp.solver.effort import EFFORT
+from offramp.solver.kernels import NEVER, Sorted
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -25,7 +27,8 @@ Bools = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
 
-NEVER = -(1 << 62)
+FEW = 8
+"""Up to so many values of quality the kernels work by value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,7 @@ class Problem:
     # gains are summed as integers in steps of 1 / unit: seven times faster than in floating point, and free
     # of rounding; the step is as fine as 64 bits allow (1e-14 at N = 5000)
     unit: float
+    sorted: Sorted  # the same in one piece
     workers: int = 1  # threads to work with; the answers are the same for any number
 
     @classmethod
@@ -79,16 +83,32 @@ class Problem:
         """Sort and scale; a full model of quality 0 leaves qualities as they are."""
         mean = full_quality(records)
         scale = mean if mean > 0 else 1.0
-        positions = tuple(_sorted_position(records, costs, p, scale) for p in range(len(records.positions)))
         final = records.final_quality.astype(np.float64) / scale
-        largest = max(final.max(), *(position.quality.max(initial=0) for position in positions))
-        bound = largest + 2 + sum(float(position.cost.max(initial=0)) for position in positions)
+        whole, confidence = _sorted(records, costs, final, scale)
+        positions = []
+        for p, (start, stop) in enumerate(pairwise(whole.first.tolist())):
+            order = whole.order[start:stop] % np.uint32(records.samples)
+            heads = np.flatnonzero(records.exists[p])
+            at = np.s_[start:stop]
+            positions.append(
+                SortedPosition(
+                    heads=tuple(heads.tolist()),
+                    confidence=confidence[at],
+                    order=(order + np.int64(records.samples) * np.arange(len(heads))[:, None]).ravel(),
+                    rank=whole.rank[at],
+                    ends=None if whole.fits[at].all() else np.where(whole.fits[at], 0, NEVER),
+                    quality=whole.quality[at],
+                    backbone=float(whole.backbone[p]),
+                    cost=whole.entry[at],
+                )
+            )
         return cls(
             records=records,
-            positions=positions,
+            positions=tuple(positions),
             final=final,
             full=mean / scale,
-            unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
+            unit=whole.unit,
+            sorted=whole,
             workers=workers,
         )
 
@@ -137,27 +157,40 @@ class Problem:
         return [work(part) for part in parts]
 
 
-def _sorted_position(records: ExitRecords, costs: CostTable, p: int, scale: float) -> SortedPosition:
-    heads = np.flatnonzero(records.exists[p])
-    confidence = records.confidence[p, heads]
+def _sorted(records: ExitRecords, costs: CostTable, final: Floats, scale: float) -> tuple[Sorted, Singles]:
+    """The heads of all positions in one piece, and their confidences (H, N), -inf where not finite."""
+    confidence = records.confidence[records.exists]
     confidence = np.where(np.isfinite(confidence), confidence, np.float32(-np.inf))
     order = most_confident_first(confidence)
-    c, n = order.shape
-    rank = np.empty((c, n), np.int32)
+    heads, n = order.shape
+    rank = np.empty((heads, n), np.int32)
     np.put_along_axis(rank, order, np.arange(n, dtype=np.int32)[None], axis=1)
     falling = np.take_along_axis(confidence, order, axis=1)
     fits = np.isfinite(falling)
     fits[:, :-1] &= falling[:, :-1] > falling[:, 1:]
-    return SortedPosition(
-        heads=tuple(heads.tolist()),
-        confidence=confidence,
-        order=(order + n * np.arange(c)[:, None]).ravel(),
+    quality = records.quality[records.exists].astype(np.float64) / scale
+    levels = np.unique(quality)
+    if levels.size > FEW or levels.size * n >= 1 << 32:
+        levels = levels[:0]
+    else:
+        order += n * np.searchsorted(levels, np.take_along_axis(quality, order, axis=1))
+    entry = costs.heads[records.exists] / costs.full
+    largest = max(final.max(), quality.max(initial=0))
+    by_position = np.append(np.float64(0), np.where(records.exists, costs.heads, 0).max(axis=1, initial=0))
+    bound = largest + 2 + float(by_position.sum()) / costs.full
+    whole = Sorted(
+        first=np.append(0, np.count_nonzero(records.exists, axis=1)).cumsum(),
+        backbone=costs.backbone[:-1] / costs.full,
+        entry=entry,
+        order=order.astype(np.uint32),
         rank=rank,
-        ends=None if fits.all() else np.where(fits, 0, NEVER),
-        quality=records.quality[p, heads].astype(np.float64) / scale,
-        backbone=float(costs.backbone[p] / costs.full),
-        cost=costs.heads[p, heads] / costs.full,
+        quality=quality,
+        levels=levels,
+        fits=fits[:, :0] if fits.all() else fits,
+        final=final,
+        unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
     )
+    return whole, confidence
 
 
 def most_confident_first(confidence: Singles) -> Ints:

@@ -8,13 +8,13 @@ averaged by rank over bootstrap resamples (bagging; Breiman, 1996).
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 
 from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF, SAME, ConfigBatch, own_line, per_sample, without
+from offramp.solver.kernels import OFF, SAME
+from offramp.solver.line_search import ConfigBatch, own_line, per_sample, without
 from offramp.solver.problem import Floats, Ints, Problem
 
 SELECTION_BIAS = 2.0
@@ -45,7 +45,7 @@ def parsimonious(objectives: Objectives, candidates: CandidateSet, seed: int, av
         rows.head[i], rows.prefix[i] = significant_exits(problem, lam, rows.head[i], rows.prefix[i], known)
     changed = np.flatnonzero((rows.head != before).any(axis=1))
     part = rows.take(changed)
-    part.descend(partial(own_line, weight=np.ones(problem.samples)))
+    part.descend(own_line, weight=np.ones(problem.samples, np.int64))
     rows.put(changed, part)
     if average:
         _average(problem, rows, seed)
@@ -122,11 +122,11 @@ def _average(problem: Problem, rows: ConfigBatch, seed: int) -> None:
     total = rows.prefix.astype(np.float64)
     random, order = np.random.default_rng(seed), problem.canonical()
     for _ in range(EFFORT.resamples):
-        weight = np.empty(problem.samples)
+        weight = np.empty(problem.samples, np.int64)
         drawn = random.integers(0, problem.samples, problem.samples)
         weight[order] = np.bincount(drawn, minlength=problem.samples)
         part = rows.take(slice(None))
-        part.descend(partial(own_line, weight=weight), EFFORT.resample_sweeps)
+        part.descend(own_line, EFFORT.resample_sweeps, weight)
         total += part.prefix
     mean = np.rint(total / (EFFORT.resamples + 1)).astype(np.int64)
     for p, position in problem.used:

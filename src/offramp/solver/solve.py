@@ -19,7 +19,8 @@ from offramp.solver.candidates import CandidateSet, Objectives, Step
 from offramp.solver.common_threshold import threshold_between
 from offramp.solver.constructive import back_to_front, iterative, same_threshold, single_pass
 from offramp.solver.effort import EFFORT
-from offramp.solver.line_search import OFF, best_line, own_line
+from offramp.solver.kernels import OFF
+from offramp.solver.line_search import best_line, own_line
 from offramp.solver.local_search import descend_from_best, refine, thin_out
 from offramp.solver.problem import Ints, Problem
 from offramp.solver.pruning import needed_only, parsimonious, path

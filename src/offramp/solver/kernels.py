@@ -1,0 +1,338 @@
+"""Inner loops of the search, as machine code where numba is installed (extra ``fast``).
+
+Each function does for one row after another what its namesake in ``line_search`` or ``pruning`` does with NumPy
+for many at once, and gives the same answers bit for bit: gains and qualities are summed as integers, and what
+is rounded is computed in the same order. Letters and terms are those of ``line_search``. Without numba the
+functions still run, slowly: that is how they are tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.uint32]
+Stages = npt.NDArray[np.int32]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SAME = 1e-11
+"""Differences in J below this are rounding of the running sums (N = 1e5 samples of magnitude 1)."""
+
+OFF = -1
+NEVER = -(1 << 62)
+
+BEST, OWN, WEIGHTED, FORWARD, BACKWARD = range(5)
+"""What ``sweep`` does: descend by best lines, by own lines, by weighted own lines; or sweep once and take every
+line, front to back or back to front."""
+
+NO_NUMBA = "OFFRAMP_NO_NUMBA"
+"""Environment variable: where it is not empty, the search uses NumPy even if numba is installed."""
+
+
+class Sorted(NamedTuple):
+    """A problem as the kernels take it: the heads of all P positions in one row of H, sorted."""
+
+    first: Ints  # (P + 1,) index of each position's first head, and H
+    backbone: Floats  # (P,) cost up to there, over the full model's
+    entry: Floats  # (H,) cost of the heads, over the full model's
+    # (H, N) the samples, most confident first: with few levels of quality, level * N + sample
+    order: Indices
+    rank: npt.NDArray[np.int32]  # (H, N) place of each sample in that order
+    quality: Floats  # (H, N)
+    levels: Floats  # (V,) the values that quality takes; (0,) where they are many
+    fits: Bools  # (H, N) whether a threshold fits right after a sample, in that order; (H, 0): after every one
+    final: Floats  # (N,) quality of the backbone's output
+    unit: float  # steps of the integer sums per unit of J
+
+
+def available() -> bool:
+    """Whether numba is installed, and not switched off by ``NO_NUMBA``."""
+    return _installed() and not os.environ.get(NO_NUMBA)
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("numba") is not None
+
+
+@cache
+def compiled(function: F) -> F:
+    """A function of this module as machine code: made when first used, kept on disk for other processes."""
+    import numba
+
+    code = function.__code__
+    own = {name: compiled(_HELPERS[name]) for name in code.co_names if name in _HELPERS}
+    linked = FunctionType(code, {**function.__globals__, **own}, function.__name__)
+    linked.__module__, linked.__qualname__ = function.__module__, function.__qualname__
+    return cast(F, numba.njit(cache=True, nogil=True)(linked))
+
+
+def sweep(
+    problem: Sorted,
+    head: Ints,
+    prefix: Ints,
+    tradeoff: Floats,
+    price: Floats,
+    cap: Ints,
+    weight: Ints,
+    mode: int,
+    sweeps: int,
+) -> None:
+    """Sweep B rows back and forth until no line improves them, in place; at most ``sweeps`` times.
+
+    ``weight`` (N,) is how often each sample counts in the mode ``WEIGHTED``.
+    """
+    positions, samples = len(problem.backbone), len(problem.final)
+    later = np.empty((positions, samples))  # what going on from each position costs
+    cost = np.empty(samples)
+    stage = np.empty(samples, np.int32)  # where each sample leaves; P for the backbone's output
+    base, gain = np.empty(samples, np.int64), np.empty((len(problem.levels), samples), np.int64)
+    present = np.empty(0 if len(problem.levels) else samples, np.int64)
+    for b in range(len(head)):
+        lam = tradeoff[b]
+        for i in range(samples):
+            cost[i] = (1 - lam) - lam * problem.final[i]
+        stages(problem, head[b], prefix[b], stage, mode < FORWARD)
+        if mode == FORWARD:
+            for p in range(positions):
+                later[p] = cost
+        for turn in range(sweeps):
+            forward = mode == FORWARD or turn % 2 == 1
+            moved = False
+            if forward:
+                stage[:] = positions
+            else:
+                for i in range(samples):
+                    cost[i] = (1 - lam) - lam * problem.final[i]
+            for step in range(positions):
+                p = step if forward else positions - 1 - step
+                if problem.first[p] == problem.first[p + 1]:
+                    continue
+                if not forward:
+                    later[p] = cost
+                if head[b, p] != OFF or mode == BEST or mode >= FORWARD:
+                    least = positions if forward else p
+                    arrived = gains(problem, p, lam, later[p], stage, least, weight, base, gain)
+                    if len(problem.levels) == 0:
+                        count_present(stage, least, weight, present)
+                    moved |= line(
+                        problem, p, head[b], prefix[b], lam, price[b], cap[b], arrived, base, gain, present, mode
+                    )
+                if head[b, p] == OFF:
+                    continue
+                h = problem.first[p] + head[b, p]
+                if forward:
+                    leave(problem, h, p, prefix[b, p], stage)
+                else:
+                    before(problem, h, p, prefix[b, p], lam, cost)
+            if mode >= FORWARD or not moved:
+                break
+
+
+def stages(
+    problem: Sorted, head: Ints, prefix: Ints, stage: Stages, filled: bool
+) -> None:
+    """Write into ``stage`` (N,) where each sample leaves; P where not ``filled``."""
+    positions = len(head)
+    stage[:] = positions
+    if filled:
+        for p in range(positions - 1, -1, -1):
+            if head[p] != OFF:
+                rank, size = problem.rank[problem.first[p] + head[p]], prefix[p]
+                for i in range(len(stage)):
+                    stage[i] = p if rank[i] < size else stage[i]
+
+
+def gains(
+    problem: Sorted,
+    p: int,
+    lam: float,
+    later: Floats,
+    stage: Stages,
+    least: int,
+    weight: Ints,
+    base: Ints,
+    gain: Ints,
+) -> int:
+    """What each sample that arrives at p, ``stage >= least``, gains by leaving there. Returns how many arrive.
+
+    Written are ``base`` (N,), without quality, and, of few levels of quality, ``gain`` (V, N) for each; 0 for
+    those that do not arrive. ``weight`` (N,) or (0,) is how often each sample counts.
+    """
+    saved, arrived, none = (1 - lam) * problem.backbone[p], 0, np.int64(0)
+    for i in range(len(base)):
+        value = np.int64((later[i] - saved) * problem.unit)
+        base[i] = value if stage[i] >= least else none
+    for i in range(len(base)):
+        arrived += int(stage[i] >= least)
+    for level in range(len(problem.levels)):
+        row, added = gain[level], np.int64(lam * problem.unit * problem.levels[level])
+        for i in range(len(base)):
+            row[i] = base[i] + added if stage[i] >= least else none
+        if len(weight) > 0:
+            row *= weight
+    return arrived
+
+
+def line(
+    problem: Sorted,
+    p: int,
+    head: Ints,
+    prefix: Ints,
+    lam: float,
+    price: float,
+    cap: int,
+    arrived: int,
+    base: Ints,
+    gain: Ints,
+    present: Ints,
+    mode: int,
+) -> bool:
+    """Give one row (P,) the best choice at p, in place, if that lowers J. Returns whether it does."""
+    own, samples = head[p], len(base)
+    own_only = mode == OWN or mode == WEIGHTED
+    found, end, most, now = OFF, 0, 0.0, 0.0
+    step = 1 / (problem.unit * samples)
+    for c in range(problem.first[p + 1] - problem.first[p]):
+        if own_only and c != own:
+            continue
+        h = problem.first[p] + c
+        kept = prefix[p] if c == own else 0
+        if len(problem.levels) > 0:
+            peak, place, held = peak_by_level(problem, h, gain.ravel(), kept)
+        else:
+            peak, place, held = peak_by_value(problem, h, lam * problem.unit, base, present, kept)
+        fixed = (1 - lam) * problem.entry[h] * arrived / samples + price
+        reached = peak * step - fixed
+        if c == own:
+            now = held * step - fixed
+        if found == OFF or reached > most:
+            found, most, end = c, reached, place
+    enable = most > SAME
+    if mode == WEIGHTED:
+        enable = True
+    elif not own_only and enable:
+        enabled = 0
+        for each in head:
+            enabled += each != OFF
+        enable = enabled - (own != OFF) < cap
+    improvement = (most if enable else 0.0) - now
+    taken = mode >= FORWARD or improvement > SAME or (not enable and own != OFF)
+    if taken:
+        head[p] = found if enable else OFF
+        prefix[p] = end + 1 if enable else 0
+    return taken
+
+
+def peak_by_level(problem: Sorted, h: int, gain: Ints, kept: int) -> tuple[int, int, int]:
+    """The peak of the running sum along head h, its place, and the sum of the first ``kept`` samples.
+
+    ``gain`` (V * N,) has one row per level of quality.
+    """
+    order, fits = problem.order[h], problem.fits[h]
+    total, peak, held, place = np.int64(0), np.int64(NEVER), np.int64(0), 0
+    for begin, stop in ((0, kept), (kept, len(order))):
+        if len(fits) > 0:
+            for k in range(begin, stop):
+                total += gain[order[k]]
+                value = total if fits[k] else np.int64(NEVER)  # without a branch: ties come at random
+                if value > peak:
+                    peak, place = value, k
+        else:
+            for k in range(begin, stop):
+                total += gain[order[k]]
+                if total > peak:
+                    peak, place = total, k
+        if begin == 0:
+            held = total
+    return int(peak), place, int(held)
+
+
+def count_present(stage: Stages, least: int, weight: Ints, present: Ints) -> None:
+    """Write into ``present`` (N,) how often each sample counts: 0 for those that do not arrive."""
+    for i in range(len(stage)):
+        present[i] = (weight[i] if len(weight) > 0 else 1) if stage[i] >= least else 0
+
+
+def peak_by_value(
+    problem: Sorted, h: int, scale: float, base: Ints, present: Ints, kept: int
+) -> tuple[int, int, int]:
+    """As ``peak_by_level``, of qualities that take many values: ``base`` (N,) is without them."""
+    order, quality, ties = problem.order[h], problem.quality[h], problem.fits.shape[1] > 0
+    total, peak, held, place = np.int64(0), np.int64(NEVER), np.int64(0), 0
+    for k in range(len(order)):
+        i = order[k]
+        total += (base[i] + np.int64(scale * quality[i])) * present[i]
+        if total > peak and (not ties or problem.fits[h, k]):
+            peak, place = total, k
+        if k == kept - 1:
+            held = total
+    return int(peak), place, int(held)
+
+
+def leave(problem: Sorted, h: int, p: int, prefix: int, stage: Stages) -> None:
+    """Let those of the samples still there leave at p that are in the prefix of head h."""
+    positions, rank = len(problem.backbone), problem.rank[h]
+    for i in range(len(stage)):
+        stage[i] = p if stage[i] == positions and rank[i] < prefix else stage[i]
+
+
+def before(problem: Sorted, h: int, p: int, prefix: int, lam: float, cost: Floats) -> None:
+    """Turn what going on after p costs each sample (N,) into what arriving at p costs it, in place."""
+    rank, quality = problem.rank[h], problem.quality[h]
+    toll = (1 - lam) * problem.entry[h]
+    saved = (1 - lam) * problem.backbone[p]
+    for i in range(len(cost)):
+        cost[i] = (saved - lam * quality[i] if rank[i] < prefix else cost[i]) + toll
+
+
+def simulate(
+    problem: Sorted, head: Ints, prefix: Ints, quality: Ints, cost: Floats, leavers: Ints
+) -> None:
+    """Write the sums of quality, in steps of 1 / unit, and of cost (B,) of B rows, and their leavers (B, P).
+
+    Exits that nobody takes are switched off.
+    """
+    positions, samples, none = len(problem.backbone), len(problem.final), np.int64(0)
+    there = np.empty(samples, np.bool_)
+    for b in range(len(head)):
+        there[:] = True
+        left, total, spent = samples, np.int64(0), 0.0
+        for p in range(positions):
+            leavers[b, p] = 0
+            if head[b, p] == OFF:
+                continue
+            h = problem.first[p] + head[b, p]
+            rank, value, size = problem.rank[h], problem.quality[h], prefix[b, p]
+            count = 0
+            for i in range(samples):
+                leaves = there[i] & (rank[i] < size)
+                total += np.int64(value[i] * problem.unit) if leaves else none
+                count += int(leaves)
+                there[i] = there[i] & (rank[i] >= size)
+            passed = left if count > 0 else 0
+            spent += passed * problem.entry[h] + count * problem.backbone[p]
+            if count == 0:
+                head[b, p], prefix[b, p] = OFF, 0
+            leavers[b, p] = count
+            left -= count
+        for i in range(samples):
+            total += np.int64(problem.final[i] * problem.unit) if there[i] else none
+        quality[b], cost[b] = total, spent + left
+
+
+_HELPERS = {
+    each.__name__: each
+    for each in (stages, gains, count_present, line, peak_by_level, peak_by_value, leave, before)
+}
