@@ -36,6 +36,8 @@ class ExitRecords:
         meta: plain JSON values (task, source).
         quality_kind: what quality compares with: "labels", "agreement" (with the full model's own answer), or
             None where that is not known. Files keep it in ``meta["quality"]``, and it is read from there.
+        groups: (N,) whole numbers; samples with the same one belong together (views of one picture, lines of
+            one text) and are never taken apart where some are held out to judge others. None: each is its own.
 
     Raises:
         InputError: shapes disagree, a name repeats, or a quality of an existing head is outside [0, 1].
@@ -51,11 +53,14 @@ class ExitRecords:
     logits: npt.NDArray[np.float32] | None = None
     meta: Mapping[str, Any] | None = None
     quality_kind: str | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in _ARRAYS}
         freeze(self, **{k: np.asarray(v, np.float32) for k, v in given.items() if v is not None})
         freeze(self, exists=np.asarray(self.exists, bool))
+        if self.groups is not None:
+            freeze(self, groups=_whole_numbers(self.groups, self.final_quality.size))
         for name in ("positions", "heads"):
             value = getattr(self, name)
             if isinstance(value, str):  # it would be taken apart into letters
@@ -122,7 +127,7 @@ class ExitRecords:
             raise InputError(
                 f"subset(): expected indices below {self.samples}, got {pick.min()} to {pick.max()}"
             )
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "groups")}
         return replace(
             self,
             **{k: v[pick] if v.ndim == 1 else v[:, :, pick] for k, v in arrays.items() if v is not None},
@@ -151,7 +156,7 @@ class ExitRecords:
         Raises:
             StorageError: the folder cannot be written or is full.
         """
-        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "exists")}
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "exists", "groups")}
         arrays = {name: array for name, array in arrays.items() if array is not None}
         meta = {
             "positions": self.positions,
@@ -173,3 +178,13 @@ class ExitRecords:
             return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **fields)
         except (KeyError, TypeError, InputError) as error:
             raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error
+
+
+def _whole_numbers(values: npt.ArrayLike, samples: int) -> npt.NDArray[np.int64]:
+    groups = np.asarray(values)
+    if groups.shape != (samples,) or groups.dtype.kind not in "iu":
+        raise InputError(
+            f"ExitRecords.groups: expected whole numbers of shape ({samples},), one for each sample, got "
+            f"{groups.dtype} of shape {groups.shape}"
+        )
+    return groups.astype(np.int64)

@@ -29,11 +29,8 @@ class Effort:
     reference_cells: int = 5_000_000
     resamples: int = 10  # bootstrap resamples that thresholds are averaged over (bench/search compare)
     resample_sweeps: int = 2  # sweeps on each, from the optimum on all samples
-    folds: int = 5  # of cross-validation
-    fold_objectives: int = 9  # objectives compared on held-out folds (bench/search compare)
-    # divisions into folds at most; one alone moves mean J by 0.003 at N = 500, more than the choices differ
-    repeats: int = 3  # (bench/search compare)
-    repeated_samples: int = 2000  # N up to which the division into folds is repeated
+    folds: int = 5  # that hold samples out
+    dial_objectives: int = 26  # trade-offs that a dial is found from (bench/honesty)
     window: float = 0.25  # of a step of the frontier: how far below a budget the best quality is looked for
     stride: int = 4  # budgets between which a walk along the frontier does not turn
     passes: int = 4  # what is found between two configurations is walked from again, where gaps are left

@@ -51,7 +51,9 @@ class Sorted(NamedTuple):
     rank: npt.NDArray[np.int32]  # (H, N) place of each sample in that order
     quality: Floats  # (H, N)
     levels: Floats  # (V,) the values that quality takes; (0,) where they are many
-    fits: Bools  # (H, N) whether a threshold fits right after a sample, in that order; (H, 0): after every one
+    fits: (
+        Bools  # (H, N) whether a threshold fits right after a sample, in that order; (H, 0): after every one
+    )
     final: Floats  # (N,) quality of the backbone's output
     unit: float  # steps of the integer sums per unit of J
 
@@ -119,15 +121,26 @@ def sweep(
                 p = step if forward else positions - 1 - step
                 if problem.first[p] == problem.first[p + 1]:
                     continue
-                if not forward:
-                    later[p] = cost
                 if head[b, p] != OFF or mode == BEST or mode >= FORWARD:
+                    if not forward:
+                        later[p] = cost
                     least = positions if forward else p
                     arrived = gains(problem, p, lam, later[p], stage, least, weight, base, gain)
                     if len(problem.levels) == 0:
                         count_present(stage, least, weight, present)
                     moved |= line(
-                        problem, p, head[b], prefix[b], lam, price[b], cap[b], arrived, base, gain, present, mode
+                        problem,
+                        p,
+                        head[b],
+                        prefix[b],
+                        lam,
+                        price[b],
+                        cap[b],
+                        arrived,
+                        base,
+                        gain,
+                        present,
+                        mode,
                     )
                 if head[b, p] == OFF:
                     continue
@@ -140,9 +153,7 @@ def sweep(
                 break
 
 
-def stages(
-    problem: Sorted, head: Ints, prefix: Ints, stage: Stages, filled: bool
-) -> None:
+def stages(problem: Sorted, head: Ints, prefix: Ints, stage: Stages, filled: bool) -> None:
     """Write into ``stage`` (N,) where each sample leaves; P where not ``filled``."""
     positions = len(head)
     stage[:] = positions
@@ -297,9 +308,7 @@ def before(problem: Sorted, h: int, p: int, prefix: int, lam: float, cost: Float
         cost[i] = (saved - lam * quality[i] if rank[i] < prefix else cost[i]) + toll
 
 
-def simulate(
-    problem: Sorted, head: Ints, prefix: Ints, quality: Ints, cost: Floats, leavers: Ints
-) -> None:
+def simulate(problem: Sorted, head: Ints, prefix: Ints, quality: Ints, cost: Floats, leavers: Ints) -> None:
     """Write the sums of quality, in steps of 1 / unit, and of cost (B,) of B rows, and their leavers (B, P).
 
     Exits that nobody takes are switched off.
@@ -330,6 +339,46 @@ def simulate(
         for i in range(samples):
             total += np.int64(problem.final[i] * problem.unit) if there[i] else none
         quality[b], cost[b] = total, spent + left
+
+
+def without_each(
+    problem: Sorted, head: Ints, prefix: Ints, quality: Floats, cost: Floats, lost: Floats, spared: Floats
+) -> None:
+    """Write quality and cost (N,) of one configuration (P,), and by how much they change without each exit.
+
+    ``lost`` and ``spared`` are (E, N), of the E enabled exits front to back.
+    """
+    quality[:] = problem.final
+    cost[:] = 1.0
+    e, nothing = len(lost), 0.0
+    for p in range(len(head) - 1, -1, -1):
+        if head[p] == OFF:
+            continue
+        e -= 1
+        h, size = problem.first[p] + head[p], prefix[p]
+        rank, own, change, more = problem.rank[h], problem.quality[h], lost[e], spared[e]
+        spent, entry = problem.backbone[p], problem.entry[h]
+        for i in range(len(quality)):
+            here, later = own[i], quality[i]
+            change[i] = later - here if rank[i] < size else nothing
+            quality[i] = here if rank[i] < size else later
+        for i in range(len(cost)):
+            later = cost[i]
+            more[i] = (later - spent if rank[i] < size else nothing) - entry
+            cost[i] = (spent if rank[i] < size else later) + entry
+    there = np.ones(len(quality), np.bool_)
+    for p in range(len(head)):
+        if head[p] == OFF:
+            continue
+        rank, size = problem.rank[problem.first[p] + head[p]], prefix[p]
+        change, more = lost[e], spared[e]
+        for i in range(len(there)):
+            before, spent = change[i], more[i]
+            change[i] = before if there[i] else nothing
+            more[i] = spent if there[i] else nothing
+        for i in range(len(there)):
+            there[i] = there[i] & (rank[i] >= size)
+        e += 1
 
 
 _HELPERS = {

@@ -318,15 +318,49 @@ def simulate(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats
     return quality / (problem.unit * n), cost / n, leavers
 
 
-def per_sample(problem: Problem, head: Ints, prefix: Ints) -> tuple[Floats, Floats]:
-    """Quality and cost (N,) each, of every sample under one configuration (P,), in the problem's scale."""
-    quality, cost = problem.final, np.ones(problem.samples)
-    for p, position in reversed(problem.used):
-        if head[p] != OFF:
-            leaves = position.rank[head[p]] < prefix[p]
-            quality = np.where(leaves, position.quality[head[p]], quality)
-            cost = np.where(leaves, position.backbone, cost) + position.cost[head[p]]
-    return quality, cost
+@dataclass(frozen=True, eq=False)
+class PerSample:
+    """One configuration, sample by sample, in the problem's scale, and what changes without each exit.
+
+    E exits are enabled, at ``places`` (E,), front to back; ``lost`` and ``spared`` (E, N) are added to
+    ``quality`` and ``cost`` (N,) where that exit is off.
+    """
+
+    quality: Floats
+    cost: Floats
+    places: Ints
+    lost: Floats
+    spared: Floats
+
+    def objective(self, tradeoff: float) -> Floats:
+        """(N,) J of each sample, up to a constant."""
+        return (1 - tradeoff) * self.cost - tradeoff * self.quality
+
+
+def per_sample(problem: Problem, head: Ints, prefix: Ints) -> PerSample:
+    """Every sample under one configuration (P,)."""
+    places, n = np.flatnonzero(head != OFF), problem.samples
+    lost, spared = np.empty((len(places), n)), np.empty((len(places), n))
+    if kernels.available():
+        quality, cost = np.empty(n), np.empty(n)
+        kernels.compiled(kernels.without_each)(problem.sorted, head, prefix, quality, cost, lost, spared)
+        return PerSample(quality, cost, places, lost, spared)
+    quality, cost = problem.final, np.ones(n)
+    leaving = []
+    for e in range(len(places) - 1, -1, -1):
+        p = places[e]
+        position, own = problem.positions[p], head[p]
+        leaves = position.rank[own] < prefix[p]
+        leaving.append(leaves)
+        lost[e] = np.where(leaves, quality - position.quality[own], 0.0)
+        spared[e] = np.where(leaves, cost - position.backbone, 0.0) - position.cost[own]
+        quality = np.where(leaves, position.quality[own], quality)
+        cost = np.where(leaves, position.backbone, cost) + position.cost[own]
+    there = np.ones(n, bool)
+    for e in range(len(places)):
+        lost[e, ~there] = spared[e, ~there] = 0.0
+        there &= ~leaving.pop()
+    return PerSample(quality, cost, places, lost, spared)
 
 
 def without(head: Ints, prefix: Ints, off: int | Ints) -> tuple[Ints, Ints]:

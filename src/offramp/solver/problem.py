@@ -7,9 +7,10 @@ leave".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -127,9 +128,13 @@ class Problem:
 
         It is the same however the samples came.
         """
-        values = np.concatenate([position.confidence for position in self.positions])
-        places = self.samples - np.array([np.searchsorted(np.sort(v), v, side="right") for v in values])
-        places = places.reshape(-1, self.samples)
+        n = self.samples
+        places = self.sorted.rank
+        if self.sorted.fits.size:  # equal confidences share the place of the first
+            starts = np.append(np.ones((len(places), 1), bool), self.sorted.fits[:, :-1], axis=1)
+            first = np.maximum.accumulate(np.where(starts, np.arange(n), 0), axis=1)
+            places = np.take_along_axis(first, places, axis=1)
+        places = places.astype(np.int64)
         quality = sum((position.quality.sum(axis=0) for _, position in self.used), self.final * len(places))
         return np.lexsort((self.final, quality, (places**2).sum(axis=0), places.sum(axis=0)))
 
@@ -151,10 +156,15 @@ class Problem:
     def by_batch(self, rows: int, work: Callable[[slice], T]) -> list[T]:
         """Do ``work`` on slices of so many rows that are quick to work on together; results in order."""
         parts = [slice(start, start + self.batch) for start in range(0, rows, self.batch)]
-        if self.workers > 1 and len(parts) > 1:  # NumPy lets go of the interpreter in its long loops
-            with ThreadPoolExecutor(self.workers) as threads:
-                return list(threads.map(work, parts))
-        return [work(part) for part in parts]
+        return in_parallel([partial(work, part) for part in parts], self.workers)
+
+
+def in_parallel(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
+    """What tasks return, in order; long loops of NumPy and of the kernels let other threads run."""
+    if workers > 1 and len(tasks) > 1:
+        with ThreadPoolExecutor(workers) as threads:
+            return [future.result() for future in [threads.submit(task) for task in tasks]]
+    return [task() for task in tasks]
 
 
 def _sorted(records: ExitRecords, costs: CostTable, final: Floats, scale: float) -> tuple[Sorted, Singles]:

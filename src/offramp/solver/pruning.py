@@ -61,7 +61,7 @@ def needed_only(objectives: Objectives, candidates: CandidateSet, picks: Ints, b
     head, prefix = candidates.head[picks], candidates.prefix[picks]
     references = zip(objectives.tradeoff.tolist(), best.best(objectives)[0].tolist(), strict=True)
     for i, (lam, j) in enumerate(references):
-        reference = _loss(problem, lam, best.head[j], best.prefix[j])
+        reference = per_sample(problem, best.head[j], best.prefix[j]).objective(lam)
         while (p := _needless(problem, lam, head[i], prefix[i], reference)) is not None:
             head[i], prefix[i] = without(head[i], prefix[i], p)
     return candidates.add(head, prefix, candidates.common[picks])
@@ -69,17 +69,13 @@ def needed_only(objectives: Objectives, candidates: CandidateSet, picks: Ints, b
 
 def _needless(problem: Problem, tradeoff: float, head: Ints, prefix: Ints, reference: Floats) -> int | None:
     """The last exit without which J is within one standard error of that of the reference."""
-    for p in np.flatnonzero(head != OFF)[::-1].tolist():  # fewest samples pass there
-        worse = _loss(problem, tradeoff, *without(head, prefix, p)) - reference
+    found = per_sample(problem, head, prefix)
+    above = found.objective(tradeoff) - reference
+    for e in range(len(found.places) - 1, -1, -1):  # fewest samples pass there
+        worse = above + (1 - tradeoff) * found.spared[e] - tradeoff * found.lost[e]
         if worse.mean() <= worse.std() / math.sqrt(problem.samples) + SAME:
-            return int(p)
+            return int(found.places[e])
     return None
-
-
-def _loss(problem: Problem, tradeoff: float, head: Ints, prefix: Ints) -> Floats:
-    """(N,) J of each sample, up to a constant."""
-    quality, cost = per_sample(problem, head, prefix)
-    return (1 - tradeoff) * cost - tradeoff * quality
 
 
 Known = dict[bytes, dict[int, tuple[Floats, Floats]]]
@@ -99,11 +95,10 @@ def significant_exits(
     while True:
         key = head.tobytes() + prefix.tobytes()
         if key not in known:
-            quality, cost = per_sample(problem, head, prefix)
+            found = per_sample(problem, head, prefix)
             known[key] = {}
-            for p in np.flatnonzero(head != OFF).tolist():
-                other_quality, other_cost = per_sample(problem, *without(head, prefix, p))
-                both = np.stack([other_quality - quality, other_cost - cost])
+            for p, lost, spared in zip(found.places.tolist(), found.lost, found.spared, strict=True):
+                both = np.stack([lost, spared])
                 known[key][p] = both.mean(axis=1), np.cov(both, bias=True)
         least, dropped = 1.0, OFF
         for p, (mean, covariance) in known[key].items():

@@ -23,12 +23,14 @@ from offramp.core import (
     check_match,
     check_tradeoffs,
     expected,
+    full_quality,
     is_count,
     is_number,
 )
 from offramp.errors import InputError
-from offramp.solver.cross_validation import choose_price, rounds
+from offramp.solver.cross_fit import Folds, judged_settings, thinned
 from offramp.solver.fill import fill
+from offramp.solver.pruning import SELECTION_BIAS
 from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
@@ -91,31 +93,47 @@ def search(
     wanted = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
     lambdas = check_tradeoffs(wanted, "search(tradeoffs=...)")
     _check(regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step)
-    price = 0.0 if isinstance(regularise, str) else float(regularise or 0)
-    auto = isinstance(regularise, str) and method == "exact"
     positions = len(records.positions)
     cap = positions if max_exits is None else min(int(max_exits), positions)
-    plan = SearchPlan(method=method, price=price, cap=cap, seed=seed, workers=int(workers))
     step = float(step) if step is not None and method == "exact" else None
-    total = (rounds(records.samples, seed) if auto else 0) + 3
-    with progress_bar("Searching configurations", total, progress) as advance:
-        report = partial(next, map(advance, count(1)))
-        if auto:
-            plan = choose_price(records, costs, lambdas, plan, report)
-        candidates, picks = solve(records, costs, plan, lambdas, report)
-        listed, between = (picks[:0], picks[:0]) if step is None else fill(candidates, picks, step, cap)
-        advance(total)
+    honest = isinstance(regularise, str) and method == "exact"
+    price = SELECTION_BIAS / records.samples if honest else 0.0
+    if isinstance(regularise, (int, float)):
+        price = float(regularise)
+    plan = SearchPlan(
+        method=method, price=price, cap=cap, parsimonious=honest, seed=seed, workers=int(workers)
+    )
+    find = _cross_fitted if honest else _in_sample
     meta = {
         "method": method,
         "regularise": regularise if isinstance(regularise, str) else regularise and price,
-        "chosen": {"method": plan.method, "price": plan.price},
+        "figures": "cross-fitted" if honest else "in-sample",
+        "price": price,
         "max_exits": None if max_exits is None else cap,
         "step": step,
-        "proved": candidates.complete,
+        "proved": False,
         "samples": records.samples,
         "unit": costs.unit,
         "seed": seed,
     }
+    return find(records, costs, lambdas, plan, step, meta, progress)
+
+
+def _in_sample(
+    records: ExitRecords,
+    costs: CostTable,
+    lambdas: list[float],
+    plan: SearchPlan,
+    step: float | None,
+    meta: dict[str, Any],
+    progress: bool | None,
+) -> Frontier:
+    """The best configurations on these samples, with their figures on these samples."""
+    with progress_bar("Searching configurations", 3, progress) as advance:
+        report = partial(next, map(advance, count(1)))
+        candidates, picks = solve(records, costs, plan, lambdas, report)
+        listed, between = (picks[:0], picks[:0]) if step is None else fill(candidates, picks, step, plan.cap)
+        advance(3)
 
     @cache
     def with_figures(exits: Exits) -> ExitConfig:
@@ -128,7 +146,30 @@ def search(
     others, aside = (
         [with_figures(exits_of(candidates, i)) for i in part.tolist()] for part in (listed, between)
     )
+    meta["proved"] = candidates.complete
     return Frontier.of([*by_tradeoff.values(), with_figures(()), *others], by_tradeoff, meta, aside)
+
+
+def _cross_fitted(
+    records: ExitRecords,
+    costs: CostTable,
+    lambdas: list[float],
+    plan: SearchPlan,
+    step: float | None,
+    meta: dict[str, Any],
+    progress: bool | None,
+) -> Frontier:
+    """The best of both kinds of dial, with figures of what new samples keep."""
+    with progress_bar("Searching configurations", 3 * (len(Folds(records, plan.seed).masks) + 1), progress) as advance:
+        report = partial(next, map(advance, count(1)))
+        settings = judged_settings(records, costs, lambdas, plan, step, report)
+    configs = {setting: setting.config(costs) for setting in thinned(settings, step)}
+    full = full_quality(records) or 1.0
+    by_tradeoff = {}
+    for lam in lambdas:
+        best = min(configs, key=lambda each: lam * each.mean / full + (1 - lam) * each.cost)
+        by_tradeoff[lam] = replace(configs[best], tradeoff=lam)
+    return Frontier.of(configs.values(), by_tradeoff, meta)
 
 
 def _check(**given: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -65,18 +65,13 @@ def solve(
     if large:
         _from_fewer(costs, plan, lambdas, candidates)
         steps = (_polish,) if plan.parsimonious else (_polish, _no_worse)
-    elif plan.parsimonious and plan.method == "exact":  # forgives what a longer search would still find
+    elif plan.parsimonious:  # forgives what a longer search would still find
         steps = _QUICK
     report()
     for step in steps:
         picks = step(objectives, candidates)
     report()
-    if plan.parsimonious and plan.method == "same-threshold":
-        best = CandidateSet(candidates.problem)
-        for step in METHODS["exact"]:
-            step(objectives, best)
-        picks = needed_only(objectives, candidates, picks, best)
-    elif plan.parsimonious:  # with very many samples thresholds are steady as they are
+    if plan.parsimonious:  # with very many samples thresholds are steady as they are
         picks = parsimonious(objectives, candidates, plan.seed, average=not large)
     return candidates, picks
 
@@ -84,19 +79,31 @@ def solve(
 def _start(
     records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: Iterable[float]
 ) -> tuple[CandidateSet, Objectives]:
+    return CandidateSet(Problem.of(records, costs, plan.workers)), _objectives(plan, lambdas)
+
+
+def _objectives(plan: SearchPlan, lambdas: Iterable[float]) -> Objectives:
     tradeoff = np.array(list(lambdas))
-    objectives = Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
-    return CandidateSet(Problem.of(records, costs, plan.workers)), objectives
+    return Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
 
 
-def quick_candidates(
-    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: list[float]
-) -> tuple[CandidateSet, Objectives]:
-    """The quick search, with candidates at rising prices: what prices are compared on."""
-    candidates, objectives = _start(records, costs, plan, lambdas)
-    for step in (*_QUICK, path):
-        step(objectives, candidates)
-    return candidates, objectives
+def careful_and_common(
+    records: ExitRecords,
+    costs: CostTable,
+    plan: SearchPlan,
+    lambdas: list[float],
+    report: Report = lambda: None,
+) -> list[tuple[CandidateSet, Ints]]:
+    """Candidates and the best for each lambda, twice: as ``plan`` says, and with one threshold for all exits.
+
+    Of the latter, exits go that are not missed: J stays within one standard error of the best J known.
+    """
+    candidates, picks = solve(records, costs, plan, lambdas, report)
+    objectives = _objectives(replace(plan, price=0.0), lambdas)
+    common = candidates.with_common_threshold()
+    needed = needed_only(objectives, common, common.best(objectives)[0], candidates)
+    report()
+    return [(candidates, picks), (common, needed)]
 
 
 def _from_fewer(costs: CostTable, plan: SearchPlan, lambdas: list[float], candidates: CandidateSet) -> None:

@@ -1,0 +1,225 @@
+"""What a dial keeps: its configurations judged on samples that folds held out, and the drop it may promise.
+
+Every fold's training part gives a dial of its own. A configuration found on all samples, of cost c, is judged
+by what the folds' dials lose at that cost, the mixture of their two neighbours, on the samples held out. From
+the full model down, the losses add up to a running maximum; a drop of epsilon allows what was reached before
+that passes (N + 1) epsilon - 1. This is conformal risk control (arXiv 2208.02814) along the dial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.core import CostTable, ExitConfig, ExitRecords, expected, simulate
+from offramp.solver.dial import Dial, dials
+from offramp.solver.effort import EFFORT
+from offramp.solver.problem import Floats, Ints, in_parallel
+from offramp.solver.solve import Report, SearchPlan, spread
+
+NORMAL = 1.959964
+"""Standard errors on either side of a 95 % interval, by the normal approximation."""
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What the R configurations of a dial lose on new samples, in units of quality.
+
+    Args:
+        mean: (R,) the mean drop on samples held out.
+        low, high: (R,) ends of its 95 % interval.
+        promised: (R,) the least drop that may be promised: the mean loss over draws is at most this.
+    """
+
+    mean: Floats
+    low: Floats
+    high: Floats
+    promised: Floats
+
+
+class Folds:
+    """Which samples each of K folds holds out; samples of one group share a fold.
+
+    Args:
+        records: N samples.
+        seed: of the division.
+    """
+
+    def __init__(self, records: ExitRecords, seed: int) -> None:
+        names = np.arange(records.samples) if records.groups is None else records.groups
+        found, self.group = np.unique(names, return_inverse=True)
+        self.groups, self.samples = len(found), records.samples
+        count = min(EFFORT.folds, self.groups)
+        fold = np.random.default_rng(seed).permutation(self.groups) % max(count, 1)
+        of_sample = fold[self.group]
+        self.masks = [of_sample == k for k in range(count)] if count > 1 else []
+        self.unit = float(np.bincount(self.group).max()) * self.groups / self.samples
+        """Most that one group can lose, where the mean over groups is the mean over samples."""
+
+    def sums(self, losses: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
+        """(R, G') losses (R, N) added up over the groups that a fold holds out, scaled to mean loss."""
+        if self.groups == self.samples:
+            return losses[:, mask]
+        where, inverse = np.unique(self.group[mask], return_inverse=True)
+        total = np.zeros((len(losses), len(where)))
+        for row, values in zip(total, losses[:, mask], strict=True):
+            row += np.bincount(inverse, values, len(where))
+        return total * (self.groups / self.samples)
+
+
+class CrossFit:
+    """The dials of one kind that K folds gave, ready to judge any cost."""
+
+    def __init__(self, folds: Folds) -> None:
+        self.folds = folds
+        self._parts: list[tuple[Floats, Floats, Floats, Floats, Floats]] = []
+
+    def add(self, records: ExitRecords, dial: Dial, mask: npt.NDArray[np.bool_]) -> None:
+        """Take in the dial of one fold, found on the samples outside ``mask``; ``records`` are all."""
+        full = records.final_quality.astype(np.float64)
+        losses = np.stack(
+            [full - simulate(records, ExitConfig(dial.exits(i))).quality for i in dial.rows.tolist()]
+        )
+        held = self.folds.sums(losses, mask)
+        beside = (held[:-1] * held[1:]).sum(axis=1) if len(held) > 1 else np.zeros(0)
+        sums = held.sum(axis=1), (held**2).sum(axis=1), np.append(beside, 0.0)
+        self._parts.append((dial.cost, losses.mean(axis=1), *sums))
+
+    def figures(self, cost: Floats) -> Figures:
+        """Of configurations with costs (R,), strictly falling from the full model's."""
+        groups, unit = self.folds.groups, self.folds.unit
+        if not self._parts:  # nothing is known of new samples
+            worst = np.where(np.arange(len(cost)) == 0, 0.0, 1.0)
+            return Figures(worst, np.zeros_like(worst), worst, worst)
+        total, squares, means = np.zeros(len(cost)), np.zeros(len(cost)), []
+        for known, mean, sums, square, beside in self._parts:
+            at, then, weight = neighbours(known, cost)
+            rest = 1 - weight
+            total += weight * sums[at] + rest * sums[then]
+            squares += weight**2 * square[at] + rest**2 * square[then] + 2 * weight * rest * beside[at]
+            means.append(weight * mean[at] + rest * mean[then])
+        mean = total / groups
+        variance = (squares / groups + unit**2 / groups) / groups + np.var(means, axis=0, ddof=1)
+        half = NORMAL * np.sqrt(variance)
+        half[0] = 0.0  # the full model loses nothing
+        promised = first_passage(1 - cost, total / unit) * unit / (groups + 1)
+        return Figures(mean, mean - half, mean + half, promised)
+
+
+def neighbours(known: Floats, cost: Floats) -> tuple[Ints, Ints, Floats]:
+    """For each cost the two of the ``known`` ones, falling, that bracket it, and the weight of the first.
+
+    Beyond the last, it is the last alone.
+
+    >>> [each.tolist() for each in neighbours(np.array([1.0, 0.6, 0.2]), np.array([1.0, 0.5, 0.1]))]
+    [[0, 1, 2], [1, 2, 2], [1.0, 0.75, 1.0]]
+    """
+    at = np.clip(np.searchsorted(-known, -cost, side="right") - 1, 0, len(known) - 1)
+    then = np.minimum(at + 1, len(known) - 1)
+    gap = known[at] - known[then]
+    weight = np.where(gap > 0, (cost - known[then]) / np.where(gap > 0, gap, 1.0), 1.0)
+    return at, then, np.clip(weight, 0.0, 1.0)
+
+
+def first_passage(saving: Floats, losses: Floats) -> Floats:
+    """(R,) how many losses (N + 1 times the drop) must be allowed for each configuration of a dial.
+
+    Args:
+        saving: (R,) one less the cost, rising from 0.
+        losses: (R,) the sum of the losses on the samples held out; each sample loses at most 1.
+
+    With j losses allowed the dial may go as far as the running maximum of the sum stays at or below j - 1, s_j
+    in saving; between whole numbers, as far as the mixture of s_j and s_j+1. Returned is the inverse.
+
+    >>> first_passage(np.array([0.0, 0.2, 0.4, 0.5]), np.array([0.0, 0.0, 1.0, 3.0])).tolist()
+    [0.0, 1.0, 2.0, 4.0]
+    """
+    top = np.maximum.accumulate(losses)
+    most = max(math.ceil(top[-1] - ROUNDING) + 1, 1)
+    limits = np.arange(most) + ROUNDING
+    reached = np.append(0.0, saving[np.searchsorted(top, limits, side="right") - 1])
+    after = np.searchsorted(reached, saving - ROUNDING)
+    before = np.maximum(after - 1, 0)
+    gap = reached[after] - reached[before]
+    share = np.where(gap > 0, (saving - reached[before]) / np.where(gap > 0, gap, 1.0), 0.0)
+    allowed: Floats = np.where(after > 0, before + share, 0.0)
+    return allowed
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A configuration of a dial that was judged: which, and what it costs, over the full model's, and keeps."""
+
+    dial: Dial
+    row: int  # which candidate
+    cost: float
+    mean: float
+    interval: tuple[float, float]
+    promised: float
+
+    def config(self, costs: CostTable) -> ExitConfig:
+        """By names, with its figures."""
+        records = self.dial.candidates.problem.records
+        config = ExitConfig(self.dial.exits(self.row))
+        seen = expected(records, costs, config)
+        kept = max(seen.full_quality - self.promised, 0.0)
+        figures = replace(seen, quality=kept, drop_interval=self.interval, in_sample_quality=seen.quality)
+        return replace(config, expected=figures)
+
+
+def judged(dial: Dial, judge: CrossFit) -> list[Setting]:
+    """The configurations of a dial, with what they keep as the folds' dials of its kind say."""
+    figures = judge.figures(dial.cost)
+    columns = (dial.rows, dial.cost, figures.mean, figures.low, figures.high, figures.promised)
+    return [
+        Setting(dial, row, cost, mean, (low, high), promised)
+        for row, cost, mean, low, high, promised in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+
+
+def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
+    """Those of which none costs more and promises no more than another; costs rise by at least half a step."""
+    ranked = sorted(settings, key=lambda each: (-each.cost, each.promised))
+    best: list[Setting] = []
+    for each in reversed(ranked):  # from the cheapest
+        if not best or each.promised < best[-1].promised:
+            best.append(each)
+    kept: list[Setting] = []
+    for each in reversed(best):  # the full model stays
+        if not kept or step is None or each.cost < kept[-1].cost / (1 + step / 2):
+            kept.append(each)
+    return kept
+
+
+def judged_settings(
+    records: ExitRecords,
+    costs: CostTable,
+    lambdas: list[float],
+    plan: SearchPlan,
+    step: float | None = None,
+    report: Report = lambda: None,
+) -> list[Setting]:
+    """Every configuration of the dials of all samples, judged by the folds' dials of its kind.
+
+    ``report`` is called three times for every fold and three times more.
+    """
+    folds = Folds(records, plan.seed)
+    distinct = sorted(set(lambdas))
+    some = [distinct[i] for i in spread(len(distinct), EFFORT.dial_objectives)]
+    tasks = [partial(dials, records, costs, plan, some, step, report)]
+    for mask in folds.masks:
+        tasks.append(partial(dials, records.subset(~mask), costs, plan, some, None, report))
+    whole, *parts = in_parallel(tasks, plan.workers)
+    settings: list[Setting] = []
+    for kind, dial in enumerate(whole):
+        judge = CrossFit(folds)
+        for mask, part in zip(folds.masks, parts, strict=True):
+            judge.add(records, part[kind], mask)
+        settings += judged(dial, judge)
+    return settings

@@ -1,0 +1,153 @@
+"""Dials: configurations from the full model down, each strictly cheaper than all before.
+
+Two kinds come from one search. The careful one has the significant exits of each trade-off at averaged
+thresholds; the common one has one threshold for all its exits. From the full model to the first configuration
+with exits leads a safe end: that configuration, with only the most confident of each exit's leavers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from offramp.core import CostTable, ExitRecords
+from offramp.solver.candidates import CandidateSet
+from offramp.solver.kernels import OFF
+from offramp.solver.problem import Floats, Ints, Problem
+from offramp.solver.solve import Exits, SearchPlan, careful_and_common, exits_of
+
+SAFE_STEPS = 8
+"""Parts that the safe end is divided into; a fine dial divides it further."""
+
+MOST_PARTS = 200
+"""Parts that two neighbours of a dial are at most apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dial:
+    """R configurations of one kind by falling cost, the full model first.
+
+    Args:
+        candidates: what holds them.
+        rows: (R,) which of the candidates.
+    """
+
+    candidates: CandidateSet
+    rows: Ints
+
+    @property
+    def cost(self) -> Floats:
+        """(R,) over the full model's, strictly falling from 1."""
+        return self.candidates.cost[self.rows]
+
+    def exits(self, i: int) -> Exits:
+        """A candidate by names and thresholds."""
+        return exits_of(self.candidates, i)
+
+
+def dials(
+    records: ExitRecords,
+    costs: CostTable,
+    plan: SearchPlan,
+    lambdas: list[float],
+    step: float | None = None,
+    report: Callable[[], None] = lambda: None,
+) -> list[Dial]:
+    """The careful and the common dial of these samples.
+
+    With ``step`` they are made fine: costs fall by at most this share wherever configurations between are
+    found.
+    """
+    found = careful_and_common(records, costs, plan, lambdas, report)
+    return [_dial(candidates, picks, lambdas, step, plan.cap) for candidates, picks in found]
+
+
+def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: float | None, cap: int) -> Dial:
+    falling = np.argsort(-np.asarray(lambdas), kind="stable")
+    down = list(dict.fromkeys(picks[falling].tolist()))
+    start = next((i for i in down if i and candidates.cost[i] < 1), None)
+    safe = [] if start is None else safe_end(candidates, start, step)
+    rows = strictly_cheaper(candidates, np.array([0, *safe, *down]))
+    if step is not None:
+        gaps = between(candidates, rows, step)
+        if cap < len(candidates.problem.used):
+            gaps = gaps[np.count_nonzero(candidates.head[gaps] != OFF, axis=1) <= cap]
+        every = np.unique(np.append(rows, gaps))
+        rows = strictly_cheaper(candidates, every[np.argsort(-candidates.cost[every], kind="stable")])
+    return Dial(candidates, rows)
+
+
+def between(candidates: CandidateSet, rows: Ints, step: float) -> Ints:
+    """Candidates between neighbours of a dial (R,), wherever costs fall by more than ``step``."""
+    heads, prefixes = [], []
+    for high, low in pairwise(rows.tolist()):
+        ratio = candidates.cost[high] / max(candidates.cost[low], 1e-9)
+        parts = min(math.ceil(math.log(ratio) / math.log1p(step)), MOST_PARTS)
+        for k in range(1, parts):
+            head, prefix = blend(candidates, high, low, k / parts)
+            heads.append(head)
+            prefixes.append(prefix)
+    return candidates.add(np.array(heads), np.array(prefixes)) if heads else rows[:0]
+
+
+def blend(candidates: CandidateSet, one: int, other: int, share: float) -> tuple[Ints, Ints]:
+    """A configuration (P,) with prefixes between those of two: ``share`` of the way from one to the other.
+
+    Where their heads differ it takes that of the nearer one; where only one has an exit, fewer leave there.
+    """
+    head, prefix = candidates.head[one].copy(), candidates.prefix[one].copy()
+    for p, position in candidates.problem.used:
+        own, then = int(candidates.head[one, p]), int(candidates.head[other, p])
+        sizes = int(candidates.prefix[one, p]), int(candidates.prefix[other, p])
+        if own != then and OFF not in (own, then):
+            head[p], prefix[p] = (own, sizes[0]) if share < 0.5 else (then, sizes[1])
+        elif own != OFF or then != OFF:
+            kept = own if own != OFF else then
+            size = round((1 - share) * sizes[0] + share * sizes[1])
+            size = position.prefix_near(kept, size) if size else 0
+            head[p], prefix[p] = (kept, size) if size else (OFF, 0)
+    return head, prefix
+
+
+def strictly_cheaper(candidates: CandidateSet, found: Ints) -> Ints:
+    """Those of the candidates that cost less than all before them."""
+    cost = candidates.cost[found]
+    least = np.minimum.accumulate(np.append(np.inf, cost[:-1]))
+    kept: Ints = found[cost < least]
+    return kept
+
+
+def safe_end(candidates: CandidateSet, start: int, step: float | None = None) -> list[int]:
+    """From the full model down to a candidate: with the most confident 1/8, 2/8, ... of each exit's leavers.
+
+    With ``step`` the parts are small enough for costs to fall by about that share.
+    """
+    saving = 1 - float(candidates.cost[start])
+    parts = SAFE_STEPS if step is None else max(SAFE_STEPS, int(np.ceil(saving / step)))
+    variants = [
+        keep_most_confident(candidates.problem, candidates.head[start], candidates.prefix[start], k / parts)
+        for k in range(1, parts)
+    ]
+    added: list[int] = candidates.add(*(np.array(each) for each in zip(*variants, strict=True))).tolist()
+    return added
+
+
+def keep_most_confident(problem: Problem, head: Ints, prefix: Ints, share: float) -> tuple[Ints, Ints]:
+    """One configuration (P,) in which each exit keeps the most confident share of those who leave there."""
+    head, prefix = head.copy(), prefix.copy()
+    alive = np.ones(problem.samples, bool)
+    for p, position in problem.used:
+        if head[p] == OFF:
+            continue
+        rank = position.rank[head[p]]
+        leaves = alive & (rank < prefix[p])
+        alive &= ~leaves
+        places = np.sort(rank[leaves])
+        kept = int(np.ceil(share * places.size))
+        size = position.prefix_near(int(head[p]), int(places[kept - 1]) + 1) if kept else 0
+        head[p], prefix[p] = (head[p], size) if size else (OFF, 0)
+    return head, prefix
