@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -21,50 +20,12 @@ from offramp.core.evaluate import evaluate, evaluate_together
 from offramp.core.frontier import Frontier
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError, MissingExtraError
+from tables import Table, read
 
 RECORDS, COSTS = dial_records(600), dial_costs()
 HONEST, IN_SAMPLE = honest_frontier(RECORDS, COSTS), in_sample_frontier(RECORDS, COSTS)
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x>', "a\nb\x00\u202e")
 GUARANTEE = Guarantee("drop of quality", 0.01, 500, 0.0, "exact trinomial test", 0.01)
-
-
-class Table(HTMLParser):
-    """Caption, column heads and rows (each headed by a th of scope row)."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.caption, self.heads, self.rows, self.tags, self.into = "", [], [], set(), None
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        attributes = dict(attributes)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            assert tag == "td" or attributes["scope"] in ("col", "row")
-            self.rows[-1].append("")
-        self.into = tag
-
-    def handle_data(self, data):
-        if self.into == "caption":
-            self.caption += data
-        elif self.into in ("th", "td"):
-            self.rows[-1][-1] += data
-
-    def handle_endtag(self, tag):
-        self.into = None
-        if tag == "thead":
-            [self.heads], self.rows = self.rows, []
-
-
-def read(item):
-    table = Table(item._repr_html_())
-    assert table.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
-    assert table.caption
-    assert {len(row) for row in table.rows} == {len(table.heads)}
-    return table
 
 
 def one_line(text):
