@@ -30,7 +30,7 @@ from offramp.core import (
 )
 from offramp.report import figures
 from offramp.report.kept import kept_section
-from offramp.report.page import FEW, UNITS, Page, Row, drop_interval, gained
+from offramp.report.page import FEW, Page, Row, amount, drop_interval, gained
 from offramp.report.template import CSS, SHELL, cells, grid
 from offramp.storage import write_text
 
@@ -152,7 +152,7 @@ def _searched(page: Page) -> figures.SearchCurve | None:
 def _facts(page: Page, notes: Mapping[str, str]) -> str:
     facts = {
         f"Full model, {page.measure}": f"{points(page.full)}%",
-        "Full model, cost": _amount(page.costs.full, page.costs.unit),
+        "Full model, cost": amount(page.costs.full, page.costs.unit),
         "Configurations": f"{len(page.rows)}",
         "Report split": f"{page.records.samples:,} samples",
         "Search split": f"{page.rows[0].expected.samples:,} samples",
@@ -263,7 +263,7 @@ def _details(page: Page) -> str:
 
 def _footer(page: Page) -> str:
     unit = "MACs" if page.costs.unit == "macs" else text(page.costs.unit)
-    full = text(_amount(page.costs.full, page.costs.unit))
+    full = text(amount(page.costs.full, page.costs.unit))
     seen, how = f"{page.records.samples:,}", _HOW_EXPECTED[page.in_sample]
     searched = f"{page.rows[0].expected.samples:,}"
     return f"""<footer><p><b>Cost</b> is the mean per sample in {unit}: the backbone up to the exit taken plus
@@ -276,12 +276,3 @@ Everything else was measured on {seen} other samples (report split).
 holds for one configuration, not for all at once.</p>
 <p>Made with offramp {text(__version__)}.</p></footer>
 """
-
-
-def _amount(value: float, unit: str) -> str:
-    """``1.2575e8 macs`` as "125.8 M MACs", ``0.0123 seconds`` as "12.3 ms"."""
-    if unit not in UNITS:
-        return f"{value:.4g} {unit}"
-    power = min(max(math.floor(math.log10(value) / 3), -3), 4)
-    prefix = ("n", "µ", "m", "", "k", "M", "G", "T")[power + 3]
-    return f"{value / 1000**power:.4g} {prefix}{UNITS[unit][0]}".replace("  ", " ")

@@ -113,3 +113,12 @@ def gained(interval: tuple[float, float]) -> str:
     """An interval of a drop as one of the change of quality."""
     low, high = interval
     return f"{points(-high, sign=True)} to {points(-low, sign=True)}"
+
+
+def amount(value: float, unit: str) -> str:
+    """``1.2575e8 macs`` as "125.8 M MACs", ``0.0123 seconds`` as "12.3 ms"."""
+    if unit not in UNITS:
+        return f"{value:.4g} {unit}"
+    power = min(max(math.floor(math.log10(value) / 3), -3), 4)
+    prefix = ("n", "µ", "m", "", "k", "M", "G", "T")[power + 3]
+    return f"{value / 1000**power:.4g} {prefix}{UNITS[unit][0]}".replace("  ", " ")
