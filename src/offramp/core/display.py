@@ -85,7 +85,7 @@ def html_table(
         lines.append(f'<tr><th scope="row" style="{_LEFT}">{escaped(first)}</th>{cells}</tr>')
     note = "" if total is None or total == len(lines) else f"; {len(lines)} of {total:,} rows"
     return (
-        f'<table><caption style="{_CAPTION}">{escaped(caption + note)}</caption>\n'
+        f'<table style="min-width:26em"><caption style="{_CAPTION}">{escaped(caption + note)}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table>"
     )
 

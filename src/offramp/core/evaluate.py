@@ -68,7 +68,7 @@ class Outcome:
             **{label: percent(share) for label, share in left.items()},
             f"left at the output ({last})": percent(self.exit_shares[-1]),
         }
-        return html_table(f"Outcome on {self.position.size:,} samples", ("", "mean"), figures.items())
+        return html_table(f"Outcome on {self.position.size:,} samples", ("figure", "mean"), figures.items())
 
 
 @overload

@@ -211,9 +211,10 @@ class Frontier(Sequence[ExitConfig]):
             )
         alone = None if records is None or costs is None else single_exits(records, costs)
         axes = plots.own_axes() if ax is None else ax
+        view = self._draw(axes)
         if alone is not None and records is not None:
-            plots.draw_single_exits(axes, 100 * alone[0], 100 * alone[1], records.heads)
-        self._draw(axes)
+            plots.draw_single_exits(axes, 100 * alone[0], 100 * alone[1], view, records.heads)
+        axes.set(xlim=view[0], ylim=view[1])
         if chosen is not None and chosen.expected is not None:
             figures = chosen.expected
             plots.draw_ring(axes, 100 * figures.relative_cost, 100 * figures.quality, "chosen")
@@ -221,8 +222,8 @@ class Frontier(Sequence[ExitConfig]):
         plots.legend(axes)
         return axes
 
-    def _draw(self, axes: Axes) -> None:
-        """The curves of the configurations and the full model."""
+    def _draw(self, axes: Axes) -> plots.Window:
+        """The curves of the configurations and the full model; the limits around them."""
         curves = dial_curves(self)
         if self.in_sample:
             label = plots.IN_SAMPLE
@@ -233,9 +234,9 @@ class Frontier(Sequence[ExitConfig]):
             plots.draw_band(axes, curves["cost"], curves["interval"], "95% interval")
         plots.draw_configurations(axes, curves["cost"], curves["quality"], label)
         plots.draw_full_model(axes, 100.0, 100 * self._expected[0].full_quality, "full model")
-        values = np.concatenate([np.ravel(curves[name]) for name in ("quality", "in_sample", "interval")])
-        values = np.append(values[np.isfinite(values)], 100 * self._expected[0].full_quality)
-        plots.include(axes, np.append(curves["cost"], 100.0), values)
+        reached = [np.ravel(curves[name]) for name in ("quality", "in_sample", "interval")]
+        values = np.concatenate([*reached, [100 * self._expected[0].full_quality]])
+        return plots.window(np.append(curves["cost"], 100.0), values)
 
     def at(
         self,

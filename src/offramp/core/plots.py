@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = npt.NDArray[np.float64]
+Window = tuple[tuple[float, float], tuple[float, float]]
+"""Limits of x, and of y."""
 
 INK, QUIET, RULE = "#1f2937", "#5b6472", "#d9dde3"
 LINE, CHOSEN = "#0b4f8a", "#c2410c"
@@ -73,18 +75,29 @@ def around(values: Floats, least: float, below: float, above: float) -> tuple[fl
     return max(0.0, top - (1 + below) * span), top + above * span
 
 
-def draw_single_exits(axes: Axes, cost: Floats, quality: Floats, heads: Sequence[str] = ()) -> None:
+def window(cost: Floats, quality: Floats) -> Window:
+    """Limits of both axes around the configurations, in percent: exits far below them stay outside."""
+    return around(cost, 40.0, 0.1, 0.06), around(quality[np.isfinite(quality)], 2.0, 0.2, 0.12)
+
+
+def draw_single_exits(
+    axes: Axes, cost: Floats, quality: Floats, view: Window, heads: Sequence[str] = ()
+) -> None:
     """Small marks at cost and quality (P, C) of exits that every sample takes; NaN where there is none.
 
-    Head names are labels for a legend.
+    What lies outside the view is not drawn. C head names are labels, of those of which any is drawn.
     """
+    (left, right), (low, high) = view
+    shown = (cost >= left) & (cost <= right) & (quality >= low) & (quality <= high)
     size = 4 if np.isfinite(quality).sum() <= 60 else 2.8
     for head in range(quality.shape[1]):
         colour, marker, _ = mark(head)
-        label = label_of(f"{heads[head]} alone") if heads else None
-        axes.plot(
-            cost[:, head], quality[:, head], marker, color=colour, markersize=size, alpha=0.85, label=label
-        )
+        x, y = (values[shown[:, head], head] for values in (cost, quality))
+        there, label = int(np.isfinite(quality[:, head]).sum()), None
+        if heads and x.size:
+            part = "" if x.size == there else f" ({x.size} of {there} in view)"
+            label = label_of(f"{heads[head]} alone{part}")
+        axes.plot(x, y, marker, color=colour, markersize=size, alpha=0.85, label=label)
 
 
 def draw_configurations(axes: Axes, cost: Floats, quality: Floats, label: str | None = None) -> None:
@@ -146,12 +159,6 @@ def draw_confidences(
 def diagonal(axes: Axes) -> None:
     """Where quality equals confidence, on axes from 0 to 1."""
     axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.2, zorder=0.5)
-
-
-def include(axes: Axes, cost: Floats, quality: Floats) -> None:
-    """Set limits around the configurations: marks of single exits far below them stay outside."""
-    axes.set_xlim(around(cost, 40.0, 0.1, 0.06))
-    axes.set_ylim(around(quality, 2.0, 0.2, 0.12))
 
 
 def label_of(name: str) -> str:

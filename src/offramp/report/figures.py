@@ -94,13 +94,12 @@ def frontier_figure(
     x, y = alone
     every = [quality] if searched is None else [quality, searched.quality, searched.interval.ravel()]
     reached = np.concatenate(every)
-    xlim = plots.around(cost, 40.0, 0.1, 0.06)
-    ylim = plots.around(reached[np.isfinite(reached)], 2.0, 0.2, 0.12)
+    xlim, ylim = plots.window(cost, reached)
     count = int(np.isfinite(y).sum())
     shown = (x >= xlim[0]) & (x <= xlim[1]) & (y >= ylim[0]) & (y <= ylim[1])
 
     def draw(axes: Axes) -> None:
-        plots.draw_single_exits(axes, x, np.where(shown, y, np.nan))
+        plots.draw_single_exits(axes, x, y, (xlim, ylim))
         if searched is not None:
             _draw_searched(axes, searched)
         plots.draw_configurations(axes, cost[:-1], quality[:-1])
