@@ -66,7 +66,7 @@ def inside(project, monkeypatch):
     monkeypatch.chdir(project)
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "search", "eval", "certify", "run", "report"])
+@pytest.mark.parametrize("command", ["demo", "build", "search", "show", "eval", "certify", "run", "report"])
 def test_help_explains(invoke, command):
     code, out, _ = invoke(command, "--help")
     assert code == 0
@@ -76,7 +76,8 @@ def test_help_explains(invoke, command):
 
 def test_without_arguments_it_shows_what_there_is(invoke):
     _, out, _ = invoke()
-    assert all(name in out for name in ("demo", "build", "search", "eval", "certify", "run", "report"))
+    commands = ("demo", "build", "search", "show", "eval", "certify", "run", "report")
+    assert all(name in out for name in commands)
 
 
 def test_version(invoke):

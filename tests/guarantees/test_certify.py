@@ -469,3 +469,10 @@ def test_certificates_hold():
     for (_, delta), (violations, ratio) in found.items():
         assert binomtest(violations, 200, delta, alternative="greater").pvalue >= 0.01
         assert ratio < 1.3
+
+
+def test_answers_in_one_line():
+    some = offramp.Answers(np.array([1.0, 0.0]), np.array([1.0, 1.0]), np.array([True, False]))
+    assert repr(some) == "Answers(2 samples, quality 0.5000, full model 1.0000, 50.0% leave early)"
+    none = offramp.Answers(np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    assert repr(none) == "Answers(0 samples)"

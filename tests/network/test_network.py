@@ -11,6 +11,7 @@ from offramp.errors import InputError, PartitionError
 from offramp.graph.macs import count_macs, count_module
 from offramp.heads.features import FeatureSpec
 from offramp.heads.registry import register_head
+from tables import read
 from toys import TOYS, answer, clone, identical, randn, seeded, state
 
 HEADS = ("linear", "mlp", "conv")
@@ -231,3 +232,23 @@ def test_forward_runs_the_segments_alone(net: ExitNetwork) -> None:
         for hook in hooks:
             hook.remove()
     assert not called
+
+
+def test_a_network_in_one_line_and_in_a_notebook(net: ExitNetwork) -> None:
+    heads = list(net.head_names)
+    count = len(list(net.exits()))
+    model = type(net.backbone).__name__
+    assert repr(net) == (
+        f"ExitNetwork({model}, {len(net.positions)} positions, {count} exits of {', '.join(heads)}, "
+        "classification)"
+    )
+    table = read(net)
+    assert table.heads == ["position", "feature", *heads]
+    assert [row[0] for row in table.rows] == list(net.positions)
+    assert f"{model} with {count} exits" in table.caption
+    assert table.rows[0][1:] == ["\u2013"] * (1 + len(heads))  # nothing at the input
+    p, c, head = next(net.exits())
+    spec = net.specs[p]
+    assert spec is not None
+    assert table.rows[p][1] == " \u00d7 ".join(map(str, spec.shape))
+    assert table.rows[p][2 + c] == f"{sum(each.numel() for each in head.parameters()):,}"

@@ -346,3 +346,13 @@ def test_the_model_stays_as_it_was(setting):
     finally:
         model.eval()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_it_looks_like_one_line(setting):
+    several = MultiEngine(setting.networks)
+    model = type(setting.networks[TASKS[0]].backbone).__name__
+    assert repr(several) == f"MultiEngine({model}, tasks {', '.join(setting.networks)})"
+    out = several(setting.x[:7])[TASKS[0]]
+    assert repr(out) == f"EngineOutput(7 answers of shape {tuple(out.outputs.shape[1:])}, on cpu)"
+    engine = Engine(setting.networks[TASKS[0]])
+    assert repr(engine) == f"Engine({model}, ExitConfig(no exits))"

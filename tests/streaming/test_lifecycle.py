@@ -243,3 +243,12 @@ def test_draining_can_take_too_long(net, x) -> None:
             assert not engine.drain(0.01)
             assert engine.stats().waiting == 1
         assert engine.drain(LONG)
+
+
+def test_an_answer_in_one_line(net, x) -> None:
+    with StreamEngine(net) as engine:
+        answer = engine.submit(x[0]).result(LONG)
+    shown = repr(answer)
+    assert shown.startswith(f"StreamAnswer(output of shape {tuple(answer.output.shape)}, position ")
+    assert f"confidence {answer.confidence:.4g}" in shown
+    assert "tensor(" not in shown

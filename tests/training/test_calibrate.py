@@ -148,6 +148,7 @@ def test_calibrate_fits_on_other_samples():
     records = offramp.record_outputs(net, loader)
     by_name = {(e.position, e.head): e.auroc for e in report.exits}
     assert report.samples == 300
+    assert repr(report) == f"CalibrationReport({len(report.exits)} confidences on 300 samples)"
     assert len(by_name) == 1 + len(list(net.exits()))
     for p, c, _ in net.exits():
         wanted = auroc(records.confidence[p, c], records.quality[p, c])

@@ -20,6 +20,8 @@ from offramp import TrainConfig, train_exits
 from offramp.errors import InputError, StorageError
 from offramp.network.fingerprint import model_digest
 from offramp.training import checkpoint, head_trainer
+from offramp.training.train import TrainedExit, TrainReport
+from tables import read
 
 QUICK = TrainConfig(epochs=3, batch_size=20)
 
@@ -563,3 +565,22 @@ def test_training_resumes_on_an_accelerator(tmp_path, monkeypatch):
     assert [steps for steps, _ in found] == [15, 12, 5]
     for name, value in found[0][1].items():  # sums on the device have no fixed order
         torch.testing.assert_close(value, found[2][1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_report_in_one_line_and_in_a_notebook():
+    exits = (
+        TrainedExit("<a>", "mlp", 0.61, 10, 110, 0.11),
+        TrainedExit("<a>", "conv", 0.7, 20, 120, 0.12),
+        TrainedExit("b", "conv", 0.8, 20, 220, 0.22),
+    )
+    report = TrainReport(exits, full_quality=0.9, samples=1200, labelled=True)
+    assert repr(report) == (
+        "TrainReport(3 exits, quality 0.6100 to 0.8000, full model 0.9000, on 1200 samples)"
+    )
+    table = read(report)
+    assert table.heads == ["position", "cost with first head", "mlp", "conv"]
+    assert table.rows == [["<a>", "11.0%", "61.0%", "70.0%"], ["b", "22.0%", "\u2013", "80.0%"]]
+    assert table.caption.startswith("3 exits trained on 1,200 samples: quality on these samples (in-sample")
+    unlabelled = TrainReport((), 1.0, 5, labelled=False)
+    assert repr(unlabelled) == "TrainReport(0 exits, full model 1.0000, on 5 samples)"
+    assert "agreement with the full model on these samples" in unlabelled._repr_html_()

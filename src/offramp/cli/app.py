@@ -30,9 +30,10 @@ from offramp.cli.output import (
     pick,
     price_of,
     print_json,
-    show,
     show_artifact,
+    show_measured,
 )
+from offramp.cli.show import show
 from offramp.errors import InputError, OfframpError
 
 P = ParamSpec("P")
@@ -185,7 +186,7 @@ def build(
         print(summary(built))
         return
     name = "report" if "report" in built.records else "search"
-    show(built.frontier, built.records[name], built.costs, name)
+    show_measured(built.frontier, built.records[name], built.costs, name)
     print(
         f"\nwrote {out}\nnext: offramp report {out}   |   offramp run {out} {model} {data} --max-drop 0.005"
         + "".join(f" --input-exit {each}" for each in input_exit or ())
@@ -362,7 +363,7 @@ def report(
     print(f"wrote {write_report(out, frontier, records, costs, title=title)}")
 
 
-for _command in (bench, export):
+for _command in (show, bench, export):
     app.command()(guarded(_command))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli.options import Artifact, InputExit, Json, Model
-from offramp.cli.output import check_writable, open_artifact, print_json, show
+from offramp.cli.output import check_writable, open_artifact, print_json, show_measured
 from offramp.errors import InputError
 
 UNITS = ("seconds", "joules")
@@ -69,7 +69,7 @@ def bench(
         ]
         print_json({"unit": unit, "measured": dict(measured), "split": split, "configurations": rows})
         return
-    show(frontier, records[split], costs, split)
+    show_measured(frontier, records[split], costs, split)
     figure = f"{1e3 * eager:.3g} ms" if unit == "seconds" else f"{eager:.3g} J"
     print(
         f"batches of {measured['batch_size']}, {measured['threads']} threads, per sample: the unmodified "

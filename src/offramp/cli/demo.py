@@ -56,7 +56,8 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     console.print(f"\n[bold]5[/]  Saved {artifact} and {report}", soft_wrap=True)
     console.print(
         f"\n   Next: open {report} in a browser\n"
-        f"         offramp eval {artifact}      (the dial, from the artifact)\n"
+        f"         offramp show {artifact}      (the dial, and a plot of it)\n"
+        f"         offramp eval {artifact}      (the dial, on the report split)\n"
         f"         offramp search {artifact}    (search again, with other options)\n"
         "         offramp build --help                      (the same for your own model)",
         highlight=False,

@@ -55,10 +55,10 @@ def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
         rows = frontier_rows(frontier, records, costs)
         print_json({"split": name, "samples": records.samples, "configurations": rows})
     else:
-        show(frontier, records, costs, name)
+        show_measured(frontier, records, costs, name)
 
 
-def show(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str) -> None:
+def show_measured(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str) -> None:
     """Print a table of what configurations do on a split."""
     from offramp.report import frontier_rows, frontier_table
 

@@ -59,6 +59,10 @@ class BatchCosts:
         if (self.backbone[:, 0] != 0).any() or (np.diff(self.backbone, axis=1) < 0).any():
             raise InputError("BatchCosts.backbone: expected 0 first, then rising costs, in every row")
 
+    def __repr__(self) -> str:
+        _, p, c = self.heads.shape
+        return f"BatchCosts({p} positions, {c} heads, {self.sizes.size} sizes of 1 to {self.batch_size})"
+
     @property
     def batch_size(self) -> int:
         """B, what calls start with."""

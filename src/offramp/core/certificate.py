@@ -94,6 +94,12 @@ class Expected:
         return self.full_quality - high, self.full_quality - low
 
 
+def figures_in_words(figures: Expected) -> str:
+    """Cost and quality, and what kind of figure the quality is."""
+    kind = "in-sample" if figures.in_sample else "promised"
+    return f"cost {figures.relative_cost:.1%}, quality {figures.quality:.4f} {kind}"
+
+
 @dataclass(frozen=True)
 class Guarantee:
     """One bound that was proven to hold.

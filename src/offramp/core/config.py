@@ -12,6 +12,7 @@ from offramp.core.certificate import (
     Expected,
     certificate_from_dict,
     expected_from_dict,
+    figures_in_words,
     plain_number,
 )
 from offramp.core.fields import check_words, freeze
@@ -84,6 +85,11 @@ class ExitConfig:
             raise InputError(f"ExitConfig.tradeoff: expected a finite number, got {self.tradeoff!r}")
         if self.certificate is not None and not isinstance(self.certificate, Certificate):
             raise InputError(f"ExitConfig.certificate: expected a Certificate, got {self.certificate!r}")
+
+    def __repr__(self) -> str:
+        exits = ", ".join(f"{c.position} {c.head} > {c.threshold:.4g}" for c in self.choices) or "no exits"
+        figures = "" if self.expected is None else f"; {figures_in_words(self.expected)}"
+        return f"ExitConfig({exits}{figures}{'; certified' if self.certificate else ''})"
 
     def to_json(self) -> str:
         """Serialise; infinite thresholds become the strings "inf" and "-inf"."""

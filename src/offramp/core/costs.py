@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 from offramp.core.batch_costs import BatchCosts
 from offramp.core.fields import check_costs, freeze, is_number, mirrored
+from offramp.core.records import ExitRecords
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
+
+Floats = npt.NDArray[np.float64]
 
 COSTS_FORMAT = "offramp.costs"
 VERSION = 1
@@ -80,6 +83,11 @@ class CostTable:
         """Cost of the full model."""
         return float(self.backbone[-1])
 
+    def __repr__(self) -> str:
+        p, c = self.heads.shape
+        batches = "" if self.by_batch is None else f", batches of 1 to {self.by_batch.batch_size}"
+        return f"CostTable({p} positions, {c} heads, full model {self.full:.4g} {self.unit}{batches})"
+
     def to_json(self) -> str:
         """Serialise as a versioned JSON document.
 
@@ -115,6 +123,33 @@ class CostTable:
             return cls(np.array(document["backbone"]), np.array(document["heads"]), unit, meta, table)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
+
+
+def check_match(records: ExitRecords, costs: CostTable) -> None:
+    """Refuse empty records and a cost table of another network, by an InputError."""
+    for value, kind in ((records, ExitRecords), (costs, CostTable)):
+        if not isinstance(value, kind):
+            raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
+    if records.samples == 0:
+        raise InputError("expected records of at least one sample, got none")
+    if costs.heads.shape != records.exists.shape:
+        raise InputError(
+            f"costs are for {costs.heads.shape} (positions, heads), records for {records.exists.shape}; "
+            "measure and record the same network"
+        )
+
+
+def single_exits(records: ExitRecords, costs: CostTable) -> tuple[Floats, Floats]:
+    """Relative cost and mean quality (P, C) of each exit taken by every sample; NaN where there is none.
+
+    Raises:
+        InputError: no samples, or costs of another shape.
+    """
+    check_match(records, costs)
+    paid = (costs.backbone[:-1, None] + costs.heads) / costs.full
+    quality = np.full(records.exists.shape, np.nan)
+    quality[records.exists] = records.quality[records.exists].mean(axis=1, dtype=np.float64)
+    return np.where(records.exists, paid, np.nan), quality
 
 
 def _is_cost(value: object) -> bool:

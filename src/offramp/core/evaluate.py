@@ -20,7 +20,8 @@ import numpy.typing as npt
 from offramp.core.batch_costs import mean_cost
 from offramp.core.certificate import Expected
 from offramp.core.config import ExitConfig
-from offramp.core.costs import CostTable
+from offramp.core.costs import CostTable, check_match
+from offramp.core.display import html_table, percent
 from offramp.core.frontier import Frontier
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError
@@ -49,6 +50,25 @@ class Outcome:
     relative_cost: float
     exit_shares: npt.NDArray[np.float64]
     position: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return (
+            f"Outcome(quality {self.quality:.4f}, cost {self.relative_cost:.1%} of the full model's, "
+            f"{self.position.size} samples, {1 - self.exit_shares[-1]:.1%} leave early)"
+        )
+
+    def _repr_html_(self) -> str:
+        last = len(self.exit_shares) - 1
+        left = {f"left at position {at}": share for at, share in enumerate(self.exit_shares[:-1]) if share}
+        figures = {
+            "quality": percent(self.quality),
+            "quality / full model's": percent(self.relative_quality),
+            "cost": f"{self.cost:.4g}",
+            "cost / full model's": percent(self.relative_cost),
+            **{label: percent(share) for label, share in left.items()},
+            f"left at the output ({last})": percent(self.exit_shares[-1]),
+        }
+        return html_table(f"Outcome on {self.position.size:,} samples", ("figure", "mean"), figures.items())
 
 
 @overload
@@ -178,20 +198,6 @@ def resolve(
     return plan
 
 
-def check_match(records: ExitRecords, costs: CostTable) -> None:
-    """Refuse empty records and a cost table of another network, by an InputError."""
-    for value, kind in ((records, ExitRecords), (costs, CostTable)):
-        if not isinstance(value, kind):
-            raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
-    if records.samples == 0:
-        raise InputError("expected records of at least one sample, got none")
-    if costs.heads.shape != records.exists.shape:
-        raise InputError(
-            f"costs are for {costs.heads.shape} (positions, heads), records for {records.exists.shape}; "
-            "measure and record the same network"
-        )
-
-
 def check_tradeoffs(tradeoffs: Iterable[float], argument: str) -> list[float]:
     """Lambda values in [0, 1], at least one, in their order; an InputError calls them ``argument``."""
     try:
@@ -232,6 +238,12 @@ class JointOutcome:
     def share(self) -> float:
         """``cost`` over ``separate_cost``: what one call for all costs, of what one call for each does."""
         return self.cost / self.separate_cost if self.separate_cost else 1.0
+
+    def __repr__(self) -> str:
+        return (
+            f"JointOutcome(tasks {', '.join(self.tasks)}, cost {self.relative_cost:.1%} of the full model's, "
+            f"{self.share:.1%} of one call per task, {self.position.size} samples)"
+        )
 
 
 def evaluate_together(

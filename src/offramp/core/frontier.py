@@ -7,13 +7,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+import numpy.typing as npt
+
+from offramp.core import plots
 from offramp.core.certificate import Expected, plain_number
 from offramp.core.config import VERSION, ExitConfig, config_from_dict, config_to_dict
+from offramp.core.costs import CostTable, single_exits
+from offramp.core.display import data_frame, evenly, html_table, percent, points, points_interval
 from offramp.core.fields import is_count, mirrored
+from offramp.core.records import ExitRecords
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+Floats = npt.NDArray[np.float64]
 
 FRONTIER_FORMAT = "offramp.frontier"
 
@@ -125,6 +138,105 @@ class Frontier(Sequence[ExitConfig]):
             f"Frontier({len(self)} configurations, cost {low.relative_cost:.1%} to {high.relative_cost:.1%}, "
             f"quality {low.quality:.4f} to {high.quality:.4f}{', in-sample' if self.in_sample else ''})"
         )
+
+    def _repr_html_(self) -> str:
+        """A table of at most a dozen configurations, evenly spread."""
+        first = self._expected[0]
+        kind = "in-sample" if self.in_sample else "promised"
+        rows = [
+            (
+                at,
+                percent(figures.relative_cost),
+                percent(figures.quality),
+                points(figures.drop),
+                points_interval(figures.drop_interval),
+                len(self[at].choices),
+            )
+            for at, figures in enumerate(self._expected)
+            if at in evenly(len(self))
+        ]
+        caption = (
+            f"Frontier of {len(self)} configurations, figures {figures_come_from(self)}; full model "
+            f"{percent(first.full_quality)}; drop in points"
+        )
+        columns = ("no.", "cost", f"quality, {kind}", "drop", "95% interval of drop", "exits")
+        return html_table(caption, columns, rows, total=len(self))
+
+    def to_frame(self) -> DataFrame:
+        """A pandas DataFrame with one row per configuration, numbered as in the frontier.
+
+        Columns: ``relative_cost`` (fraction of the full model's), ``cost``, ``quality`` and ``drop`` (in
+        [0, 1], promised for new samples unless ``in_sample``), ``drop_low`` and ``drop_high`` (95 % interval,
+        NaN where there is none), ``in_sample_quality``, ``in_sample``, ``exits`` (how many are enabled),
+        ``positions`` (where they are, separated by commas), ``tradeoff`` (lambda, NaN where there is none)
+        and ``certified``.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame([_row(config) for config in self], "index")
+
+    def plot(
+        self,
+        records: ExitRecords | None = None,
+        costs: CostTable | None = None,
+        chosen: ExitConfig | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw quality against relative cost, both in percent.
+
+        The line are the configurations, the band the 95 % intervals of what new samples keep, a thin dashed
+        line what the search samples kept, the star the full model.
+
+        Args:
+            records: with ``costs``, marks each exit on its own, taken by every one of these samples.
+            costs: of the same positions and heads.
+            chosen: a configuration to put a ring around, such as ``frontier.at(max_drop=0.005)``.
+            ax: matplotlib axes to draw on; None makes a new pyplot figure, which a notebook shows.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: one of records and costs without the other, of another shape, or without samples; or
+                ``chosen`` has no figures.
+            MissingExtraError: matplotlib is not installed.
+        """
+        if (records is None) != (costs is None):
+            raise InputError("plot(): expected records and costs together, got one of them; give both")
+        if chosen is not None and (not isinstance(chosen, ExitConfig) or chosen.expected is None):
+            raise InputError(
+                "plot(chosen=...): expected a configuration with figures, such as "
+                f"frontier.at(max_drop=0.005), got {chosen!r}"
+            )
+        alone = None if records is None or costs is None else single_exits(records, costs)
+        axes = plots.own_axes() if ax is None else ax
+        view = self._draw(axes)
+        if alone is not None and records is not None:
+            plots.draw_single_exits(axes, 100 * alone[0], 100 * alone[1], view, records.heads)
+        axes.set(xlim=view[0], ylim=view[1])
+        if chosen is not None and chosen.expected is not None:
+            figures = chosen.expected
+            plots.draw_ring(axes, 100 * figures.relative_cost, 100 * figures.quality, "chosen")
+        plots.set_labels(axes, "cost (% of the full model)", "quality (%)")
+        plots.legend(axes)
+        return axes
+
+    def _draw(self, axes: Axes) -> plots.Window:
+        """The curves of the configurations and the full model; the limits around them."""
+        curves = dial_curves(self)
+        if self.in_sample:
+            label = plots.IN_SAMPLE
+        else:
+            label = "promised for new samples"
+            plots.draw_in_sample(axes, curves["cost"], curves["in_sample"])
+        if np.isfinite(curves["interval"]).any():
+            plots.draw_band(axes, curves["cost"], curves["interval"], "95% interval")
+        plots.draw_configurations(axes, curves["cost"], curves["quality"], label)
+        plots.draw_full_model(axes, 100.0, 100 * self._expected[0].full_quality, "full model")
+        reached = [np.ravel(curves[name]) for name in ("quality", "in_sample", "interval")]
+        values = np.concatenate([*reached, [100 * self._expected[0].full_quality]])
+        return plots.window(np.append(curves["cost"], 100.0), values)
 
     def at(
         self,
@@ -247,6 +359,51 @@ class Frontier(Sequence[ExitConfig]):
             raise ArtifactError(
                 f"frontier: damaged, {type(error).__name__}: {error}; write it again"
             ) from error
+
+
+def figures_come_from(frontier: Frontier) -> str:
+    """Where the expected figures come from, in words that follow "figures"."""
+    figures = frontier[0].expected
+    samples = 0 if figures is None else figures.samples
+    if frontier.in_sample:
+        return f"of the {samples:,} search samples themselves (in-sample: optimistic)"
+    return f"promised for new samples, from {samples:,} search samples"
+
+
+def dial_curves(frontier: Frontier) -> dict[str, Floats]:
+    """Figures of M configurations in percent: "cost", "quality" and "in_sample" (M,), "interval" (M, 2).
+
+    Cost is relative to the full model's, quality as ``expected``, "in_sample" of the search samples; the
+    interval is that of quality, NaN where there is none.
+    """
+    every = [figures for config in frontier if (figures := config.expected)]
+    nothing = (math.nan, math.nan)
+    return {
+        "cost": 100 * np.array([each.relative_cost for each in every]),
+        "quality": 100 * np.array([each.quality for each in every]),
+        "in_sample": 100 * np.array([each.full_quality - each.in_sample_drop for each in every]),
+        "interval": 100 * np.array([each.quality_interval or nothing for each in every]),
+    }
+
+
+def _row(config: ExitConfig) -> dict[str, Any]:
+    """One row of ``to_frame``."""
+    figures = _figures(config)
+    low, high = figures.drop_interval or (math.nan, math.nan)
+    return {
+        "relative_cost": figures.relative_cost,
+        "cost": figures.cost,
+        "quality": figures.quality,
+        "drop": figures.drop,
+        "drop_low": low,
+        "drop_high": high,
+        "in_sample_quality": figures.full_quality - figures.in_sample_drop,
+        "in_sample": figures.in_sample,
+        "exits": len(config.choices),
+        "positions": ", ".join(choice.position for choice in config.choices),
+        "tradeoff": math.nan if config.tradeoff is None else config.tradeoff,
+        "certified": config.certificate is not None,
+    }
 
 
 def _is_count(value: object) -> bool:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core.fields import freeze, mirrored
+from offramp.core import plots
+from offramp.core.display import evenly, html_table, percent
+from offramp.core.fields import freeze, is_count, mirrored
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
 
 RECORDS_FORMAT = "offramp.records"
 VERSION = 1
@@ -103,6 +112,76 @@ class ExitRecords:
                     f"ExitRecords.{name}: expected values in [0, 1], got {values.min()} to {values.max()}"
                 )
 
+    def __repr__(self) -> str:
+        return (
+            f"ExitRecords({self.samples} samples, {len(self.positions)} positions, {int(self.exists.sum())} "
+            f"exits of {', '.join(self.heads) or 'no head'}, quality by {self.quality_kind or 'unknown'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Mean quality of every exit on its own; of many positions, evenly spread ones."""
+        quality = np.full(self.exists.shape, np.nan)
+        full = math.nan
+        if self.samples:
+            quality[self.exists] = self.quality[self.exists].mean(axis=1, dtype=np.float64)
+            full = float(self.final_quality.mean(dtype=np.float64))
+        rows = [(self.positions[at], *map(percent, quality[at])) for at in evenly(len(self.positions))]
+        caption = (
+            f"Records of {self.samples:,} samples: mean quality ({self.quality_kind or 'kind unknown'}) of "
+            f"each exit on its own; full model {percent(full)}"
+        )
+        return html_table(caption, ("position", *self.heads), rows, total=len(self.positions))
+
+    def plot(self, ax: Axes | None = None, *, head: str | None = None, bins: int = 10) -> Axes:
+        """Draw how quality rises with confidence, one line per position, early ones light and late ones dark.
+
+        The samples of an exit are sorted by confidence into bins of equal size; a point is the mean of
+        confidence and quality in one. The full model is dashed where its confidence is known.
+        Calibrated confidence stays on the diagonal, which is drawn where all of it lies in [0, 1]; to a
+        threshold it only matters that quality rises with confidence. Values that are not finite are left out.
+
+        Args:
+            ax: matplotlib axes to draw on; None makes a new pyplot figure, which a notebook shows.
+            head: the kind of exit; None takes the first one that there is.
+            bins: how many points a line has at most.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: there are no exits or no samples, no exits of that head, or ``bins`` is no count.
+            MissingExtraError: matplotlib is not installed.
+        """
+        if not is_count(bins, 1):
+            raise InputError(f"plot(bins=...): expected a whole number of at least 1, got {bins!r}")
+        name = self._head_to_plot(head)
+        column = self.heads.index(name)
+        lines = [
+            (self.positions[p], *_binned(self.confidence[p, column], self.quality[p, column], bins))
+            for p in np.flatnonzero(self.exists[:, column])
+        ]
+        own = None
+        if self.final_confidence is not None:
+            own = ("full model", *_binned(self.final_confidence, self.final_quality, bins))
+        axes = plots.own_axes() if ax is None else ax
+        spread = np.concatenate([x for _, x, _ in (*lines, *([own] if own else []))])
+        if spread.size and spread.min() >= 0 and spread.max() <= 1:
+            plots.diagonal(axes)
+        plots.draw_confidences(axes, lines, own)
+        plots.set_labels(axes, "mean confidence", "mean quality", f"exits of head {name}")
+        return axes
+
+    def _head_to_plot(self, head: str | None) -> str:
+        there = [name for name, here in zip(self.heads, self.exists.T, strict=True) if here.any()]
+        if not there or not self.samples:
+            missing = "samples" if there else "exits"
+            raise InputError(f"plot(): expected records of exits, got none of any {missing}; record again")
+        if head is not None and head not in there:
+            raise InputError(
+                f"plot(head=...): expected a head that there is, got {head!r}; known: {', '.join(there)}"
+            )
+        return there[0] if head is None else head
+
     @property
     def samples(self) -> int:
         """N, the number of samples."""
@@ -188,3 +267,16 @@ def _whole_numbers(values: npt.ArrayLike, samples: int) -> npt.NDArray[np.int64]
             f"{groups.dtype} of shape {groups.shape}"
         )
     return groups.astype(np.int64)
+
+
+def _binned(confidence: Floats32, quality: Floats32, bins: int) -> tuple[Floats, Floats]:
+    """Means of confidence and quality (N,) in at most ``bins`` bins of equal size; ties share a bin."""
+    there = np.isfinite(confidence)
+    x, y = confidence[there].astype(np.float64), quality[there].astype(np.float64)
+    if not x.size:
+        return x, y
+    borders = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1]))
+    where = np.searchsorted(borders, x, side="right")
+    count = np.bincount(where)
+    held = count > 0
+    return np.bincount(where, x)[held] / count[held], np.bincount(where, y)[held] / count[held]

@@ -34,6 +34,14 @@ class Answers:
     full_quality: Floats
     early: npt.NDArray[np.bool_]
 
+    def __repr__(self) -> str:
+        if not self.quality.size:
+            return "Answers(0 samples)"
+        return (
+            f"Answers({self.quality.size} samples, quality {self.quality.mean():.4f}, full model "
+            f"{self.full_quality.mean():.4f}, {self.early.mean():.1%} leave early)"
+        )
+
 
 Losses = Callable[[Answers], npt.ArrayLike]
 """From the answers to (K,) losses in [0, 1], or [-1, 1] if ``signed``, of the K samples the risk is about.

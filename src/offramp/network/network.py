@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from offramp.core import UNKNOWN, evenly, html_table
 from offramp.data import InputSpec
 from offramp.errors import InputError
 from offramp.graph import INPUT, Partition, eval_mode
@@ -124,6 +125,28 @@ class ExitNetwork(nn.Module):
             for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
                 calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
         self.add_module(_STORED_CALIBRATORS, calibrators)
+
+    def __repr__(self) -> str:
+        return (
+            f"ExitNetwork({type(self.backbone).__name__}, {len(self.positions)} positions, "
+            f"{len(list(self.exits()))} exits of {', '.join(self.head_names)}, {self.task.name})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Parameters of every head by position; of many positions, evenly spread ones."""
+        sizes = {(p, c): sum(each.numel() for each in head.parameters()) for p, c, head in self.exits()}
+        columns = range(len(self.head_names))
+        rows = []
+        for p in evenly(len(self.positions)):
+            spec = self.specs[p]
+            feature = UNKNOWN if spec is None else " \N{MULTIPLICATION SIGN} ".join(map(str, spec.shape))
+            counts = [f"{sizes[p, c]:,}" if (p, c) in sizes else UNKNOWN for c in columns]
+            rows.append((self.positions[p], feature, *counts))
+        caption = (
+            f"{type(self.backbone).__name__} with {len(sizes)} exits at {len(self.positions)} positions, "
+            f"{self.task.name}, confidence {self.confidence}: parameters of each head"
+        )
+        return html_table(caption, ("position", "feature", *self.head_names), rows, total=len(self.positions))
 
     def _make_heads(self, kinds: Mapping[ExitIndex, str], seed: int) -> Iterator[tuple[ExitIndex, nn.Module]]:
         """Fresh heads on the CPU in float32; kinds that do not apply where they are wanted are left out.

@@ -2,6 +2,11 @@
 
 from offramp.report.figures import require_matplotlib
 from offramp.report.html import write_report
+from offramp.report.page import amount
 from offramp.report.tables import frontier_rows, frontier_table, shares
+from offramp.report.terminal import NARROWEST, dial_plot, dial_rows, dial_table
 
-__all__ = ["frontier_rows", "frontier_table", "require_matplotlib", "shares", "write_report"]
+__all__ = [
+    "NARROWEST", "amount", "dial_plot", "dial_rows", "dial_table", "frontier_rows", "frontier_table",
+    "require_matplotlib", "shares", "write_report",
+]  # fmt: skip

@@ -6,16 +6,16 @@ whatever the caller's matplotlib settings are. The pyplot state is not touched. 
 
 from __future__ import annotations
 
-import html
 import io
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from offramp.core import escaped as text, evenly, plots, printable, short
 from offramp.errors import needs_extra
 
 if TYPE_CHECKING:
@@ -27,21 +27,8 @@ Legend = Iterable[tuple[str, str, str]]
 
 MAX_BARS, SELECTED_BARS = 25, 16
 WIDTH = 3.9  # inches; on a phone (320 px left for a figure) 9.5 pt then come out as 10.8 px
-INK, QUIET, RULE = "#1f2937", "#5b6472", "#d9dde3"
-LINE, CHOSEN, OUTPUT = "#0b4f8a", "#c2410c", "#c4c8ce"
-
-# Okabe and Ito's colours (without the yellow, too faint on white) and two of Paul Tol's; each head type also
-# has its own marker, so that no distinction rests on colour alone.
-_COLOURS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#882255", "#999933", "#44aa99")
-_MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"))
-
-PALETTE = {
-    "text.color": INK,
-    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), QUIET),
-    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), RULE),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-}
-"""Matplotlib settings that every picture of the project shares."""
+INK, QUIET, LINE, CHOSEN, PALETTE = plots.INK, plots.QUIET, plots.LINE, plots.CHOSEN, plots.PALETTE
+OUTPUT, BAND = "#c4c8ce", "#8fb0cf"
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -70,19 +57,23 @@ CSS = """
 """Style of what this module returns; it goes into the page once."""
 
 
-def text(value: object) -> str:
-    """Any text as HTML text; characters that do not print (controls, text direction) become U+FFFD."""
-    return html.escape(_printable(str(value)))
-
-
-def _printable(value: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in value)
-
-
 def require_matplotlib() -> None:
     """Check for the extra before any work is done; a ``MissingExtraError`` if matplotlib is not installed."""
     with needs_extra("plot", "a report needs matplotlib; install it"):
         import matplotlib  # noqa: F401 (only whether it is there)
+
+
+class SearchCurve(NamedTuple):
+    """What the search said of M configurations, in percent.
+
+    Cost (M,) relative to the full model's, quality (M,), and its 95 % intervals (M, 2), NaN where there are
+    none; whether these are figures of the samples searched on.
+    """
+
+    cost: Floats
+    quality: Floats
+    interval: Floats
+    in_sample: bool
 
 
 def frontier_figure(
@@ -92,44 +83,96 @@ def frontier_figure(
     alone: tuple[Floats, Floats],
     heads: Sequence[str],
     names: tuple[str, str],
+    searched: SearchCurve | None = None,
 ) -> str:
     """Quality over cost, in percent, (M+1,): of M configurations, ``chosen`` ringed, and last the full model.
 
     ``alone`` is cost and quality (P, C) of each exit taken by every sample, NaN where there is none;
-    ``heads`` are C names, ``names`` what cost and quality are called.
+    ``heads`` are C names, ``names`` what cost and quality are called; ``searched`` is drawn beside what was
+    measured.
     """
     x, y = alone
-    xlim, ylim = _around(cost, 40.0, 0.1, 0.06), _around(quality, 2.0, 0.2, 0.12)
+    every = [quality] if searched is None else [quality, searched.quality, searched.interval.ravel()]
+    reached = np.concatenate(every)
+    xlim, ylim = plots.window(cost, reached)
     count = int(np.isfinite(y).sum())
     shown = (x >= xlim[0]) & (x <= xlim[1]) & (y >= ylim[0]) & (y <= ylim[1])
 
     def draw(axes: Axes) -> None:
-        for head in range(len(heads)):
-            colour, marker, _ = _mark(head)
-            at = shown[:, head]
-            size = 4 if count <= 60 else 2.8
-            axes.plot(x[at, head], y[at, head], marker, color=colour, markersize=size, alpha=0.85)
-        size, width = (4.5, 1.6) if cost.size <= 60 else (2.8, 1.1)  # hundreds of them stay a line
-        axes.plot(cost[:-1], quality[:-1], "o-", color=LINE, markersize=size, linewidth=width)
-        axes.plot(cost[-1:], quality[-1:], "*", color=INK, markersize=11)
-        ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
-        axes.plot(cost[[chosen]], quality[[chosen]], "o", color=CHOSEN, **ring)
+        plots.draw_single_exits(axes, x, y, (xlim, ylim))
+        if searched is not None:
+            _draw_searched(axes, searched)
+        plots.draw_configurations(axes, cost[:-1], quality[:-1])
+        plots.draw_full_model(axes, float(cost[-1]), float(quality[-1]))
+        plots.draw_ring(axes, float(cost[chosen]), float(quality[chosen]))
         axes.locator_params(axis="x", nbins=7)
         axes.set(xlim=xlim, ylim=ylim, ylabel=f"{names[1]} (%)")
-        axes.set_xlabel(f"{_short(names[0], 24)} (% of the full model)")
+        axes.set_xlabel(f"{short(names[0], 24)} (% of the full model)")
 
-    title = f"{names[1]} against cost"
     own = [(LINE, "●", "configurations"), (CHOSEN, "○", f"configuration {chosen}"), (INK, "★", "full model")]
     caption = "Up and to the left is better. Small marks are single exits that every sample takes."
     if hidden := count - int(shown.sum()):
         caption += f" {hidden} of the {count} lie outside this window."
-    return _figure("frontier", title, 3.0, draw, [*own, *_legend(heads)], caption)
+    if searched is not None:
+        own.append(_searched_entry(searched))
+        source = "on the search samples (in-sample)" if searched.in_sample else "promised for new samples"
+        line = "Dashed" if searched.in_sample else "The band"
+        caption += f" {line}: the full model\u2019s {names[1]} here, less the drop {source}."
+    title = f"{names[1]} against cost"
+    label = (
+        f"{title}: {len(quality) - 1} configurations from {quality[0]:.1f}% at {cost[0]:.1f}% of the cost to "
+        f"{quality[-2]:.1f}% at {cost[-2]:.1f}%; full model {quality[-1]:.1f}%"
+    )
+    return _figure("frontier", title, 3.0, draw, [*own, *_legend(heads)], caption, label)
 
 
-def _around(values: Floats, least: float, below: float, above: float) -> tuple[float, float]:
-    """Limits with air around all values, at least ``least`` apart; ``below`` and ``above`` are fractions."""
-    top, span = float(values.max()), max(float(np.ptp(values)), least)
-    return max(0.0, top - (1 + below) * span), top + above * span
+def _draw_searched(axes: Axes, searched: SearchCurve) -> None:
+    if searched.in_sample:
+        plots.draw_in_sample(axes, searched.cost, searched.quality, None)
+        return
+    plots.draw_band(axes, searched.cost, searched.interval)
+    axes.plot(searched.cost, searched.quality, color=BAND, linewidth=1.2)
+
+
+def _searched_entry(searched: SearchCurve) -> tuple[str, str, str]:
+    if searched.in_sample:
+        return QUIET, "╌", plots.IN_SAMPLE
+    return BAND, "■", "promised, with 95% interval"
+
+
+def kept_figure(wanted: Floats, kept: Floats, margin: Floats, name: str) -> str:
+    """Drop of quality measured over drop asked for, both (A,) in points, with 95 % intervals.
+
+    ``margin`` (A,) are half of those, NaN where not known; ``name`` is what quality is called. On the
+    diagonal exactly as much was lost as was allowed. Both axes are linear to half a point and logarithmic
+    beyond.
+    """
+    edges = [0.1, 0.2, 0.5, 1, 2, 5]
+
+    def draw(axes: Axes) -> None:
+        bars = np.nan_to_num(margin)
+        axes.errorbar(wanted, kept, bars, fmt="o", color=LINE, markersize=4, elinewidth=1.3, capsize=2.5)
+        low, high = float((kept - bars).min()), float((kept + bars).max())
+        ends = np.array([wanted.min() / 1.5, wanted.max() * 1.3])
+        axes.plot(ends, ends, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set_xscale("symlog", linthresh=0.5)
+        axes.set_yscale("symlog", linthresh=0.5)
+        low, high = min(low, 0.0), max(high, ends[1])
+        axes.set(xlim=(0.0, ends[1]), ylim=(low - 0.1, high * 1.1))
+        axes.set_xticks(edges, [f"{each:g}" for each in edges])
+        ticks = [
+            each for each in (-5, -2, -1, -0.5, 0, *edges[2:], 10, 20, 50) if low - 0.1 <= each <= high * 1.1
+        ]
+        axes.set_yticks(ticks, [f"{each:g}".replace("-", "\u2212") for each in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="drop asked for (points)", ylabel="drop measured (points)")
+
+    title = "drop measured against drop asked for"
+    held = int((kept <= wanted + 1e-9).sum())
+    label = f"{title}: the drop measured is at most the drop asked for at {held} of {len(wanted)}"
+    legend = [(LINE, "●", f"drop of {name}, 95% interval"), (INK, "╌", "as much as was asked for")]
+    caption = "Below the dashed line less was lost than allowed. Linear to 0.5 points, logarithmic beyond."
+    return _figure("kept", title, 3.0, draw, legend, caption, label)
 
 
 def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str], chosen: int) -> str:
@@ -141,12 +184,11 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
     caption = "One bar per configuration, with its cost; early positions are light, late ones dark."
     picked = np.arange(len(labels))
     if len(labels) > MAX_BARS:
-        picked = np.linspace(0, len(labels) - 1, SELECTED_BARS).round().astype(int)
-        picked[np.abs(picked - chosen).argmin()] = chosen
+        picked = np.array(evenly(len(labels), SELECTED_BARS, chosen))
         caption += f" {len(picked)} of {len(labels)} are shown, evenly spread; the table has all."
     labels, shares = [labels[int(at)] for at in picked], shares[picked]
     used = np.flatnonzero(shares[:, :-1].sum(axis=0)).tolist()
-    colours = [*_sequence(len(used)), OUTPUT]
+    colours = [*plots.sequence(len(used)), OUTPUT]
     columns = list(zip([*used, len(positions)], colours, strict=True))
 
     def draw(axes: Axes) -> None:
@@ -169,7 +211,8 @@ def shares_figure(labels: Sequence[str], shares: Floats, positions: Sequence[str
     title = "Where samples leave"
     names = [*(positions[at] for at in used), OWN_OUTPUT]
     legend = [(colour, "■", name) for colour, name in zip(colours, names, strict=True)]
-    return _figure("shares", title, 0.7 + 0.23 * len(labels), draw, legend, caption)
+    label = f"{title}: one bar for each of {len(labels)} configurations"
+    return _figure("shares", title, 0.7 + 0.23 * len(labels), draw, legend, caption, label)
 
 
 def depth_figure(
@@ -185,37 +228,26 @@ def depth_figure(
     def draw(axes: Axes) -> None:
         axes.axhline(full, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         for head in range(len(heads)):
-            colour, marker, _ = _mark(head)
+            colour, marker, _ = plots.mark(head)
             size = 4.5 if len(positions) <= 20 else 2.6
             axes.plot(alone[:, head], marker=marker, color=colour, markersize=size, linewidth=1.4)
         axes.set(xlim=(-0.5, len(positions) - 0.5), ylabel=f"{name} (%)")
         slant: dict[str, Any] = {"rotation": 40, "ha": "right", "va": "center", "rotation_mode": "anchor"}
-        axes.set_xticks(ticks, [_short(positions[at]) for at in ticks], **slant)
+        axes.set_xticks(ticks, [short(positions[at]) for at in ticks], **slant)
         axes.margins(y=0.08)
 
     title = f"{name} against depth"
     if np.isnan(alone).all():
-        return _figure("depth", title, 3.0, None, [], "These records hold no exits.")
+        return _figure("depth", title, 3.0, None, [], "These records hold no exits.", title)
     caption = "Each exit on its own, on all samples. A gap means that there is no such head."
     legend = [(INK, "╌", "full model"), *_legend(heads)]
-    return _figure("depth", title, 3.0, draw, legend, caption)
-
-
-def _mark(head: int) -> tuple[str, str, str]:
-    """Colour, matplotlib marker and the same marker as a character, of the head type with this index."""
-    return _COLOURS[head % len(_COLOURS)], *_MARKERS[head % len(_MARKERS)]
+    best, where = float(np.nanmax(alone)), positions[int(np.nanargmax(alone)) // alone.shape[1]]
+    label = f"{title}: the best exit on its own reaches {best:.1f}%, at {where}; the full model {full:.1f}%"
+    return _figure("depth", title, 3.0, draw, legend, caption, label)
 
 
 def _legend(heads: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [(_mark(at)[0], _mark(at)[2], name) for at, name in enumerate(heads)]
-
-
-def _sequence(count: int) -> list[str]:
-    """``count`` colours from light (early) to dark (late), told apart by lightness alone."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return [to_hex(colormaps["YlGnBu"](level)) for level in np.linspace(0.22, 0.95, count)]
+    return [(plots.mark(at)[0], plots.mark(at)[2], name) for at, name in enumerate(heads)]
 
 
 def _on(colour: str) -> str:
@@ -224,20 +256,21 @@ def _on(colour: str) -> str:
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
 
 
-def _short(name: str, limit: int = 16) -> str:
-    """A name that fits under an axis; the end is the telling part of a module's path."""
-    name = _printable(name)
-    return name if len(name) <= limit else "…" + name[1 - limit :]
-
-
 def _figure(
-    name: str, title: str, height: float, draw: Callable[[Axes], None] | None, legend: Legend, caption: str
+    name: str,
+    title: str,
+    height: float,
+    draw: Callable[[Axes], None] | None,
+    legend: Legend,
+    caption: str,
+    label: str,
 ) -> str:
-    """A card with a picture, unless there is nothing to draw."""
+    """A card with a picture, unless there is nothing to draw; ``label`` is read aloud in its place."""
     items = "".join(
-        f'<li><i style="color:{colour}">{mark}</i>{text(name)}</li>' for colour, mark, name in legend
+        f'<li><i style="color:{colour}" aria-hidden=true>{mark}</i>{text(name)}</li>'
+        for colour, mark, name in legend
     )
-    picture = "" if draw is None else _svg(name, height, title, draw)
+    picture = "" if draw is None else _svg(name, height, label[0].upper() + label[1:], draw)
     return (
         f"<figure class=card><h2>{text(title[0].upper() + title[1:])}</h2><ul class=legend>{items}</ul>\n"
         f"{picture}\n<figcaption class=quiet>{text(caption)}</figcaption></figure>\n"
@@ -275,5 +308,5 @@ def _svg(name: str, height: float, label: str, draw: Callable[[Axes], None]) -> 
             element.set(key.partition("}")[2] or key, own)
     for key in ("width", "height", "version"):
         del root.attrib[key]
-    root.attrib |= {"role": "img", "aria-label": label, "stroke-linejoin": "round"}
+    root.attrib |= {"role": "img", "aria-label": printable(label), "stroke-linejoin": "round"}
     return ET.tostring(root, encoding="unicode")

@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from offramp.core import CostTable, ExitRecords, Frontier, config_to_dict, evaluate, full_quality
+from offramp.core import (
+    CostTable,
+    ExitConfig,
+    ExitRecords,
+    Frontier,
+    config_to_dict,
+    evaluate,
+    full_quality,
+)
 
 
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
-    """One entry per configuration, in the frontier's order, with its figures on ``records``."""
+    """One entry per configuration, in the frontier's order, with its figures on ``records``.
+
+    ``promised_drop`` is None where the frontier's figures are in-sample.
+    """
     full = full_quality(records)
     pairs = zip(frontier, evaluate(records, costs, frontier), strict=True)
     return [
@@ -21,11 +32,18 @@ def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) ->
             "relative_cost": outcome.relative_cost,
             "quality": outcome.quality,
             "drop": full - outcome.quality,
+            "promised_drop": _promised(config),
             "exit_shares": outcome.exit_shares.tolist(),
             **config_to_dict(config),
         }
         for index, (config, outcome) in enumerate(pairs)
     ]
+
+
+def _promised(config: ExitConfig) -> float | None:
+    """The drop expected on new samples; None where the figures are in-sample."""
+    figures = config.expected
+    return None if figures is None or figures.in_sample else figures.drop
 
 
 def non_dominated(rows: Sequence[dict[str, Any]]) -> list[bool]:
@@ -44,10 +62,12 @@ def non_dominated(rows: Sequence[dict[str, Any]]) -> list[bool]:
 def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: str, most: int = 16) -> Table:
     """A table of configurations with exits, at most ``most`` of them, evenly chosen, and the full model.
 
-    A star marks rows that no other row dominates.
+    A star marks rows that no other row dominates. Points are the difference to the full model, measured and,
+    where the frontier's figures are not in-sample, promised.
     """
+    promised = any(row["promised_drop"] is not None for row in rows)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("#", unit, "quality", "points", "exits"):
+    for name in ("#", unit, "quality", "points", *(["promised"] if promised else []), "exits"):
         table.add_column(name, justify="right", no_wrap=True, min_width=6)
     table.add_column("where samples leave", no_wrap=True)
     shown = thinned(with_exits(rows), most)
@@ -56,12 +76,18 @@ def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: s
             f"{row['index']}{'*' if best else ' '}",
             f"{row['relative_cost']:.1%}",
             f"{row['quality']:.2%}",
-            f"{0.0 - 100 * row['drop']:+.2f}",
+            _gained(row["drop"]),
+            *([_gained(row["promised_drop"])] if promised else []),
             str(len(row["choices"])),
             shares(row["exit_shares"], records.positions),
         )
-    table.add_row("full ", "100.0%", f"{full_quality(records):.2%}", "", "0", "")
+    table.add_row("full ", "100.0%", f"{full_quality(records):.2%}", "", *([""] if promised else []), "0", "")
     return table
+
+
+def _gained(drop: float | None) -> str:
+    """A drop as the difference to the full model, in points."""
+    return "" if drop is None else f"{0.0 - 100 * drop:+.2f}"
 
 
 def with_exits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

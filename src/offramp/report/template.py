@@ -1,6 +1,10 @@
-"""The report's page: its HTML shell and its style sheet. No script, no request, nothing to load."""
+"""The report's page: its HTML shell, tables and style sheet. No script, no request, nothing to load."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.core import escaped
 
 SHELL = """<!doctype html>
 <html lang="en">
@@ -28,7 +32,8 @@ h1{margin:6px 0 22px;max-width:28em;font-size:clamp(1.45rem,1.1rem + 1.7vw,2.2re
 h2{margin:0 0 10px;font-size:1.06rem;line-height:1.3;font-weight:650}p{margin:0 0 10px}
 .kicker{color:#0b4f8a;font-size:.92rem;font-weight:600}
 .quiet{color:#5b6472;font-size:.9rem;max-width:48rem}
-.keys{display:flex;flex-wrap:wrap;gap:14px 44px;margin:0 0 20px;padding:0;list-style:none}
+.keys{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px 32px;
+ margin:0 0 20px;padding:0;list-style:none}
 .keys b{display:block;font-size:1.5rem;line-height:1.25}.keys span{color:#5b6472;font-size:.9rem}
 .cards{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px;margin:28px 0 36px}
 dl{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:7px 18px;margin:0;font-size:.93rem}
@@ -50,6 +55,11 @@ tbody:first-of-type tr:first-child>*{border-top:0}
 .figures tfoot{color:#5b6472}
 .figures th[scope=row]{position:sticky;left:0;background:#fff}
 .figures .chosen>*{background:#fdf1ea!important}.chosen th{color:#c2410c}
+caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+.pair{display:grid;grid-template-columns:minmax(0,17fr) minmax(0,10fr);gap:20px;align-items:start}
+.pair .scroll{margin:0}
+.kept thead th{white-space:normal;overflow-wrap:normal}.kept :is(th,td){padding:7px 9px}
+.kept :is(th,td):last-child{text-align:left}
 details{margin:22px 0}
 summary{margin-bottom:12px;cursor:pointer;font-weight:600}
 .exits :is(th,td):not(:last-child){text-align:left}
@@ -61,7 +71,23 @@ footer{margin-top:34px;padding-top:18px;border-top:1px solid #e0e2e6;color:#5b64
 footer p{max-width:54rem}
 @media (max-width:820px){
  body{padding:24px 16px 40px}
- .cards{grid-template-columns:minmax(0,1fr);gap:16px}
+ .cards,.pair{grid-template-columns:minmax(0,1fr);gap:16px}
 }
 @media print{.scroll{max-height:none;overflow:visible}thead,tfoot{position:static}}
 """
+
+
+def grid(label: str, kind: str, columns: Sequence[str], body: str, spans: str = "") -> str:
+    """A table that scrolls by itself; ``body`` follows its head, whose first row may be ``spans``."""
+    above = f"<tr class=groups>{spans}</tr>\n" if spans else ""
+    names = "".join(f"<th scope=col>{escaped(name)}</th>" for name in columns)
+    return (
+        f"<div class=scroll tabindex=0 role=region aria-labelledby=caption-{kind}><table class={kind}>\n"
+        f"<caption id=caption-{kind}>{label}</caption>\n"
+        f"<thead>{above}<tr>{names}</tr></thead>\n{body}\n</table></div>"
+    )
+
+
+def cells(values: Sequence[str]) -> str:
+    """Cells of one row; ``values`` are HTML."""
+    return "".join(f"<td>{value}</td>" for value in values)

@@ -50,6 +50,10 @@ class EngineOutput:
     position: Tensor
     confidence: Tensor
 
+    def __repr__(self) -> str:
+        batch, *shape = self.outputs.shape
+        return f"EngineOutput({batch} answers of shape {tuple(shape)}, on {self.outputs.device})"
+
 
 class Engine:
     """Runs an ``ExitNetwork`` under a configuration that can be switched while it runs.
@@ -92,6 +96,9 @@ class Engine:
         self._plan = self._prepared(first, Execution() if execution is None else execution)
         for each in prepare:
             self.prepare(each)
+
+    def __repr__(self) -> str:
+        return f"Engine({type(self.net.backbone).__name__}, {self.config})"
 
     @property
     def config(self) -> ExitConfig:

@@ -163,6 +163,9 @@ class MultiEngine:
         for each in prepare:
             self.prepare(each)
 
+    def __repr__(self) -> str:
+        return f"MultiEngine({type(self._partition.model).__name__}, tasks {', '.join(self.tasks)})"
+
     @property
     def configs(self) -> Mapping[str, ExitConfig]:
         """The configurations, by task, that the next call will use."""

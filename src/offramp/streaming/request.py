@@ -31,6 +31,12 @@ class StreamAnswer:
     waited: float
     served: float
 
+    def __repr__(self) -> str:
+        return (
+            f"StreamAnswer(output of shape {tuple(self.output.shape)}, position {self.position}, confidence "
+            f"{self.confidence:.4g}, waited {self.waited:.3g} s, served {self.served:.3g} s)"
+        )
+
 
 class StreamFuture(Future[StreamAnswer]):
     """The answer to come. ``cancel`` works until it is there: the sample leaves at the next exit point.

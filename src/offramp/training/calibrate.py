@@ -43,6 +43,9 @@ class CalibrationReport:
     exits: tuple[CalibratedExit, ...]
     samples: int
 
+    def __repr__(self) -> str:
+        return f"CalibrationReport({len(self.exits)} confidences on {self.samples} samples)"
+
 
 def unfitted(net: ExitNetwork) -> ConfidenceFn:
     """A head's confidence, (outputs, mask) -> (B,), as the network's is before any fit."""

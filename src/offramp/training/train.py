@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp.core import ExitConfig
+from offramp.core import UNKNOWN, ExitConfig, evenly, html_table, percent
 from offramp.errors import InputError
 from offramp.network import ExitIndex, ExitNetwork, mac_table
 from offramp.storage import scratch
@@ -85,6 +85,29 @@ class TrainReport:
     labelled: bool
     held_out: int = 0
     backbone: BackboneChange | None = None
+
+    def __repr__(self) -> str:
+        quality = [each.quality for each in self.exits]
+        reached = f", quality {min(quality):.4f} to {max(quality):.4f}" if quality else ""
+        return (
+            f"TrainReport({len(self.exits)} exits{reached}, full model {self.full_quality:.4f}, on "
+            f"{self.samples} samples)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Quality by position and head, and what it costs to get there; of many positions, some."""
+        positions = tuple(dict.fromkeys(each.position for each in self.exits))
+        heads = tuple(dict.fromkeys(each.head for each in self.exits))
+        quality = {(each.position, each.head): percent(each.quality) for each in self.exits}
+        cost = {each.position: percent(each.relative_cost) for each in reversed(self.exits)}
+        shown = [positions[at] for at in evenly(len(positions))]
+        rows = [(name, cost[name], *(quality.get((name, head), UNKNOWN) for head in heads)) for name in shown]
+        kind = "quality" if self.labelled else "agreement with the full model"
+        caption = (
+            f"{len(self.exits)} exits trained on {self.samples:,} samples: {kind} on these samples "
+            f"(in-sample: optimistic), full model {percent(self.full_quality)}"
+        )
+        return html_table(caption, ("position", "cost with first head", *heads), rows, total=len(positions))
 
 
 def train_exits(
