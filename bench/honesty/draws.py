@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from offramp import CostTable, ExitConfig, ExitRecords
 from offramp.core import simulate
-from offramp.solver.cross_fit import Setting, judged_settings, thinned
+from offramp.solver.cross_fit import Folds, Setting, governed, judged_settings, thinned
+from offramp.solver.problem import Problem
 from offramp.solver.pruning import SELECTION_BIAS
-from offramp.solver.search import DEFAULT_TRADEOFFS
+from offramp.solver.search import DEFAULT_TRADEOFFS, dial_tradeoffs
 from offramp.solver.solve import SearchPlan
 
 Floats = npt.NDArray[np.float64]
@@ -39,7 +40,9 @@ class Draw:
     covered: float = float("nan")
 
 
-def parts(pool: ExitRecords, samples: int, draws: int, seed: int) -> Iterator[tuple[ExitRecords, ExitRecords]]:
+def parts(
+    pool: ExitRecords, samples: int, draws: int, seed: int
+) -> Iterator[tuple[ExitRecords, ExitRecords]]:
     """Search samples and the rest, groups kept together."""
     random = np.random.default_rng([seed, samples])
     groups = np.arange(pool.samples) if pool.groups is None else pool.groups
@@ -71,11 +74,16 @@ class Truth:
         return self._known[key]
 
 
-def measure(records: ExitRecords, rest: ExitRecords, costs: CostTable, asks: Sequence[float], seed: int) -> Draw:
+def measure(
+    records: ExitRecords, rest: ExitRecords, costs: CostTable, asks: Sequence[float], seed: int
+) -> Draw:
     """One draw."""
     plan = SearchPlan("exact", SELECTION_BIAS / records.samples, len(records.positions), True, seed)
-    every = judged_settings(records, costs, list(DEFAULT_TRADEOFFS), plan, STEP)
-    listed, truth, draw = thinned(every, STEP), Truth(rest), Draw()
+    problem = Problem.of(records, costs)
+    folds = Folds(records, problem.canonical(), seed)
+    found = judged_settings(problem, costs, dial_tradeoffs(DEFAULT_TRADEOFFS), plan, folds, STEP)
+    every = [setting for kind in found for setting in kind.rows]
+    listed, truth, draw = thinned(governed(found, folds.groups), STEP), Truth(rest), Draw()
     cost = np.array([each.cost for each in every])
     figures = {
         "in-sample": np.array([_seen(each) for each in every]),

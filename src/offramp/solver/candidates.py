@@ -69,13 +69,6 @@ class CandidateSet:
             self.common = np.append(self.common, common[index][new])
         return np.array([self._place[key] for key in keys])
 
-    def with_common_threshold(self) -> CandidateSet:
-        """The full model and the candidates that have one threshold for all exits, as a set of their own."""
-        found = np.flatnonzero(~np.isnan(self.common))
-        common = CandidateSet(self.problem)
-        common.add(self.head[found], self.prefix[found], self.common[found])
-        return common
-
     def batch(self, objectives: Objectives, index: Ints, head: Ints, prefix: Ints) -> ConfigBatch:
         """Configurations (B, P), each to minimise the objective that ``index`` (B,) names."""
         return ConfigBatch(

@@ -11,6 +11,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from offramp.solver.problem import most_confident_first
+
 Singles = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
@@ -34,14 +36,17 @@ def curve(confidence: Singles, quality: Floats, cost: Floats) -> tuple[Singles, 
     ([0.20000000298023224, 0.800000011920929], [0.5, 1.0], [1.0, 2.0])
     """
     n = confidence.shape[1]
-    highest = np.maximum.accumulate(np.where(np.isfinite(confidence), confidence, -np.inf), axis=0)
-    values, inverse = np.unique(np.append(highest, np.float32(-np.inf)), return_inverse=True)
-    where = inverse[:-1]
-    steps = np.bincount(where, np.diff(quality, axis=0).ravel(), len(values))
-    costlier = np.bincount(where, np.repeat(np.diff(cost), n), len(values))
-    reached = (quality[0].sum() + np.cumsum(steps)) / n
-    spent = cost[0] + np.cumsum(costlier) / n
-    return values.astype(np.float32), reached[:-1], spent[:-1]
+    highest = np.maximum.accumulate(np.where(np.isfinite(confidence), confidence, -np.inf), axis=0).ravel()
+    order = most_confident_first(highest[None].astype(np.float32))[0, ::-1]
+    rising = highest[order]
+    last = np.append(rising[1:] > rising[:-1], True)  # steps at one threshold add up
+    reached = (quality[0].sum() + np.diff(quality, axis=0).ravel()[order].cumsum()[last]) / n
+    spent = cost[0] + np.repeat(np.diff(cost), n)[order].cumsum()[last] / n
+    values = rising[last]
+    if values[0] == -np.inf:
+        return values.astype(np.float32), reached[:-1], spent[:-1]
+    start = np.append(quality[0].sum() / n, reached), np.append(cost[0], spent)
+    return np.append(np.float32(-np.inf), values).astype(np.float32), start[0][:-1], start[1][:-1]
 
 
 def threshold_between(lower: np.float32, upper: np.float32) -> float:

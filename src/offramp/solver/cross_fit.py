@@ -9,6 +9,7 @@ that passes (N + 1) epsilon - 1. This is conformal risk control (arXiv 2208.0281
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,8 +19,8 @@ import numpy.typing as npt
 from offramp.core import CostTable, ExitConfig, ExitRecords, expected, simulate
 from offramp.solver.dial import Dial, dials
 from offramp.solver.effort import EFFORT
-from offramp.solver.problem import Floats, Ints, in_parallel
-from offramp.solver.solve import Report, SearchPlan, spread
+from offramp.solver.problem import Floats, Ints, Problem, in_parallel
+from offramp.solver.solve import Report, SearchPlan
 
 NORMAL = 1.959964
 """Standard errors on either side of a 95 % interval, by the normal approximation."""
@@ -48,17 +49,20 @@ class Folds:
 
     Args:
         records: N samples.
+        order: (N,) the samples in an order of their own, so that the division does not depend on how they
+            came; ``Problem.canonical``.
         seed: of the division.
     """
 
-    def __init__(self, records: ExitRecords, seed: int) -> None:
+    def __init__(self, records: ExitRecords, order: Ints, seed: int) -> None:
         names = np.arange(records.samples) if records.groups is None else records.groups
-        found, self.group = np.unique(names, return_inverse=True)
-        self.groups, self.samples = len(found), records.samples
+        # groups by their first sample in that order
+        _, first, self.group = np.unique(names[order], return_index=True, return_inverse=True)
+        self.group = np.argsort(np.argsort(first))[self.group][np.argsort(order)]
+        self.groups, self.samples = len(first), records.samples
         count = min(EFFORT.folds, self.groups)
         fold = np.random.default_rng(seed).permutation(self.groups) % max(count, 1)
-        of_sample = fold[self.group]
-        self.masks = [of_sample == k for k in range(count)] if count > 1 else []
+        self.masks = [fold[self.group] == k for k in range(count)] if count > 1 else []
         self.unit = float(np.bincount(self.group).max()) * self.groups / self.samples
         """Most that one group can lose, where the mean over groups is the mean over samples."""
 
@@ -173,14 +177,28 @@ class Setting:
         return replace(config, expected=figures)
 
 
-def judged(dial: Dial, judge: CrossFit) -> list[Setting]:
-    """The configurations of a dial, with what they keep as the folds' dials of its kind say."""
-    figures = judge.figures(dial.cost)
-    columns = (dial.rows, dial.cost, figures.mean, figures.low, figures.high, figures.promised)
-    return [
-        Setting(dial, row, cost, mean, (low, high), promised)
-        for row, cost, mean, low, high, promised in zip(*(c.tolist() for c in columns), strict=True)
-    ]
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A dial and what its configurations keep: those on it (R), and the picks of the trade-offs (G)."""
+
+    rows: list[Setting]
+    picks: list[Setting]
+
+
+def judged(dial: Dial, judge: CrossFit) -> Judged:
+    """What the configurations of a dial keep, as the folds' dials of its kind say."""
+    cost = dial.candidates.cost
+    known = -np.unique(-cost[np.append(dial.rows, dial.picks)])
+    figures = judge.figures(known)
+
+    def setting(i: int) -> Setting:
+        at = int(np.searchsorted(-known, -cost[i]))
+        interval = float(figures.low[at]), float(figures.high[at])
+        mean, promised = float(figures.mean[at]), float(figures.promised[at])
+        return Setting(dial, i, float(known[at]), mean, interval, promised)
+
+    made = {i: setting(i) for i in np.append(dial.rows, dial.picks).tolist()}
+    return Judged([made[i] for i in dial.rows.tolist()], [made[i] for i in dial.picks.tolist()])
 
 
 def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
@@ -198,28 +216,52 @@ def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
 
 
 def judged_settings(
-    records: ExitRecords,
+    problem: Problem,
     costs: CostTable,
     lambdas: list[float],
     plan: SearchPlan,
+    folds: Folds,
     step: float | None = None,
     report: Report = lambda: None,
-) -> list[Setting]:
-    """Every configuration of the dials of all samples, judged by the folds' dials of its kind.
+) -> list[Judged]:
+    """Each dial of all samples, judged by the folds' dials of its kind.
 
-    ``report`` is called three times for every fold and three times more.
+    The careful dial comes first; the common one only where ``governed`` needs it. ``report`` is called three
+    times for every fold and three times more.
     """
-    folds = Folds(records, plan.seed)
-    distinct = sorted(set(lambdas))
-    some = [distinct[i] for i in spread(len(distinct), EFFORT.dial_objectives)]
-    tasks = [partial(dials, records, costs, plan, some, step, report)]
-    for mask in folds.masks:
-        tasks.append(partial(dials, records.subset(~mask), costs, plan, some, None, report))
+    find = partial(
+        dials, costs=costs, plan=plan, lambdas=lambdas, common=common_losses(folds.groups) > 0, report=report
+    )
+    records = problem.records
+
+    def without(mask: npt.NDArray[np.bool_]) -> list[Dial]:
+        return find(Problem.of(records.subset(~mask), costs))
+
+    tasks: list[Callable[[], list[Dial]]] = [partial(find, problem, step=step)]
+    tasks += [partial(without, mask) for mask in folds.masks]
     whole, *parts = in_parallel(tasks, plan.workers)
-    settings: list[Setting] = []
+    found = []
     for kind, dial in enumerate(whole):
         judge = CrossFit(folds)
         for mask, part in zip(folds.masks, parts, strict=True):
             judge.add(records, part[kind], mask)
-        settings += judged(dial, judge)
-    return settings
+        found.append(judged(dial, judge))
+    return found
+
+
+def common_losses(samples: int) -> float:
+    """Up to how many losses (N + 1 times the drop) the dial with one common threshold is the one to trust.
+
+    The fewer samples and the fewer losses, the less they say about each exit's own threshold. To let the
+    figures decide between the dials would promise too much: the lower of two is the luckier one.
+    """
+    losses = EFFORT.common_losses / max(samples, 1)
+    return losses if losses >= EFFORT.least_losses else 0.0
+
+
+def governed(found: list[Judged], samples: int) -> list[Setting]:
+    """Of the careful dial and the common one, the part of each that is to be trusted, from N samples."""
+    careful, *others = found
+    limit = common_losses(samples) / (samples + 1)
+    early = [each for common in others for each in common.rows if each.promised <= limit]
+    return early + [each for each in careful.rows if each.promised > limit or each.promised == 0]

@@ -14,11 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from offramp.core import CostTable, ExitRecords
+from offramp.core import CostTable
 from offramp.solver.candidates import CandidateSet
 from offramp.solver.kernels import OFF
 from offramp.solver.problem import Floats, Ints, Problem
-from offramp.solver.solve import Exits, SearchPlan, careful_and_common, exits_of
+from offramp.solver.solve import Exits, SearchPlan, exits_of, solve, with_common_threshold
 
 SAFE_STEPS = 8
 """Parts that the safe end is divided into; a fine dial divides it further."""
@@ -34,10 +34,12 @@ class Dial:
     Args:
         candidates: what holds them.
         rows: (R,) which of the candidates.
+        picks: (G,) the candidate for each trade-off, in their order; the full model where none is cheaper.
     """
 
     candidates: CandidateSet
     rows: Ints
+    picks: Ints
 
     @property
     def cost(self) -> Floats:
@@ -50,20 +52,26 @@ class Dial:
 
 
 def dials(
-    records: ExitRecords,
+    problem: Problem,
     costs: CostTable,
     plan: SearchPlan,
     lambdas: list[float],
+    *,
+    common: bool,
     step: float | None = None,
     report: Callable[[], None] = lambda: None,
 ) -> list[Dial]:
-    """The careful and the common dial of these samples.
+    """The careful dial of these samples and, if wanted, the common one.
 
     With ``step`` they are made fine: costs fall by at most this share wherever configurations between are
-    found.
+    found. ``report`` is called three times.
     """
-    found = careful_and_common(records, costs, plan, lambdas, report)
-    return [_dial(candidates, picks, lambdas, step, plan.cap) for candidates, picks in found]
+    candidates, picks = solve(problem, costs, plan, lambdas, report)
+    found = [(candidates, picks)]
+    if common:
+        found.append(with_common_threshold(candidates, plan, lambdas))
+    report()
+    return [_dial(each, chosen, lambdas, step, plan.cap) for each, chosen in found]
 
 
 def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: float | None, cap: int) -> Dial:
@@ -78,7 +86,7 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
             gaps = gaps[np.count_nonzero(candidates.head[gaps] != OFF, axis=1) <= cap]
         every = np.unique(np.append(rows, gaps))
         rows = strictly_cheaper(candidates, every[np.argsort(-candidates.cost[every], kind="stable")])
-    return Dial(candidates, rows)
+    return Dial(candidates, rows, np.where(candidates.cost[picks] < 1, picks, 0))
 
 
 def between(candidates: CandidateSet, rows: Ints, step: float) -> Ints:

@@ -27,8 +27,11 @@ class Effort:
     own_objectives: int = 192  # objectives for which the lines of their own exits are tried on all samples
     # objectives * P * C * N up to which the reference methods run on all samples too
     reference_cells: int = 5_000_000
-    resamples: int = 10  # bootstrap resamples that thresholds are averaged over (bench/search compare)
-    resample_sweeps: int = 2  # sweeps on each, from the optimum on all samples
+    resamples: int = 5  # bootstrap resamples that thresholds are averaged over (bench/honesty)
+    resample_sweeps: int = 1  # sweeps on each, from the optimum on all samples (bench/honesty)
+    # losses times N up to which one common threshold is the dial to trust (bench/honesty)
+    common_losses: float = 8000.0
+    least_losses: float = 2.0  # below that it is not worth finding
     folds: int = 5  # that hold samples out
     dial_objectives: int = 26  # trade-offs that a dial is found from (bench/honesty)
     window: float = 0.25  # of a step of the frontier: how far below a budget the best quality is looked for

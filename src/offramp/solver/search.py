@@ -28,10 +28,12 @@ from offramp.core import (
     is_number,
 )
 from offramp.errors import InputError
-from offramp.solver.cross_fit import Folds, judged_settings, thinned
+from offramp.solver.cross_fit import Folds, Setting, governed, judged_settings, thinned
+from offramp.solver.effort import EFFORT
 from offramp.solver.fill import fill
+from offramp.solver.problem import Problem
 from offramp.solver.pruning import SELECTION_BIAS
-from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve
+from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve, spread
 
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
@@ -131,7 +133,7 @@ def _in_sample(
     """The best configurations on these samples, with their figures on these samples."""
     with progress_bar("Searching configurations", 3, progress) as advance:
         report = partial(next, map(advance, count(1)))
-        candidates, picks = solve(records, costs, plan, lambdas, report)
+        candidates, picks = solve(Problem.of(records, costs, plan.workers), costs, plan, lambdas, report)
         listed, between = (picks[:0], picks[:0]) if step is None else fill(candidates, picks, step, plan.cap)
         advance(3)
 
@@ -160,16 +162,30 @@ def _cross_fitted(
     progress: bool | None,
 ) -> Frontier:
     """The best of both kinds of dial, with figures of what new samples keep."""
-    with progress_bar("Searching configurations", 3 * (len(Folds(records, plan.seed).masks) + 1), progress) as advance:
+    problem = Problem.of(records, costs, plan.workers)
+    folds = Folds(records, problem.canonical(), plan.seed)
+    grid = dial_tradeoffs(lambdas)
+    with progress_bar("Searching configurations", 3 * (len(folds.masks) + 1), progress) as advance:
         report = partial(next, map(advance, count(1)))
-        settings = judged_settings(records, costs, lambdas, plan, step, report)
-    configs = {setting: setting.config(costs) for setting in thinned(settings, step)}
-    full = full_quality(records) or 1.0
-    by_tradeoff = {}
+        found = judged_settings(problem, costs, grid, plan, folds, step, report)
+    listed = thinned(governed(found, folds.groups), step)
+    with_figures = cache(partial(Setting.config, costs=costs))
+    full, by_tradeoff = full_quality(records) or 1.0, {}
     for lam in lambdas:
-        best = min(configs, key=lambda each: lam * each.mean / full + (1 - lam) * each.cost)
-        by_tradeoff[lam] = replace(configs[best], tradeoff=lam)
-    return Frontier.of(configs.values(), by_tradeoff, meta)
+        near = min(range(len(grid)), key=lambda g: abs(grid[g] - lam))
+        picks = [kind.picks[near] for kind in found]
+        best = min(picks, key=lambda each: lam * each.mean / full + (1 - lam) * each.cost)
+        by_tradeoff[lam] = replace(with_figures(best), tradeoff=lam)
+    return Frontier.of(map(with_figures, listed), by_tradeoff, meta)
+
+
+def dial_tradeoffs(lambdas: Iterable[float]) -> list[float]:
+    """The trade-offs that dials are found from: some of the default ones, and some of those given."""
+    grid = set[float]()
+    for every in (DEFAULT_TRADEOFFS, lambdas):
+        distinct = sorted(set(every))
+        grid |= {distinct[i] for i in spread(len(distinct), EFFORT.dial_objectives)}
+    return sorted(grid)
 
 
 def _check(**given: Any) -> None:

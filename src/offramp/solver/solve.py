@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[Step, ...]] = {
     "same-threshold": (same_threshold,),
 }
 _BRIEF: tuple[Step, ...] = (*METHODS["exact"][:-1], partial(refine, cells=EFFORT.brief_cells))
-_QUICK: tuple[Step, ...] = (single_pass, back_to_front, same_threshold, thin_out, descend_from_best)
+_QUICK: tuple[Step, ...] = (single_pass, back_to_front, thin_out, descend_from_best)
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class SearchPlan:
 
 
 def solve(
-    records: ExitRecords,
+    problem: Problem,
     costs: CostTable,
     plan: SearchPlan,
     lambdas: list[float],
     report: Report = lambda: None,
 ) -> tuple[CandidateSet, Ints]:
     """From these records alone: all candidates met, and the (G,) best among them, one for each lambda."""
-    candidates, objectives = _start(records, costs, plan, lambdas)
+    candidates, objectives = CandidateSet(problem), _objectives(plan, lambdas)
     steps = METHODS[plan.method]
-    many = records.samples > 2 * EFFORT.coarse_samples
+    many = problem.samples > 2 * EFFORT.coarse_samples
     large = many and plan.method == "exact" and candidates.problem.cells > 0
     if large:
         _from_fewer(costs, plan, lambdas, candidates)
@@ -76,41 +76,29 @@ def solve(
     return candidates, picks
 
 
-def _start(
-    records: ExitRecords, costs: CostTable, plan: SearchPlan, lambdas: Iterable[float]
-) -> tuple[CandidateSet, Objectives]:
-    return CandidateSet(Problem.of(records, costs, plan.workers)), _objectives(plan, lambdas)
-
-
 def _objectives(plan: SearchPlan, lambdas: Iterable[float]) -> Objectives:
     tradeoff = np.array(list(lambdas))
     return Objectives(tradeoff, np.full(tradeoff.size, plan.price), plan.cap)
 
 
-def careful_and_common(
-    records: ExitRecords,
-    costs: CostTable,
-    plan: SearchPlan,
-    lambdas: list[float],
-    report: Report = lambda: None,
-) -> list[tuple[CandidateSet, Ints]]:
-    """Candidates and the best for each lambda, twice: as ``plan`` says, and with one threshold for all exits.
+def with_common_threshold(
+    candidates: CandidateSet, plan: SearchPlan, lambdas: list[float]
+) -> tuple[CandidateSet, Ints]:
+    """Candidates with one threshold for all exits, and the best for each lambda.
 
-    Of the latter, exits go that are not missed: J stays within one standard error of the best J known.
+    Exits go that are not missed: J stays within one standard error of the best J among ``candidates``.
     """
-    candidates, picks = solve(records, costs, plan, lambdas, report)
     objectives = _objectives(replace(plan, price=0.0), lambdas)
-    common = candidates.with_common_threshold()
-    needed = needed_only(objectives, common, common.best(objectives)[0], candidates)
-    report()
-    return [(candidates, picks), (common, needed)]
+    common = CandidateSet(candidates.problem)
+    return common, needed_only(objectives, common, same_threshold(objectives, common), candidates)
 
 
 def _from_fewer(costs: CostTable, plan: SearchPlan, lambdas: list[float], candidates: CandidateSet) -> None:
     """Put into the candidates what a search of fewer samples finds."""
     distinct = sorted(set(lambdas))
     some = [distinct[i] for i in spread(len(distinct), EFFORT.coarse_objectives)]
-    coarse, objectives = _start(fewer(candidates.problem.records), costs, plan, some)
+    coarse = CandidateSet(Problem.of(fewer(candidates.problem.records), costs, plan.workers))
+    objectives = _objectives(plan, some)
     picks: list[int] = []
     for step in (*_QUICK, path) if plan.parsimonious else _BRIEF:
         picks += step(objectives, coarse).tolist()
