@@ -38,6 +38,10 @@ class Expired(OfframpError):  # noqa: N818
     """A deadline passed before the answer was there."""
 
 
+class FewSamplesWarning(UserWarning):
+    """The samples are too few for what was asked of them, so the answer is the cautious one."""
+
+
 @contextmanager
 def needs_extra(name: str, why: str) -> Iterator[None]:
     """Imports of an extra of this package: one that fails is a ``MissingExtraError`` that says ``why``."""

@@ -54,7 +54,8 @@ class Expected:
             )
         if self.in_sample_quality is not None and not is_number(self.in_sample_quality):
             raise InputError(
-                f"Expected.in_sample_quality: expected a finite number or None, got {self.in_sample_quality!r}"
+                "Expected.in_sample_quality: expected a finite number or None, got "
+                f"{self.in_sample_quality!r}"
             )
         if self.drop_interval is not None:
             ends = tuple(self.drop_interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ from offramp.core.costs import CostTable, single_exits
 from offramp.core.display import data_frame, evenly, html_table, percent, points, points_interval
 from offramp.core.fields import is_count, mirrored
 from offramp.core.records import ExitRecords
-from offramp.errors import ArtifactError, InputError
+from offramp.errors import ArtifactError, FewSamplesWarning, InputError
 from offramp.storage import dump_document, parse_document
 
 if TYPE_CHECKING:
@@ -248,6 +249,10 @@ class Frontier(Sequence[ExitConfig]):
     ) -> ExitConfig:
         """Pick one configuration by exactly one criterion, by the ``expected`` figures.
 
+        Of a frontier that ``search`` makes by default, ``max_drop`` is a promise: in the mean over draws of
+        the search samples, new samples lose at most that. It never fails for a drop of at least 0, but the
+        answer may be the full model; a ``FewSamplesWarning`` says so where samples are too few.
+
         Args:
             max_cost: a fraction of the full model's cost; the best configuration within it, and of equally
                 good ones (``between``) the one that spends most of it.
@@ -270,7 +275,22 @@ class Frontier(Sequence[ExitConfig]):
         if name == "tradeoff":
             return self._nearest_tradeoff(value)
         quality = self._expected[0].full_quality - value if name == "max_drop" else value
-        return self._reaching(quality, f"{name}={value}")
+        config = self._reaching(quality, f"{name}={value}")
+        if name == "max_drop" and value > 0 and not config.choices:
+            self._warn_of_few_samples(value)
+        return config
+
+    def _warn_of_few_samples(self, drop: float) -> None:
+        """Say so where only the full model was found within a drop, for want of samples."""
+        samples = self._expected[0].samples
+        if not self.in_sample and samples * drop < 1:
+            warnings.warn(
+                f"at(max_drop={drop}): the full model, because {samples:,} search samples hold fewer than one "
+                f"expected loss at a drop of {100 * drop:.3g} points; search on at least "
+                f"{math.ceil(1 / drop):,}, or allow more",
+                FewSamplesWarning,
+                stacklevel=3,
+            )
 
     def _within_cost(self, budget: float) -> ExitConfig:
         fits = [c for c, e in zip(self._configs, self._expected, strict=True) if e.relative_cost <= budget]

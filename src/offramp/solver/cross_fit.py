@@ -138,8 +138,8 @@ def first_passage(saving: Floats, losses: Floats) -> Floats:
         saving: (R,) one less the cost, rising from 0.
         losses: (R,) the sum of the losses on the samples held out; each sample loses at most 1.
 
-    With j losses allowed the dial may go as far as the running maximum of the sum stays at or below j - 1, s_j
-    in saving; between whole numbers, as far as the mixture of s_j and s_j+1. Returned is the inverse.
+    With j losses allowed the dial may go as far as the running maximum of the sum stays at or below j - 1:
+    s_j in saving; between whole numbers, as far as the mixture of s_j and s_j+1. Returned is the inverse.
 
     >>> first_passage(np.array([0.0, 0.2, 0.4, 0.5]), np.array([0.0, 0.0, 1.0, 3.0])).tolist()
     [0.0, 1.0, 2.0, 4.0]
@@ -158,7 +158,7 @@ def first_passage(saving: Floats, losses: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A configuration of a dial that was judged: which, and what it costs, over the full model's, and keeps."""
+    """A configuration of a dial: which, its cost over the full model's, and what it keeps, as it was judged."""
 
     dial: Dial
     row: int  # which candidate
@@ -202,7 +202,7 @@ def judged(dial: Dial, judge: CrossFit) -> Judged:
 
 
 def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
-    """Those of which none costs more and promises no more than another; costs rise by at least half a step."""
+    """Those that no other beats in cost and promise; costs rise by at least half a step."""
     ranked = sorted(settings, key=lambda each: (-each.cost, each.promised))
     best: list[Setting] = []
     for each in reversed(ranked):  # from the cheapest

@@ -1,9 +1,9 @@
 """Inner loops of the search, as machine code where numba is installed (extra ``fast``).
 
-Each function does for one row after another what its namesake in ``line_search`` or ``pruning`` does with NumPy
-for many at once, and gives the same answers bit for bit: gains and qualities are summed as integers, and what
-is rounded is computed in the same order. Letters and terms are those of ``line_search``. Without numba the
-functions still run, slowly: that is how they are tested.
+What ``line_search`` does with NumPy for many rows at once is done here for one row after another, with the same
+answers bit for bit: gains and qualities are summed as integers, and what is rounded is computed in the same
+order. Letters and terms are those of ``line_search``. Without numba the functions still run, slowly: that is
+how they are tested.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ OFF = -1
 NEVER = -(1 << 62)
 
 BEST, OWN, WEIGHTED, FORWARD, BACKWARD = range(5)
-"""What ``sweep`` does: descend by best lines, by own lines, by weighted own lines; or sweep once and take every
-line, front to back or back to front."""
+"""What ``sweep`` does: descend by best lines, by own lines, by weighted own lines; or sweep once and take
+every line, front to back or back to front."""
 
 NO_NUMBA = "OFFRAMP_NO_NUMBA"
 """Environment variable: where it is not empty, the search uses NumPy even if numba is installed."""
@@ -80,6 +80,17 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True)(linked))
 
 
+class Scratch(NamedTuple):
+    """What one row of a sweep is worked on in."""
+
+    later: Floats  # (P, N) what going on from each position costs a sample
+    cost: Floats  # (N,) the same, from the position that a sweep back has come to
+    stage: Stages  # (N,) where each sample leaves; P for the backbone's output
+    base: Ints  # (N,) what leaving gains, without quality
+    gain: Ints  # (V, N) the same with quality, at each of its levels
+    present: Ints  # (N,) how often each sample counts; (0,) where quality has levels
+
+
 def sweep(
     problem: Sorted,
     head: Ints,
@@ -93,64 +104,67 @@ def sweep(
 ) -> None:
     """Sweep B rows back and forth until no line improves them, in place; at most ``sweeps`` times.
 
-    ``weight`` (N,) is how often each sample counts in the mode ``WEIGHTED``.
+    ``weight`` (N,) is how often each sample counts in the mode ``WEIGHTED``; (0,) elsewhere.
     """
-    positions, samples = len(problem.backbone), len(problem.final)
-    later = np.empty((positions, samples))  # what going on from each position costs
-    cost = np.empty(samples)
-    stage = np.empty(samples, np.int32)  # where each sample leaves; P for the backbone's output
-    base, gain = np.empty(samples, np.int64), np.empty((len(problem.levels), samples), np.int64)
-    present = np.empty(0 if len(problem.levels) else samples, np.int64)
+    positions, samples, levels = len(problem.backbone), len(problem.final), len(problem.levels)
+    scratch = Scratch(
+        np.empty((positions, samples)),
+        np.empty(samples),
+        np.empty(samples, np.int32),
+        np.empty(samples, np.int64),
+        np.empty((levels, samples), np.int64),
+        np.empty(0 if levels else samples, np.int64),
+    )
     for b in range(len(head)):
-        lam = tradeoff[b]
-        for i in range(samples):
-            cost[i] = (1 - lam) - lam * problem.final[i]
-        stages(problem, head[b], prefix[b], stage, mode < FORWARD)
+        finals(problem, tradeoff[b], scratch.cost)
+        stages(problem, head[b], prefix[b], scratch.stage, mode < FORWARD)
         if mode == FORWARD:
             for p in range(positions):
-                later[p] = cost
+                scratch.later[p] = scratch.cost
         for turn in range(sweeps):
             forward = mode == FORWARD or turn % 2 == 1
-            moved = False
-            if forward:
-                stage[:] = positions
-            else:
-                for i in range(samples):
-                    cost[i] = (1 - lam) - lam * problem.final[i]
-            for step in range(positions):
-                p = step if forward else positions - 1 - step
-                if problem.first[p] == problem.first[p + 1]:
-                    continue
-                if head[b, p] != OFF or mode == BEST or mode >= FORWARD:
-                    if not forward:
-                        later[p] = cost
-                    least = positions if forward else p
-                    arrived = gains(problem, p, lam, later[p], stage, least, weight, base, gain)
-                    if len(problem.levels) == 0:
-                        count_present(stage, least, weight, present)
-                    moved |= line(
-                        problem,
-                        p,
-                        head[b],
-                        prefix[b],
-                        lam,
-                        price[b],
-                        cap[b],
-                        arrived,
-                        base,
-                        gain,
-                        present,
-                        mode,
-                    )
-                if head[b, p] == OFF:
-                    continue
-                h = problem.first[p] + head[b, p]
-                if forward:
-                    leave(problem, h, p, prefix[b, p], stage)
-                else:
-                    before(problem, h, p, prefix[b, p], lam, cost)
-            if mode >= FORWARD or not moved:
+            settings = tradeoff[b], price[b], cap[b], weight, mode
+            if not one_way(problem, head[b], prefix[b], settings, forward, scratch) or mode >= FORWARD:
                 break
+
+
+def one_way(
+    problem: Sorted,
+    head: Ints,
+    prefix: Ints,
+    settings: tuple[float, float, int, Ints, int],
+    forward: bool,
+    scratch: Scratch,
+) -> bool:
+    """Lines at every position of one row (P,), in place. Returns whether any was taken."""
+    lam, price, cap, weight, mode = settings
+    positions, moved = len(head), False
+    if forward:
+        scratch.stage[:] = positions
+    else:
+        finals(problem, lam, scratch.cost)
+    for step in range(positions):
+        p = step if forward else positions - 1 - step
+        if problem.first[p] == problem.first[p + 1]:
+            continue
+        if head[p] != OFF or mode == BEST or mode >= FORWARD:
+            if not forward:
+                scratch.later[p] = scratch.cost
+            arrived = gains(problem, p, lam, positions if forward else p, weight, scratch)
+            moved |= line(problem, p, head, prefix, (lam, price, cap, mode), arrived, scratch)
+        if head[p] != OFF:
+            h = problem.first[p] + head[p]
+            if forward:
+                leave(problem, h, p, prefix[p], scratch.stage)
+            else:
+                before(problem, h, p, prefix[p], lam, scratch.cost)
+    return moved
+
+
+def finals(problem: Sorted, lam: float, cost: Floats) -> None:
+    """Write into ``cost`` (N,) what the backbone's own output costs each sample, in units of J."""
+    for i in range(len(cost)):
+        cost[i] = (1 - lam) - lam * problem.final[i]
 
 
 def stages(problem: Sorted, head: Ints, prefix: Ints, stage: Stages, filled: bool) -> None:
@@ -165,22 +179,12 @@ def stages(problem: Sorted, head: Ints, prefix: Ints, stage: Stages, filled: boo
                     stage[i] = p if rank[i] < size else stage[i]
 
 
-def gains(
-    problem: Sorted,
-    p: int,
-    lam: float,
-    later: Floats,
-    stage: Stages,
-    least: int,
-    weight: Ints,
-    base: Ints,
-    gain: Ints,
-) -> int:
-    """What each sample that arrives at p, ``stage >= least``, gains by leaving there. Returns how many arrive.
+def gains(problem: Sorted, p: int, lam: float, least: int, weight: Ints, scratch: Scratch) -> int:
+    """Write what each sample gains by leaving at p; 0 where it does not arrive: ``stage`` below ``least``.
 
-    Written are ``base`` (N,), without quality, and, of few levels of quality, ``gain`` (V, N) for each; 0 for
-    those that do not arrive. ``weight`` (N,) or (0,) is how often each sample counts.
+    Returns how many arrive.
     """
+    later, stage, base = scratch.later[p], scratch.stage, scratch.base
     saved, arrived, none = (1 - lam) * problem.backbone[p], 0, np.int64(0)
     for i in range(len(base)):
         value = np.int64((later[i] - saved) * problem.unit)
@@ -188,11 +192,13 @@ def gains(
     for i in range(len(base)):
         arrived += int(stage[i] >= least)
     for level in range(len(problem.levels)):
-        row, added = gain[level], np.int64(lam * problem.unit * problem.levels[level])
+        row, added = scratch.gain[level], np.int64(lam * problem.unit * problem.levels[level])
         for i in range(len(base)):
             row[i] = base[i] + added if stage[i] >= least else none
         if len(weight) > 0:
             row *= weight
+    for i in range(len(scratch.present)):
+        scratch.present[i] = (weight[i] if len(weight) > 0 else 1) if stage[i] >= least else 0
     return arrived
 
 
@@ -201,18 +207,14 @@ def line(
     p: int,
     head: Ints,
     prefix: Ints,
-    lam: float,
-    price: float,
-    cap: int,
+    settings: tuple[float, float, int, int],
     arrived: int,
-    base: Ints,
-    gain: Ints,
-    present: Ints,
-    mode: int,
+    scratch: Scratch,
 ) -> bool:
     """Give one row (P,) the best choice at p, in place, if that lowers J. Returns whether it does."""
-    own, samples = head[p], len(base)
-    own_only = mode == OWN or mode == WEIGHTED
+    lam, price, cap, mode = settings
+    own, samples = head[p], len(scratch.base)
+    own_only = mode in (OWN, WEIGHTED)
     found, end, most, now = OFF, 0, 0.0, 0.0
     step = 1 / (problem.unit * samples)
     for c in range(problem.first[p + 1] - problem.first[p]):
@@ -221,29 +223,24 @@ def line(
         h = problem.first[p] + c
         kept = prefix[p] if c == own else 0
         if len(problem.levels) > 0:
-            peak, place, held = peak_by_level(problem, h, gain.ravel(), kept)
+            peak, place, held = peak_by_level(problem, h, scratch.gain.ravel(), kept)
         else:
-            peak, place, held = peak_by_value(problem, h, lam * problem.unit, base, present, kept)
+            peak, place, held = peak_by_value(problem, h, lam * problem.unit, scratch, kept)
         fixed = (1 - lam) * problem.entry[h] * arrived / samples + price
         reached = peak * step - fixed
         if c == own:
             now = held * step - fixed
         if found == OFF or reached > most:
             found, most, end = c, reached, place
-    enable = most > SAME
-    if mode == WEIGHTED:
-        enable = True
-    elif not own_only and enable:
-        enabled = 0
-        for each in head:
-            enabled += each != OFF
-        enable = enabled - (own != OFF) < cap
+    enable = most > SAME or mode == WEIGHTED
+    if enable and not own_only:
+        enable = np.count_nonzero(head != OFF) - (own != OFF) < cap
     improvement = (most if enable else 0.0) - now
     taken = mode >= FORWARD or improvement > SAME or (not enable and own != OFF)
     if taken:
         head[p] = found if enable else OFF
         prefix[p] = end + 1 if enable else 0
-    return taken
+    return bool(taken)
 
 
 def peak_by_level(problem: Sorted, h: int, gain: Ints, kept: int) -> tuple[int, int, int]:
@@ -270,22 +267,14 @@ def peak_by_level(problem: Sorted, h: int, gain: Ints, kept: int) -> tuple[int, 
     return int(peak), place, int(held)
 
 
-def count_present(stage: Stages, least: int, weight: Ints, present: Ints) -> None:
-    """Write into ``present`` (N,) how often each sample counts: 0 for those that do not arrive."""
-    for i in range(len(stage)):
-        present[i] = (weight[i] if len(weight) > 0 else 1) if stage[i] >= least else 0
-
-
-def peak_by_value(
-    problem: Sorted, h: int, scale: float, base: Ints, present: Ints, kept: int
-) -> tuple[int, int, int]:
-    """As ``peak_by_level``, of qualities that take many values: ``base`` (N,) is without them."""
-    order, quality, ties = problem.order[h], problem.quality[h], problem.fits.shape[1] > 0
+def peak_by_value(problem: Sorted, h: int, scale: float, scratch: Scratch, kept: int) -> tuple[int, int, int]:
+    """As ``peak_by_level``, of qualities that take many values."""
+    order, quality, fits = problem.order[h], problem.quality[h], problem.fits[h]
     total, peak, held, place = np.int64(0), np.int64(NEVER), np.int64(0), 0
     for k in range(len(order)):
         i = order[k]
-        total += (base[i] + np.int64(scale * quality[i])) * present[i]
-        if total > peak and (not ties or problem.fits[h, k]):
+        total += (scratch.base[i] + np.int64(scale * quality[i])) * scratch.present[i]
+        if total > peak and (len(fits) == 0 or fits[k]):
             peak, place = total, k
         if k == kept - 1:
             held = total
@@ -383,5 +372,7 @@ def without_each(
 
 _HELPERS = {
     each.__name__: each
-    for each in (stages, gains, count_present, line, peak_by_level, peak_by_value, leave, before)
-}
+    for each in (
+        one_way, finals, stages, gains, line, peak_by_level, peak_by_value, leave, before,
+    )
+}  # fmt: skip
