@@ -285,8 +285,8 @@ class Frontier(Sequence[ExitConfig]):
         samples = self._expected[0].samples
         if not self.in_sample and samples * drop < 1:
             warnings.warn(
-                f"at(max_drop={drop}): the full model, because {samples:,} search samples hold fewer than one "
-                f"expected loss at a drop of {100 * drop:.3g} points; search on at least "
+                f"at(max_drop={drop}): the full model, because {samples:,} search samples hold fewer than "
+                f"one expected loss at a drop of {100 * drop:.3g} points; search on at least "
                 f"{math.ceil(1 / drop):,}, or allow more",
                 FewSamplesWarning,
                 stacklevel=3,

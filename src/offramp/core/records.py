@@ -46,8 +46,8 @@ class ExitRecords:
         quality_kind: what quality compares with: "labels", "agreement" (with the full model's own answer), or
             None where that is not known. Files keep it in ``meta["quality"]``, and it is read from there.
         groups: (N,) whole numbers; samples with the same one belong together (views of one picture, lines of
-            one text): ``search`` never holds some of them out to judge what it found on the others. None where
-            every sample stands alone.
+            one text): ``search`` never holds some of them out to judge what it found on the others. None
+            where every sample stands alone.
 
     Raises:
         InputError: shapes disagree, a name repeats, or a quality of an existing head is outside [0, 1].

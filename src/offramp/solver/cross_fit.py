@@ -158,7 +158,7 @@ def first_passage(saving: Floats, losses: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A configuration of a dial: which, its cost over the full model's, and what it keeps, as it was judged."""
+    """A configuration of a dial: which, its cost over the full model's, and what it was judged to keep."""
 
     dial: Dial
     row: int  # which candidate

@@ -1,9 +1,8 @@
 """Inner loops of the search, as machine code where numba is installed (extra ``fast``).
 
-What ``line_search`` does with NumPy for many rows at once is done here for one row after another, with the same
-answers bit for bit: gains and qualities are summed as integers, and what is rounded is computed in the same
-order. Letters and terms are those of ``line_search``. Without numba the functions still run, slowly: that is
-how they are tested.
+What ``line_search`` does with NumPy for many rows at once is done here for one row after another, with the
+same answers bit for bit: gains and qualities are summed as integers, and what is rounded is computed in the
+same order. Letters and terms are those of ``line_search``. Without numba the functions still run, slowly.
 """
 
 from __future__ import annotations
