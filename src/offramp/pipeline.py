@@ -119,7 +119,12 @@ def build(
         work = None if work_dir is None else Path(work_dir) / name
         with _named(name):
             records[name] = record_outputs(
-                net, loader, quality=config.quality, work_dir=work, progress=progress
+                net,
+                loader,
+                quality=config.quality,
+                groups=splits.groups.get(name),
+                work_dir=work,
+                progress=progress,
             )
     costs = measure_cost(net)
     frontier = search(records["search"], costs, max_exits=config.max_exits, progress=progress)

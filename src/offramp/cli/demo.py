@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -70,8 +71,13 @@ def digit_splits(digits: Digits, seed: int) -> Splits:
     """Loaders over placed digits: four places of each to train and to search on, one to report on."""
     train, search = augmented(digits.train, 4, seed + 1), augmented(digits.search, 4, seed + 2)
     report = augmented(digits.report, 1, seed + 3)  # one each: intervals want independent samples
+    digit = torch.arange(len(digits.search[0])).repeat(4)  # the four places of one digit belong together
     return Splits(
-        train=batches(train), search=batches(search), report=batches(report, 64), example=train[0][:2]
+        train=batches(train),
+        search=batches(search),
+        report=batches(report, 64),
+        example=train[0][:2],
+        groups={"search": digit.numpy()},
     )
 
 

@@ -23,6 +23,7 @@ def record_outputs(
     *,
     quality: Literal["labels", "agreement"] = "labels",
     keep_logits: bool = False,
+    groups: npt.ArrayLike | None = None,
     work_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> ExitRecords:
@@ -34,6 +35,8 @@ def record_outputs(
         quality: "labels" compares with the labels; "agreement" with the full model's own answer, so no labels
             are needed and the full model's quality is 1 by definition.
         keep_logits: also keep every exit's outputs, (P, C, N, K).
+        groups: (N,) whole numbers, in the order of the loader: which samples belong together, such as views
+            of one picture. Kept with the records; ``search`` goes by it.
         work_dir: where rows are kept while they are made; a killed run given the same folder goes on where it
             stopped. Without it a temporary folder is used.
         progress: None shows a bar when standard error is a terminal.
@@ -84,6 +87,7 @@ def record_outputs(
             final_confidence=rows["final_confidence"].numpy().copy(),
             logits=_by_exit(net.exists, rows["logits"]) if keep_logits else None,
             quality_kind=quality,
+            groups=None if groups is None else np.asarray(groups),
             meta={
                 "task": net.task.name,
                 "confidence": net.confidence,

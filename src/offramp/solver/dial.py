@@ -81,25 +81,33 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
     safe = [] if start is None else safe_end(candidates, start, step)
     rows = strictly_cheaper(candidates, np.array([0, *safe, *down]))
     if step is not None:
-        gaps = between(candidates, rows, step)
-        if cap < len(candidates.problem.used):
-            gaps = gaps[np.count_nonzero(candidates.head[gaps] != OFF, axis=1) <= cap]
-        every = np.unique(np.append(rows, gaps))
+        every = np.unique(np.append(rows, between(candidates, rows, step, cap)))
         rows = strictly_cheaper(candidates, every[np.argsort(-candidates.cost[every], kind="stable")])
     return Dial(candidates, rows, np.where(candidates.cost[picks] < 1, picks, 0))
 
 
-def between(candidates: CandidateSet, rows: Ints, step: float) -> Ints:
-    """Candidates between neighbours of a dial (R,), wherever costs fall by more than ``step``."""
-    heads, prefixes = [], []
+def between(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:
+    """Candidates between neighbours of a dial (R,), wherever costs fall by more than ``step``.
+
+    Where the exits of both neighbours together are more than ``cap``, the cheaper one's exits with the most
+    confident of their leavers.
+    """
+    problem, found = candidates.problem, [rows[:0]]
     for high, low in pairwise(rows.tolist()):
         ratio = candidates.cost[high] / max(candidates.cost[low], 1e-9)
         parts = min(math.ceil(math.log(ratio) / math.log1p(step)), MOST_PARTS)
+        made = []
         for k in range(1, parts):
             head, prefix = blend(candidates, high, low, k / parts)
-            heads.append(head)
-            prefixes.append(prefix)
-    return candidates.add(np.array(heads), np.array(prefixes)) if heads else rows[:0]
+            if np.count_nonzero(head != OFF) > cap:
+                head, prefix = candidates.head[low], candidates.prefix[low]
+                head, prefix = keep_most_confident(problem, head, prefix, k / parts)
+            made.append((head, prefix))
+        if made:
+            new = candidates.add(*(np.array(each) for each in zip(*made, strict=True)))
+            cost = candidates.cost[new]
+            found.append(new[(cost < candidates.cost[high]) & (cost > candidates.cost[low])])
+    return np.concatenate(found)
 
 
 def blend(candidates: CandidateSet, one: int, other: int, share: float) -> tuple[Ints, Ints]:

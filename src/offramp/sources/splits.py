@@ -11,7 +11,7 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Splits:
         report: what nothing is chosen on, or None.
         example: inputs as the model takes them, for tracing.
         classes: how many there are, where the data say so.
+        groups: by split ("search", "report"), (N,) whole numbers: which samples belong together, such as
+            views of one picture.
     """
 
     train: Iterable[Any]
@@ -48,6 +50,7 @@ class Splits:
     report: Iterable[Any] | None
     example: Any
     classes: int | None = None
+    groups: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Guarded:
