@@ -68,7 +68,7 @@ def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: s
     promised = any(row["promised_drop"] is not None for row in rows)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("#", unit, "quality", "points", *(["promised"] if promised else []), "exits"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=6)
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(6, len(name)))
     table.add_column("where samples leave", no_wrap=True)
     shown = thinned(with_exits(rows), most)
     for row, best in zip(shown, non_dominated(shown), strict=True):
