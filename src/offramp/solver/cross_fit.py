@@ -255,13 +255,16 @@ def common_losses(samples: int) -> float:
     The fewer samples and the fewer losses, the less they say about each exit's own threshold. To let the
     figures decide between the dials would promise too much: the lower of two is the luckier one.
     """
-    losses = EFFORT.common_losses / max(samples, 1)
+    losses = EFFORT.common_losses * min(EFFORT.common_samples / max(samples, 1), 1.0)
     return losses if losses >= EFFORT.least_losses else 0.0
 
 
 def governed(found: list[Judged], samples: int) -> list[Setting]:
-    """Of the careful dial and the common one, the part of each that is to be trusted, from N samples."""
+    """Of the careful dial and the common one, the part of each that is to be trusted, from N samples.
+
+    The common one also goes on where it gets cheaper than the careful one ever does.
+    """
     careful, *others = found
-    limit = common_losses(samples) / (samples + 1)
-    early = [each for common in others for each in common.rows if each.promised <= limit]
-    return early + [each for each in careful.rows if each.promised > limit or each.promised == 0]
+    limit, least = common_losses(samples) / (samples + 1), min(each.cost for each in careful.rows)
+    common = [each for one in others for each in one.rows if each.promised <= limit or each.cost < least]
+    return common + [each for each in careful.rows if each.promised > limit or each.promised == 0]

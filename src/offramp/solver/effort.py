@@ -29,8 +29,9 @@ class Effort:
     reference_cells: int = 5_000_000
     resamples: int = 5  # bootstrap resamples that thresholds are averaged over (bench/honesty)
     resample_sweeps: int = 1  # sweeps on each, from the optimum on all samples (bench/honesty)
-    # losses times N up to which one common threshold is the dial to trust (bench/honesty)
-    common_losses: float = 8000.0
+    # losses up to which one common threshold is the dial to trust; of more samples proportionally fewer
+    common_losses: float = 8.0  # (bench/honesty)
+    common_samples: int = 1000
     least_losses: float = 2.0  # below that it is not worth finding
     folds: int = 5  # that hold samples out
     dial_objectives: int = 26  # trade-offs that a dial is found from (bench/honesty)
