@@ -16,6 +16,7 @@ import numpy as np
 
 from offramp.core import CostTable
 from offramp.solver.candidates import CandidateSet
+from offramp.solver.fill import along_chord
 from offramp.solver.kernels import OFF
 from offramp.solver.problem import Floats, Ints, Problem
 from offramp.solver.solve import Exits, SearchPlan, exits_of, solve, with_common_threshold
@@ -81,13 +82,29 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
     safe = [] if start is None else safe_end(candidates, start, step)
     rows = strictly_cheaper(candidates, np.array([0, *safe, *down]))
     if step is not None:
-        every = np.unique(np.append(rows, between(candidates, rows, step, cap)))
-        rows = strictly_cheaper(candidates, every[np.argsort(-candidates.cost[every], kind="stable")])
+        for find in (chords, between):
+            rows = by_falling_cost(candidates, np.append(rows, find(candidates, rows, step, cap)))
     return Dial(candidates, rows, np.where(candidates.cost[picks] < 1, picks, 0))
 
 
+def by_falling_cost(candidates: CandidateSet, found: Ints) -> Ints:
+    """The candidates, each strictly cheaper than the one before."""
+    found = np.unique(found)
+    return strictly_cheaper(candidates, found[np.argsort(-candidates.cost[found], kind="stable")])
+
+
+def chords(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:
+    """Candidates near the straight lines between neighbours of a dial (R,) of which the dearer is better."""
+    cost, quality = candidates.cost, candidates.quality
+    found = [rows[:0]]
+    for high, low in pairwise(rows.tolist()):
+        if cost[high] > cost[low] * (1 + step) and cost[low] > 0 and quality[low] < quality[high]:
+            found.append(along_chord(candidates, low, high, step, cap))
+    return np.concatenate(found)
+
+
 def between(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:
-    """Candidates between neighbours of a dial (R,), wherever costs fall by more than ``step``.
+    """Blends of neighbours of a dial (R,), wherever costs still fall by more than ``step``.
 
     Where the exits of both neighbours together are more than ``cap``, the cheaper one's exits with the most
     confident of their leavers.

@@ -31,7 +31,7 @@ def fill(candidates: CandidateSet, picks: Ints, step: float, cap: int) -> tuple[
     found = undominated(candidates, picks)
     for _ in range(EFFORT.passes):
         gaps = [
-            _between(candidates, low, high, step, cap)
+            along_chord(candidates, low, high, step, cap)
             for low, high in pairwise(found.tolist())
             if candidates.cost[high] > candidates.cost[low] * (1 + step) and candidates.cost[low] > 0
         ]
@@ -78,8 +78,11 @@ class _Segment:
         return limit - np.abs(quality - limit)
 
 
-def _between(candidates: CandidateSet, low: int, high: int, step: float, cap: int) -> Ints:
-    """What is known already, and what walks up from the cheaper and down from the more expensive one find."""
+def along_chord(candidates: CandidateSet, low: int, high: int, step: float, cap: int) -> Ints:
+    """Candidates from ``low`` up to ``high``, of more cost and quality, near the straight line between them.
+
+    What is known already, and what walks up from the cheaper and down from the more expensive one find.
+    """
     ends = [(float(candidates.cost[i]), float(candidates.quality[i])) for i in (low, high)]
     count = int(np.ceil(np.log(ends[1][0] / ends[0][0]) / np.log1p(step * (1 - EFFORT.window))))
     budgets = np.geomspace(ends[0][0], ends[1][0], count + 1)[1:-1]
