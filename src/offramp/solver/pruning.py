@@ -20,15 +20,15 @@ from offramp.solver.problem import Floats, Ints, Problem
 SELECTION_BIAS = 2.0
 """Price of an exit times N: about what the best of many thresholds gains in J by selection bias alone."""
 
-PRICE_GRID = (SELECTION_BIAS / 2, SELECTION_BIAS, 2 * SELECTION_BIAS)
-"""Prices times N that cross-validation compares."""
+PRICE_PATH = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Prices times N, rising, at which ``path`` looks for fewer exits."""
 
 
 def path(objectives: Objectives, candidates: CandidateSet) -> Ints:
     """Candidates with fewer and fewer exits: from each objective's best, at rising prices."""
     pick = candidates.best(objectives)[0]
-    for price_step in (PRICE_GRID[0] / 4, PRICE_GRID[0] / 2, *PRICE_GRID):
-        costlier = objectives.priced(price_step / candidates.problem.samples)
+    for price in PRICE_PATH:
+        costlier = objectives.priced(price / candidates.problem.samples)
         candidates.descend(candidates.rows(costlier, pick))
         pick = candidates.best(costlier)[0]
     return candidates.best(objectives)[0]

@@ -3,7 +3,7 @@
     J(config; lambda) = lambda * (1 - quality / full quality) + (1 - lambda) * cost / full cost
 
 Where the full model's quality is 0, the first term is lambda times the difference in quality. The optimum on
-the samples searched is optimistic about others: see ``pruning`` and ``cross_validation``.
+the samples searched is optimistic about others: see ``pruning`` and ``cross_fit``.
 """
 
 from __future__ import annotations
@@ -62,31 +62,36 @@ def search(
     workers: int = 1,
     progress: bool | None = None,
 ) -> Frontier:
-    """Find the configurations that minimise J, one for each trade-off.
+    """Find the configurations worth having, from the cheapest to the full model, and what new samples keep.
+
+    By default what each configuration is expected to keep is a promise: in the mean over draws of the search
+    samples, new samples lose at most ``expected.drop`` (docs/guide/trust.md: cross-fitted losses, and conformal
+    risk control, arXiv 2208.02814, along the dial). ``frontier.at(max_drop=...)`` goes by it.
 
     Args:
-        records: P positions, C heads, N samples; not those the exits were trained on.
+        records: P positions, C heads, N samples; not those the exits were trained on. Samples of one group
+            (``records.groups``) count as one.
         costs: of the same P and C.
         tradeoffs: the lambda values in [0, 1]; near 1 buys quality, near 0 buys speed. Default: 101 values
             from 0.5 to 1, ``DEFAULT_TRADEOFFS``.
         method: "exact", or one of the reference methods "single-pass", "iterative", "same-threshold".
-        regularise: None for the optimum on these very samples; a number is the price of each enabled exit in
-            units of J; "auto" aims at unseen samples: a price of about 2 / N, or one common threshold for all
-            exits where cross-validation finds that clearly better; then only exits whose absence would cost
-            more than one standard error, at thresholds averaged over resamples. Reference methods are left as
-            published: none of it.
+        regularise: "auto" aims at unseen samples: a price of 2 / N per exit, only exits whose absence would
+            cost more than one standard error, thresholds averaged over resamples, and of few samples one
+            common threshold; judged on samples that folds hold out. None is the optimum on these very samples,
+            a number the price of each enabled exit in units of J; the figures of both, and of the reference
+            methods, are in-sample.
         max_exits: at most so many enabled exits; 0 leaves the full model.
         step: "exact" also finds configurations between those of the trade-offs, so that costs on the frontier
-            rise by at most this share; where more cost buys no more quality that the samples can tell, they
-            are kept aside (``Frontier.between``) for ``at(max_cost=...)``. None leaves them out.
+            rise by at most this share. None leaves them out.
         seed: of the folds and resamples of "auto"; nothing else is random.
         workers: threads; the answer is the same for any number.
         progress: None shows a bar when standard error is a terminal.
 
     Returns:
-        The configurations none of which costs more and is no better than another; the full model is a
-        candidate. ``by_tradeoff`` has one configuration per lambda, ``meta`` what made them: "proved" is true
-        where every configuration was tried (small problems, without "auto").
+        Configurations none of which costs more and is no better than another. By default the full model is the
+        last; in-sample it is there if nothing beats it. ``by_tradeoff`` has one configuration per lambda: the
+        lowest J, by default on samples held out. ``meta`` says what made them: "figures" is "cross-fitted" or
+        "in-sample", "proved" is true where every configuration was tried (small problems, without "auto").
 
     Raises:
         InputError: an argument is not as described, or records and costs do not match.
