@@ -216,6 +216,11 @@ def search(
     most = load_frontier(artifact, manifest).max_exits if max_exits is None else max_exits
     frontier = find_frontier(records, costs, method=method, regularise=price, max_exits=most)
     replace_frontier(artifact, frontier)
+    if frontier.in_sample and not json_:
+        print(
+            "expected figures are in-sample: they flatter, and --max-drop will go by them; "
+            "--method exact --regularise auto promises what new samples keep"
+        )
     show_artifact(artifact, frontier, json_)
 
 

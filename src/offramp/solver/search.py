@@ -65,8 +65,8 @@ def search(
     """Find the configurations worth having, from the cheapest to the full model, and what new samples keep.
 
     By default what each configuration is expected to keep is a promise: in the mean over draws of the search
-    samples, new samples lose at most ``expected.drop`` (docs/guide/trust.md: cross-fitted losses, and conformal
-    risk control, arXiv 2208.02814, along the dial). ``frontier.at(max_drop=...)`` goes by it.
+    samples, new samples lose at most ``expected.drop`` (docs/guide/trust.md: cross-fitted losses, and
+    conformal risk control, arXiv 2208.02814, along the dial). ``frontier.at(max_drop=...)`` goes by it.
 
     Args:
         records: P positions, C heads, N samples; not those the exits were trained on. Samples of one group
@@ -77,9 +77,9 @@ def search(
         method: "exact", or one of the reference methods "single-pass", "iterative", "same-threshold".
         regularise: "auto" aims at unseen samples: a price of 2 / N per exit, only exits whose absence would
             cost more than one standard error, thresholds averaged over resamples, and of few samples one
-            common threshold; judged on samples that folds hold out. None is the optimum on these very samples,
-            a number the price of each enabled exit in units of J; the figures of both, and of the reference
-            methods, are in-sample.
+            common threshold; judged on samples that folds hold out. None is the optimum on these very
+            samples, a number the price of each enabled exit in units of J; the figures of both, and of the
+            reference methods, are in-sample.
         max_exits: at most so many enabled exits; 0 leaves the full model.
         step: "exact" also finds configurations between those of the trade-offs, so that costs on the frontier
             rise by at most this share. None leaves them out.
@@ -88,10 +88,11 @@ def search(
         progress: None shows a bar when standard error is a terminal.
 
     Returns:
-        Configurations none of which costs more and is no better than another. By default the full model is the
-        last; in-sample it is there if nothing beats it. ``by_tradeoff`` has one configuration per lambda: the
-        lowest J, by default on samples held out. ``meta`` says what made them: "figures" is "cross-fitted" or
-        "in-sample", "proved" is true where every configuration was tried (small problems, without "auto").
+        Configurations none of which costs more and is no better than another. By default the full model is
+        the last; in-sample it is there if nothing beats it. ``by_tradeoff`` has one configuration per lambda:
+        the lowest J, by default on samples held out. ``meta`` says what made them: "figures" is
+        "cross-fitted" or "in-sample", "proved" is true where every configuration was tried (small problems,
+        without "auto").
 
     Raises:
         InputError: an argument is not as described, or records and costs do not match.
