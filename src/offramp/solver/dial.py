@@ -85,7 +85,8 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
         if cap < len(candidates.problem.used):
             gaps = gaps[np.count_nonzero(candidates.head[gaps] != OFF, axis=1) <= cap]
         every = np.unique(np.append(rows, gaps))
-        rows = strictly_cheaper(candidates, every[np.argsort(-candidates.cost[every], kind="stable")])
+        every = every[np.argsort(-candidates.cost[every], kind="stable")]
+        rows = strictly_cheaper(candidates, np.append(0, every))  # heads may make one of them cost more
     return Dial(candidates, rows, np.where(candidates.cost[picks] < 1, picks, 0))
 
 
