@@ -267,7 +267,10 @@ def test_frontier_is_a_sequence(frontier):
     assert frontier == Frontier.from_json(frontier.to_json())
     assert frontier != Frontier(list(frontier))
     assert frontier != "frontier"
-    assert repr(frontier) == "Frontier(3 configurations, cost 20.0% to 80.0%, quality 0.7000 to 0.9900, in-sample)"
+    assert (
+        repr(frontier)
+        == "Frontier(3 configurations, cost 20.0% to 80.0%, quality 0.7000 to 0.9900, in-sample)"
+    )
 
 
 def test_frontier_cannot_be_changed(frontier):
