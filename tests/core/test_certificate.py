@@ -102,13 +102,7 @@ def test_files_of_before_are_read_and_written_as_they_were():
             "version": 1,
             "choices": [{"position": "a", "head": "linear", "threshold": 0.5}],
             "tradeoff": 0.9,
-            "expected": {
-                "quality": 0.75,
-                "cost": 1.0,
-                "full_quality": 0.875,
-                "full_cost": 4.0,
-                "samples": 10,
-            },
+            "expected": own,
         },
         indent=1,
     )

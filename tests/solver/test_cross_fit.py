@@ -531,15 +531,15 @@ class Kept:
 ASKS = (0.005, 0.01, 0.02)
 
 
-@pytest.mark.parametrize("kind", ["populations", "generated"])
-def test_new_samples_keep_the_promise_and_in_sample_choice_breaks_it(kind):
-    """20 draws of 300 samples from a population of known truth, which the search has never seen whole."""
+@pytest.mark.parametrize(("kind", "draws"), [("populations", 12), ("generated", 20)])
+def test_new_samples_keep_the_promise_and_in_sample_choice_breaks_it(kind, draws):
+    """Draws of 300 samples from a population of known truth, which the search has never seen whole."""
     if kind == "populations":
         population, costs = populations.draw(20_000, 1), populations.costs()
     else:
         population, costs = generated(5, 20_000, positions=6, heads=2)
     kept, rng, spent = Kept(population), np.random.default_rng(0), []
-    for _ in range(20):
+    for _ in range(draws):
         records = populations.resample(population, 300, rng)
         honest = search(records, costs, step=0.02)
         optimum = search(records, costs, tradeoffs=DEFAULT_TRADEOFFS[::10], regularise=None)
@@ -562,7 +562,7 @@ def test_the_promise_is_that_of_groups_where_samples_come_in_groups():
     population, costs = synthetic(10_000, 6, 2, seed=0)
     kept, rng = Kept(population), np.random.default_rng(1)
     copies = np.repeat(np.arange(40), 10)
-    for _ in range(16):
+    for _ in range(12):
         records = populations.resample(population, 40, rng).subset(copies)
         for way, groups in (("groups", copies), ("none", None)):
             frontier = search(replace(records, groups=groups), costs, step=0.03)

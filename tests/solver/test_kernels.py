@@ -169,21 +169,21 @@ def test_samples_without_each_exit_have_the_same_bits_three_ways(kind, seed):
 
 
 ARGUMENTS = (
-    {},
-    {"regularise": None},
-    {"regularise": 0.004},
-    {"max_exits": 0},
-    {"max_exits": 1},
-    {"max_exits": 2, "regularise": None},
-    {"step": None},
-    {"seed": 3, "workers": 2},
-    *({"method": name} for name in REFERENCES),
-    *({"method": name, "max_exits": 1} for name in REFERENCES),
+    *(({}, kind) for kind in KINDS),
+    *(({"regularise": None}, kind) for kind in KINDS),
+    ({"regularise": 0.004}, "binary"),
+    ({"max_exits": 0}, "binary"),
+    ({"max_exits": 1}, "binary"),
+    ({"max_exits": 1}, "many"),
+    ({"max_exits": 2, "regularise": None}, "few"),
+    ({"step": None}, "few"),
+    ({"seed": 3, "workers": 2}, "binary"),
+    *(({"method": name}, kind) for name in REFERENCES for kind in ("binary", "many")),
+    *(({"method": name, "max_exits": 1}, "few") for name in REFERENCES),
 )
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("arguments", "kind"), ARGUMENTS, ids=str)
 def test_a_whole_search_gives_the_same_file_with_and_without_numba(monkeypatch, arguments, kind):
     for seed, n in ((1, 3), (2, 25), (3, 60)):
         records, costs = case(seed, kind, n) if n < 60 else synthetic(n=60, p=4, seed=seed)
