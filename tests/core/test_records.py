@@ -315,3 +315,68 @@ def test_meta_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(InputError, match=r"meta: expected plain JSON values, got one that is not"):
             make(meta=meta).save(tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------- groups
+
+
+def test_groups_are_whole_numbers_one_for_each_sample():
+    for given in ([3, 3, 1, 1, -2, 7], np.array([3, 3, 1, 1, -2, 7], np.int8), (3, 3, 1, 1, -2, 7)):
+        groups = make(groups=given).groups
+        assert groups.dtype == np.int64
+        assert groups.tolist() == [3, 3, 1, 1, -2, 7]
+    assert make().groups is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "got"),
+    [
+        (np.zeros(5, int), r"int64 of shape \(5,\)"),
+        (np.zeros((6, 1), int), r"int64 of shape \(6, 1\)"),
+        (np.zeros(6), r"float64 of shape \(6,\)"),
+        (np.zeros(6, bool), r"bool of shape \(6,\)"),
+        (list("aabbcc"), r"<U1 of shape \(6,\)"),
+        (3, r"int64 of shape \(\)"),
+    ],
+    ids=str,
+)
+def test_groups_that_are_none_are_refused(groups, got):
+    wanted = rf"ExitRecords.groups: expected whole numbers of shape \(6,\), one for each sample, got {got}"
+    with pytest.raises(InputError, match=wanted):
+        make(groups=groups)
+
+
+def test_parts_carry_their_groups():
+    records = make(10, groups=np.arange(10) // 3)
+    assert records.subset([9, 0, 4]).groups.tolist() == [3, 0, 1]
+    assert records.subset(np.arange(10) % 2 == 0).groups.tolist() == [0, 0, 1, 2, 2]
+    assert records.subset([]).groups.tolist() == []
+    for part in records.split((0.5, 0.5)):
+        assert part.groups.tolist() == [n // 3 for n in which(part)]
+    assert all(part.groups is None for part in make(10).split((0.5, 0.5)))
+
+
+def test_groups_survive_the_file_and_files_without_them_have_no_such_array(tmp_path):
+    records = make(groups=[5, 5, 2, 2, 2, 2**40])
+    records.save(tmp_path / "with")
+    again = ExitRecords.load(tmp_path / "with")
+    assert again.groups.tolist() == [5, 5, 2, 2, 2, 2**40]
+    assert again.groups.dtype == np.int64
+    assert_same(again, records)
+    plain = make()
+    plain.save(tmp_path / "without")
+    arrays = {name: getattr(plain, name) for name in ("confidence", "quality", "final_quality", "exists")}
+    meta = {"positions": plain.positions, "heads": plain.heads, "meta": None}
+    save_arrays(tmp_path / "before", arrays, RECORDS_FORMAT, 1, meta)
+    assert (tmp_path / "without").read_bytes() == (tmp_path / "before").read_bytes()
+    assert ExitRecords.load(tmp_path / "before").groups is None
+
+
+def test_a_file_of_unsound_groups_is_refused(tmp_path):
+    plain = make()
+    arrays = {name: getattr(plain, name) for name in ("confidence", "quality", "final_quality", "exists")}
+    meta = {"positions": plain.positions, "heads": plain.heads, "meta": None}
+    arrays["groups"] = np.zeros(5, np.int64)
+    save_arrays(tmp_path / "file", arrays, RECORDS_FORMAT, 1, meta)
+    with pytest.raises(ArtifactError, match=r"not a set of records \(ExitRecords.groups: .*; record again"):
+        ExitRecords.load(tmp_path / "file")

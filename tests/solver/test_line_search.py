@@ -8,8 +8,8 @@ from instances import LAMBDAS, every_choice, objective, objective_of_each, rando
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet
-from offramp.solver.kernels import OFF, SAME
-from offramp.solver.line_search import ConfigBatch, best_line, own_line, per_sample, simulate
+from offramp.solver.kernels import NO_NUMBA, OFF, SAME
+from offramp.solver.line_search import ConfigBatch, best_line, own_line, per_sample, simulate, without
 from offramp.solver.problem import Problem
 from offramp.solver.solve import exits_of
 
@@ -174,15 +174,33 @@ def test_figures_equal_those_of_evaluate_sample_by_sample(seed):
         outcome = evaluate(records, costs, config)
         assert candidates.quality[i] == pytest.approx(outcome.quality / full)
         assert candidates.cost[i] == pytest.approx(outcome.relative_cost)
-        quality, cost = per_sample(problem, candidates.head[i], candidates.prefix[i])
+        found = per_sample(problem, candidates.head[i], candidates.prefix[i])
         for lam in LAMBDAS:
-            each = lam * (problem.full - quality) + (1 - lam) * cost
+            each = lam * (problem.full - found.quality) + (1 - lam) * found.cost
+            assert each == pytest.approx(found.objective(lam) + lam * problem.full, abs=1e-12)
             assert each == pytest.approx(objective_of_each(records, costs, config, lam), abs=1e-12)
             assert each.mean() == pytest.approx(objective(records, costs, config, lam), abs=1e-12)
     quality, cost, leavers = simulate(problem, rows.head, rows.prefix)
     assert (candidates.quality[at] == quality).all()
     assert (candidates.cost[at] == cost).all()
     assert ((leavers > 0) == (rows.head != OFF)).all()
+
+
+@pytest.mark.parametrize("numba", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_lost_and_spared_without_an_exit_equals_switching_it_off(monkeypatch, seed, numba):
+    monkeypatch.setenv(NO_NUMBA, "" if numba else "1")
+    records, costs = random_case(seed, 5, 2, 9, gaps=0.2)
+    problem = Problem.of(records, costs)
+    rows = some_rows(problem, 10, seed)  # some exits are never reached
+    for head, prefix in zip(rows.head, rows.prefix, strict=True):
+        found = per_sample(problem, head, prefix)
+        assert found.places.tolist() == np.flatnonzero(head != OFF).tolist()
+        assert found.lost.shape == found.spared.shape == (len(found.places), 9)
+        for p, lost, spared in zip(found.places.tolist(), found.lost, found.spared, strict=True):
+            other = per_sample(problem, *without(head, prefix, p))
+            assert found.quality + lost == pytest.approx(other.quality, abs=1e-12)
+            assert found.cost + spared == pytest.approx(other.cost, abs=1e-12)
 
 
 def test_stages_are_where_samples_leave():

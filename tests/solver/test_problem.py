@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from effort import set_effort
 from instances import make_records, random_case, synthetic
-from offramp.solver.problem import NEVER, Problem, most_confident_first
+from offramp.core.costs import CostTable
+from offramp.solver.problem import NEVER, Problem, bits, hashed, most_confident_first
 
 SINGLE = st.floats(width=32, allow_nan=False) | st.sampled_from(
     [0.0, -0.0, 0.5, np.inf, -np.inf, 1.401298464324817e-45, -1.401298464324817e-45, 1.1754943508222875e-38]
@@ -147,3 +148,54 @@ def test_canonical_does_not_depend_on_the_order_given():
     one, two = first.canonical(), given[again.canonical()]
     for column in (tied.confidence[tied.exists], tied.quality[tied.exists], tied.final_quality):
         np.testing.assert_array_equal(column[..., one], column[..., two])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 25), st.sampled_from([2, 3, 10**6]))
+@settings(max_examples=60, deadline=None)
+def test_canonical_depends_on_nothing_but_what_samples_are(seed, p, n, levels):
+    """Ties in mean rank, even of samples that are not alike; heads in another order; ranks without values."""
+    records, costs = random_case(seed, p, 2, n, levels=levels)
+    rng = np.random.default_rng(seed)
+    drawn, back = rng.permutation(n), slice(None, None, -1)
+    flipped = {name: getattr(records, name)[:, back] for name in ("confidence", "quality", "exists")}
+    known = np.where(np.isfinite(records.confidence), records.confidence, -9)[records.exists]
+    columns = np.concatenate([known, records.quality[records.exists], records.final_quality[None]])
+    first = Problem.of(records, costs).canonical()
+    others = [
+        drawn[Problem.of(records.subset(drawn), costs).canonical()],
+        Problem.of(
+            replace(records, **flipped), CostTable(costs.backbone, costs.heads[:, back], "macs")
+        ).canonical(),
+        Problem.of(replace(records, confidence=2 * records.confidence - 7), costs).canonical(),
+    ]
+    for other in others:
+        assert sorted(other.tolist()) == list(range(n))
+        np.testing.assert_array_equal(columns[:, other], columns[:, first])
+
+
+def test_canonical_tells_samples_apart_that_share_ranks():
+    """Position by position the ranks are swapped, and so are the sums; what differs must still decide."""
+    confidence = np.array([[[0.9, 0.1]], [[0.1, 0.9]]], np.float32)
+    records, costs = make_records(confidence, np.ones((2, 1, 2)), np.ones(2))
+    one = Problem.of(records, costs).canonical().tolist()
+    other = Problem.of(records.subset([1, 0]), costs).canonical().tolist()
+    assert one == [1 - i for i in other]
+
+
+@pytest.mark.parametrize("where", ["quality", "final_quality"])
+def test_canonical_tells_samples_apart_by_their_quality(where):
+    records, costs = make_records(np.full((1, 1, 2), 0.5), np.ones((1, 1, 2)), np.ones(2))
+    wrong = np.array([1.0, 0.5], np.float32)
+    records = replace(records, **{where: wrong.reshape(getattr(records, where).shape)})
+    one = Problem.of(records, costs).canonical().tolist()
+    other = Problem.of(records.subset([1, 0]), costs).canonical().tolist()
+    assert one == [1 - i for i in other]
+
+
+def test_hashes_do_not_collide_and_zeros_are_one():
+    values = hashed(np.arange(-50_000, 50_000))
+    assert np.unique(values).size == values.size
+    assert abs(np.mean(values >> np.uint64(63)) - 0.5) < 0.01  # half of them in the upper half
+    assert np.unique(np.diff(np.sort(values % np.uint64(1024)))).tolist() == [0, 1]
+    zeros = bits(np.array([0.0, -0.0, 1.0], np.float32))
+    assert zeros.tolist() == [0, 0, 0x3F800000]

@@ -6,16 +6,28 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from effort import set_effort
-from instances import LAMBDAS, brute_force, generated, make_records, objective, random_case, synthetic
+from instances import (
+    LAMBDAS,
+    REFERENCES,
+    brute_force,
+    generated,
+    make_records,
+    objective,
+    random_case,
+    synthetic,
+)
 from offramp.core.config import ExitChoice
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.frontier import Frontier
 from offramp.errors import InputError
-from offramp.solver.search import DEFAULT_TRADEOFFS, search
-from offramp.solver.solve import METHODS
+from offramp.solver.dial import dials
+from offramp.solver.problem import Problem
+from offramp.solver.search import DEFAULT_TRADEOFFS, dial_tradeoffs, search
+from offramp.solver.solve import METHODS, SearchPlan
 from progress import steps_shown
 
 MODULE = sys.modules["offramp.solver.search"]  # the package has a function of this name
@@ -70,29 +82,48 @@ def test_auto_generalises():
     assert reached["auto"] <= reached[None] - 1e-3
 
 
-def test_auto_prefers_one_threshold_where_that_holds_out_better():
-    """The confidence is the probability of being right, at every exit: one threshold is the right answer."""
-    rng = np.random.default_rng(0)
-    confidence = rng.random((8, 1, 60), np.float32)
-    quality = (rng.random((8, 1, 60)) < confidence).astype(np.float32)
-    records, costs = make_records(confidence, quality, np.ones(60))
-    frontier = search(records, costs, tradeoffs=[0.6, 0.7, 0.8], step=None)
-    assert frontier.meta["chosen"] == {"method": "same-threshold", "price": 0.0}
-    assert all(len({c.threshold for c in config.choices}) <= 1 for config in frontier.by_tradeoff.values())
+def kinds_of(records, costs):
+    """What the careful dial and the one with a common threshold hold, as exits."""
+    plan = SearchPlan("exact", 2 / records.samples, 99, parsimonious=True)
+    grid = dial_tradeoffs(DEFAULT_TRADEOFFS)
+    found = dials(Problem.of(records, costs), costs, plan, grid, common=True, step=0.01)
+    return [{dial.exits(i) for i in dial.rows.tolist()} for dial in found]
 
 
-def test_auto_with_too_few_samples_takes_the_highest_price():
-    records, costs = synthetic(n=19)
-    chosen = search(records, costs, tradeoffs=[0.8]).meta["chosen"]
-    assert chosen == {"method": "exact", "price": 4 / 19}
+def test_which_dial_is_trusted_depends_on_samples_and_losses():
+    """Few samples, or few losses of more: one threshold for all exits. Many: each exit its own."""
+    every, costs = generated(1, 4500, positions=6, heads=2)
+    for samples, limit in ((80, 1.0), (1000, 8000 / 1000 / 1001), (4500, 0.0)):
+        records = every.subset(np.arange(samples))
+        frontier = search(records, costs)
+        careful, common = kinds_of(records, costs)
+        early = [config.choices for config in frontier if 0 < config.expected.drop <= limit]
+        late = [config.choices for config in frontier if config.expected.drop > limit]
+        assert set(early) <= common
+        assert set(late) <= careful
+        assert not set(early) <= careful or not early
+        assert (len(early) > 5, len(late) > 5) == (limit > 0, limit < 1)
 
 
-@pytest.mark.parametrize("n", [1, 2, 19, 20, 21])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 19, 20, 21])
 def test_auto_answers_however_few_samples_there_are(n):
-    records, costs = random_case(n, 3, 2, n)
-    for config in search(records, costs, tradeoffs=LAMBDAS):
-        outcome = evaluate(records, costs, config)
-        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+    """With what these samples reached beside what new ones are promised, and never too few for no drop."""
+    for seed in range(3):
+        records, costs = random_case(seed, 3, 2, n)
+        frontier = search(records, costs, tradeoffs=LAMBDAS)
+        for config in (*frontier, *frontier.by_tradeoff.values()):
+            outcome, found = evaluate(records, costs, config), config.expected
+            assert (found.in_sample_quality, found.cost) == (outcome.quality, outcome.cost)
+            assert found.samples == n
+            assert config.choices or found.drop_interval == (0.0, 0.0)
+            # of n samples one is left out: less than one loss in n + 1 cannot be promised with exits all on
+            assert found.drop >= 0
+        full = frontier.full_model.expected
+        assert frontier.at(max_drop=0).expected.drop == 0
+        assert frontier.at(max_drop=0).expected.relative_cost <= 1
+        assert frontier[-1].expected.quality == full.full_quality
+        if n == 1 and full.full_quality > 0:
+            assert {config.expected.drop for config in frontier} <= {0.0, full.full_quality}
 
 
 @pytest.mark.parametrize("samples", [10, 100, 3000])
@@ -109,16 +140,42 @@ def test_by_tradeoff_and_meta():
     records, costs = synthetic(n=100)
     frontier = search(records, costs, tradeoffs=[0.9, 0.55, 0.9])
     assert list(frontier.by_tradeoff) == [0.9, 0.55]
-    keys = {"method", "regularise", "chosen", "max_exits", "step", "samples", "unit", "seed"}
-    assert keys <= frontier.meta.keys()
-    wanted = {"samples": 100, "unit": "macs", "method": "exact", "regularise": "auto", "step": 0.01}
-    assert wanted.items() <= frontier.meta.items()
+    assert dict(frontier.meta) == {
+        "method": "exact",
+        "regularise": "auto",
+        "figures": "cross-fitted",
+        "price": 2 / 100,
+        "max_exits": None,
+        "step": 0.01,
+        "proved": False,
+        "samples": 100,
+        "unit": "macs",
+        "seed": 0,
+    }
+    assert not frontier.in_sample
     assert Frontier.from_json(frontier.to_json()) == frontier
     assert search(records, costs, tradeoffs=[0.9], regularise=np.float32(0.5)).meta["regularise"] == 0.5
     assert search(records, costs, tradeoffs=[0.9], regularise=None).meta["regularise"] is None
     assert search(records, costs, tradeoffs=[0.9], regularise=0).meta["regularise"] == 0
     assert search(records, costs, tradeoffs=[0.9], step=None).meta["step"] is None
     assert search(records, costs, tradeoffs=[0.9], method="iterative").meta["step"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "price"),
+    [({"regularise": None}, 0), ({"regularise": 0.003}, 0.003)]
+    + [({"method": name}, 0) for name in REFERENCES],
+)
+def test_what_is_not_judged_by_folds_is_called_in_sample(arguments, price):
+    records, costs = synthetic(n=60)
+    frontier = search(records, costs, tradeoffs=SOME, **arguments)
+    assert frontier.in_sample
+    assert frontier.meta["figures"] == "in-sample"
+    assert frontier.meta["price"] == price
+    for config in (*frontier, *frontier.between, *frontier.by_tradeoff.values()):
+        assert config.expected.in_sample_quality is None
+        assert config.expected.drop_interval is None
+        assert config.expected.quality == evaluate(records, costs, config).quality
 
 
 def test_default_tradeoffs():
@@ -134,20 +191,39 @@ def test_frontier_holds_what_is_not_dominated_with_true_figures(regularise, step
     records, costs = synthetic(n=300)
     frontier = search(records, costs, regularise=regularise, step=step)
     for config in (*frontier, *frontier.by_tradeoff.values()):
-        outcome = evaluate(records, costs, config)
-        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+        outcome, found = evaluate(records, costs, config), config.expected
+        reached = found.quality if regularise is None else found.in_sample_quality
+        assert (reached, found.cost) == (outcome.quality, outcome.cost)
     for (cost, quality), (costlier, better) in pairwise(figures(frontier)):
         assert cost < costlier
         assert quality < better
     full = (1.0, float(records.final_quality.astype(float).mean()))
-    for cost, quality in (*figures(frontier.by_tradeoff.values()), full):
+    others = figures(frontier.by_tradeoff.values()) if regularise is None else []
+    for cost, quality in (*others, full):
         assert any(c <= cost and q >= quality for c, q in figures(frontier))
 
 
-@pytest.mark.parametrize("regularise", [None, "auto"])
-def test_step_adds_configurations_and_leaves_those_of_the_tradeoffs_alone(regularise):
+def test_promises_are_less_than_what_was_seen_and_intervals_are_around_the_mean_held_out():
+    records, costs = generated(0, 600, positions=6, heads=2)
+    frontier = search(records, costs)
+    full = frontier.full_model.expected
+    assert frontier[-1].choices == ()
+    assert frontier[-1].expected == full
+    for config in frontier[:-1]:
+        found = config.expected
+        low, high = found.drop_interval
+        assert low < high
+        assert found.drop > (low + high) / 2  # the promise is above the mean held out
+        assert found.full_quality == full.quality
+        assert found.samples == 600
+    seen = [config.expected.in_sample_drop for config in frontier]
+    promised = [config.expected.drop for config in frontier]
+    assert np.mean(np.array(promised) - np.array(seen)) > 1 / 601
+
+
+def test_step_adds_configurations_and_leaves_those_of_the_tradeoffs_alone():
     records, costs = synthetic(n=300)
-    plain, fine = (search(records, costs, regularise=regularise, step=step) for step in (None, 0.01))
+    plain, fine = (search(records, costs, regularise=None, step=step) for step in (None, 0.01))
     assert fine.by_tradeoff == plain.by_tradeoff
     assert len(fine) > len(plain)
     known = {config.choices for config in fine}
@@ -155,6 +231,27 @@ def test_step_adds_configurations_and_leaves_those_of_the_tradeoffs_alone(regula
     for config in missing:  # only what something between beats
         cost, quality = config.expected.cost, config.expected.quality
         assert any(c.expected.cost <= cost and c.expected.quality >= quality for c in fine)
+
+
+@pytest.mark.parametrize("make", [synthetic, generated])
+def test_step_makes_the_dial_of_auto_fine_and_leaves_the_choices_of_tradeoffs_alone(make):
+    """Promises depend on how fine the dial is: losses add up at every configuration of it."""
+    records, costs = make(n=300) if make is synthetic else make(1, 300, positions=6, heads=2)
+    plain, fine = (search(records, costs, step=step) for step in (None, 0.02))
+    assert list(fine.by_tradeoff) == list(plain.by_tradeoff)
+    for one, other in zip(fine.by_tradeoff.values(), plain.by_tradeoff.values(), strict=True):
+        assert one.choices == other.choices
+        assert one.expected.cost == other.expected.cost
+        assert one.expected.in_sample_quality == other.expected.in_sample_quality
+        assert one.expected.drop_interval == other.expected.drop_interval
+    assert len(fine) > 2 * len(plain)
+    costs_of = np.array([config.expected.relative_cost for config in fine])
+    ratio = costs_of[1:] / costs_of[:-1]
+    assert ratio.min() > 1.01 - 1e-9  # half a step at least
+    assert np.mean(ratio <= 1.03) > 0.9
+    ends = [(f[0].expected.relative_cost, f[-1].expected.relative_cost) for f in (plain, fine)]
+    assert ends[0][0] <= ends[1][0] <= ends[0][0] * 1.01
+    assert ends[0][1] == ends[1][1] == 1.0
 
 
 @pytest.mark.parametrize("regularise", [None, "auto"])
@@ -181,11 +278,13 @@ def test_same_seed_same_frontier(regularise):
     assert first.to_json() == again.to_json()
 
 
-def test_another_seed_averages_over_other_resamples(monkeypatch):
+def test_another_seed_has_other_folds_and_averages_over_other_resamples():
     records, costs = synthetic(n=300)
-    monkeypatch.setattr(MODULE, "choose_price", priced)
-    one, other = (search(records, costs, tradeoffs=SOME, seed=seed).by_tradeoff for seed in (0, 1))
-    assert one != other
+    one, other = (search(records, costs, tradeoffs=SOME, seed=seed) for seed in (0, 1))
+    assert [c.choices for c in one.by_tradeoff.values()] != [c.choices for c in other.by_tradeoff.values()]
+    assert figures(one) != figures(other)
+    plain = [search(records, costs, tradeoffs=SOME, seed=seed, regularise=None) for seed in (0, 1)]
+    assert list(plain[0]) == list(plain[1])
 
 
 @pytest.mark.parametrize("regularise", [None, "auto", 0.002])
@@ -206,11 +305,6 @@ def test_batch_size_changes_nothing(monkeypatch, method):
 
 
 # ----------------------------------------------------------------------------------------------- invariance
-
-
-def priced(records, costs, lambdas, plan, report):
-    """What ``regularise.choose`` answers as a rule; folds are by the order of samples, this is not."""
-    return replace(plan, price=2 / records.samples, parsimonious=True)
 
 
 def reordered(records, costs):
@@ -284,25 +378,79 @@ def test_what_must_not_matter_does_not(change, regularise, make):
         assert meaning(again) == meaning(first)
 
 
-@pytest.mark.parametrize("change", ["heads", "cost", "cost, rounded", "scale", "monotone"])
-def test_what_must_not_matter_to_auto_does_not(monkeypatch, change):
-    """Thresholds lie midway between confidences: to folds held out, only linear maps are the same."""
-    records, costs = synthetic(n=200, p=5, seed=2)
-    if change == "monotone":
-        monkeypatch.setattr(MODULE, "choose_price", priced)
-    first = search(records, costs, tradeoffs=SOME)
-    again = search(*CHANGES[change](records, costs), tradeoffs=SOME)
-    assert again.meta["chosen"]["method"] == first.meta["chosen"]["method"]
-    assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
+def assert_same_promises(first, again):
+    """The same exits, thresholds aside, and all figures: what must not change."""
+    exits, numbers = [], []
+    for frontier in (first, again):
+        configs = [*frontier, *frontier.by_tradeoff.values()]
+        exits.append([[(c.position, c.head.lstrip("x")) for c in config.choices] for config in configs])
+        every = [config.expected for config in configs]
+        numbers.append([(e.relative_cost, e.quality, e.in_sample_quality, *e.drop_interval) for e in every])
+    assert exits[0] == exits[1]
+    np.testing.assert_allclose(*numbers, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("change", ["samples", "heads", "cost", "cost, rounded", "scale"])
+@pytest.mark.parametrize("make", [synthetic, generated])
+def test_what_must_not_matter_to_auto_does_not(change, make):
+    """Nor to folds: they are by the mean rank of the samples. All trade-offs, 1 among them."""
+    for seed in (2, 6):  # of the generated ones the second has heads that are equally good
+        records, costs = (
+            make(n=200, p=5, seed=seed) if make is synthetic else make(seed, 200, positions=5, heads=2)
+        )
+        first = search(records, costs, tradeoffs=SOME)
+        again = search(*CHANGES[change](records, costs), tradeoffs=SOME)
+        assert_same_promises(first, again)
 
 
 @pytest.mark.parametrize("make", [synthetic, generated])
-def test_the_order_of_samples_does_not_matter_to_averages(monkeypatch, make):
-    records, costs = make(seed=2, n=200, p=5) if make is synthetic else make(2, 200, positions=5, heads=2)
-    monkeypatch.setattr(MODULE, "choose_price", priced)
-    first = search(records, costs, tradeoffs=SOME)
-    again = search(*reordered(records, costs), tradeoffs=SOME)
-    assert meaning(again.by_tradeoff.values()) == meaning(first.by_tradeoff.values())
+@pytest.mark.parametrize("change", ["monotone", "monotone, each"])
+def test_monotone_maps_leave_the_dials_as_they_are(change, make):
+    """Which samples leave where. To samples held out only linear maps are the same: thresholds lie midway."""
+    records, costs = make(n=200, p=5, seed=2) if make is synthetic else make(2, 200, positions=5, heads=2)
+    each, plan = change == "monotone, each", SearchPlan("exact", 2 / 200, 99, parsimonious=True)
+    first, again = (
+        dials(Problem.of(given_records, costs), costs, plan, list(SOME), common=not each, step=0.02)
+        for given_records in (records, CHANGES[change](records, costs)[0])
+    )
+    for name in ("head", "prefix"):
+        one, other = (getattr(careful.candidates, name)[careful.rows] for careful, *_ in (first, again))
+        assert one.tolist() == other.tolist()
+    assert len(first[0].rows) > 5
+    if not each:  # a common threshold lies between samples still there, whoever left before lies between too
+        for name in ("cost", "quality"):
+            one, other = (getattr(common.candidates, name)[common.picks] for _, common in (first, again))
+            assert one.tolist() == other.tolist()
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.sampled_from([2, 4, 10, 10**6]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_the_order_of_samples_never_matters_to_auto(seed, p, n, levels, binary, grouped):
+    """Ties, confidences that are not finite, equal samples; what groups are called does not matter either.
+
+    Groups that begin with the same sample are told apart by nothing: there without ties.
+    """
+    levels, gaps = (10**6, 0) if grouped else (levels, 0.3)
+    records, costs = random_case(seed, p, 2, n, levels=levels, binary=binary, gaps=gaps)
+    rng = np.random.default_rng(seed)
+    if grouped:
+        records = replace(records, groups=rng.integers(0, 5, n))
+    first = search(records, costs, tradeoffs=LAMBDAS)
+    again = search(records.subset(rng.permutation(n)), costs, tradeoffs=LAMBDAS)
+    if grouped:
+        again = search(
+            replace(records, groups=7 - 2 * records.groups).subset(rng.permutation(n)),
+            costs,
+            tradeoffs=LAMBDAS,
+        )
+    assert_same_promises(first, again)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -356,6 +504,8 @@ def test_a_full_model_that_is_always_wrong(method):
     assert objective(records, costs, found[0.7], 0.7) < 0.3
     auto = search(records, costs, tradeoffs=[0.7])
     assert objective(records, costs, auto.by_tradeoff[0.7], 0.7) < 0.3
+    assert auto.at(max_drop=0).expected.quality >= 0  # nothing is less than the full model's quality
+    assert auto.at(max_drop=0).expected.relative_cost == auto[0].expected.relative_cost
 
 
 def test_an_exit_that_is_free_and_right_for_all_is_the_whole_frontier():
@@ -363,9 +513,12 @@ def test_an_exit_that_is_free_and_right_for_all_is_the_whole_frontier():
     records, costs = make_records(
         np.ones((2, 1, 30)), np.ones((2, 1, 30)), np.ones(30), costs=(np.arange(3.0), np.zeros((2, 1)))
     )
-    for regularise in (None, "auto"):
-        frontier = search(records, costs, regularise=regularise)
-        assert figures(frontier) == [(0.0, 1.0)]
+    assert figures(search(records, costs, regularise=None)) == [(0.0, 1.0)]
+    # with no loss on any of 30 samples held out, one in 31 is what can be promised
+    (cheap, full) = search(records, costs)
+    assert figures([full]) == [(1.0, 1.0)]
+    assert (cheap.expected.relative_cost, cheap.expected.in_sample_quality) == (0.0, 1.0)
+    assert cheap.expected.drop == pytest.approx(1 / 31, abs=1e-9)
 
 
 def test_extreme_confidences_and_heads_dearer_than_the_model():

@@ -1,7 +1,5 @@
 """Many samples: some of them say which exits, all of them the thresholds. Here with few "many" samples."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -9,8 +7,9 @@ from effort import set_effort
 from instances import make_records, objective, random_case, synthetic
 from offramp.core.evaluate import evaluate
 from offramp.core.frontier import Frontier
+from offramp.solver.problem import Problem
 from offramp.solver.search import search
-from offramp.solver.solve import fewer
+from offramp.solver.solve import SearchPlan, fewer, solve
 
 SOME = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -19,9 +18,23 @@ SOME = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 def small_coarse(monkeypatch):
     """100 samples stand for all wherever there are more than 200."""
     set_effort(monkeypatch, coarse_samples=100)
-    set_effort(monkeypatch, coarse_samples=100)
-    monkeypatch.setattr("offramp.solver.solve.fewer", partial(fewer, samples=100))
-    monkeypatch.setattr("offramp.solver.cross_validation.fewer", partial(fewer, samples=100))
+
+
+@pytest.mark.parametrize(
+    ("samples", "method", "levels"), [(200, "exact", 1), (201, "exact", 2), (201, "iterative", 1)]
+)
+def test_beyond_twice_as_many_samples_there_is_a_coarse_level(monkeypatch, samples, method, levels):
+    seen = []
+
+    def spy(records, *rest):
+        part = fewer(records, *rest)
+        seen.append(part.samples)
+        return part
+
+    monkeypatch.setattr("offramp.solver.solve.fewer", spy)
+    records, costs = synthetic(n=samples)
+    solve(Problem.of(records, costs), costs, SearchPlan(method, 0.0, 99), list(SOME))
+    assert seen == [100] * (levels - 1)
 
 
 @pytest.mark.parametrize("regularise", [None, 0.002, "auto"])
@@ -32,8 +45,10 @@ def test_figures_are_true(regularise, ties):
     )
     frontier = search(records, costs, tradeoffs=SOME, regularise=regularise)
     for config in (*frontier, *frontier.by_tradeoff.values()):
-        outcome = evaluate(records, costs, config)
-        assert (config.expected.quality, config.expected.cost) == (outcome.quality, outcome.cost)
+        outcome, figures = evaluate(records, costs, config), config.expected
+        reached = figures.in_sample_quality if regularise == "auto" else figures.quality
+        assert (reached, figures.cost) == (outcome.quality, outcome.cost)
+        assert figures.in_sample == (regularise != "auto")
         assert all(outcome.exit_shares[records.positions.index(c.position)] > 0 for c in config.choices)
     assert Frontier.from_json(frontier.to_json()) == frontier
 
@@ -106,5 +121,6 @@ def test_without_heads_it_is_the_full_model(regularise):
 def test_equal_confidences_leave_all_or_none(regularise):
     records, costs = make_records(np.full((2, 1, 300), 0.5), np.ones((2, 1, 300)), np.ones(300))
     frontier = search(records, costs, tradeoffs=[0.0, 0.5, 1.0], regularise=regularise)
-    assert [len(config.choices) for config in frontier] == [1]
+    # in-sample the exit costs nothing; new samples are promised a little less, so the full model stays
+    assert [len(config.choices) for config in frontier] == [1, 0][: 1 if regularise is None else 2]
     assert frontier[0].choices[0].threshold == -np.inf

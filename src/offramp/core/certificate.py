@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ class Expected:
                 f"{self.in_sample_quality!r}"
             )
         if self.drop_interval is not None:
-            ends = tuple(self.drop_interval)
+            ends = tuple(self.drop_interval) if isinstance(self.drop_interval, Iterable) else ()
             if len(ends) != 2 or not all(map(is_number, ends)) or ends[0] > ends[1]:
                 raise InputError(
                     "Expected.drop_interval: expected two numbers, the lower one first, or None, got "

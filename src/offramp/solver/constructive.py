@@ -106,11 +106,15 @@ def _grid(problem: Problem) -> Floats:
 
 
 def _common_heads(problem: Problem) -> Ints:
-    """(A, P) which head sits where: each kind of head wherever it exists, and each position's best one."""
+    """(A, P) which head sits where: each kind of head wherever it exists, and each position's best one.
+
+    Of equally good ones that is the cheapest.
+    """
     kinds = sorted({kind for _, position in problem.used for kind in position.heads})
     rows = np.full((len(kinds) + 1, len(problem.positions)), OFF)
     for p, position in problem.used:
         for row, kind in enumerate(kinds):
             rows[row, p] = position.heads.index(kind) if kind in position.heads else OFF
-        rows[-1, p] = position.quality.mean(axis=1).argmax()
+        quality = (position.quality * problem.unit).astype(np.int64).sum(axis=1)  # exact: ties are ties
+        rows[-1, p] = np.lexsort((position.cost, -quality))[0]
     return rows

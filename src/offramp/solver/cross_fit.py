@@ -203,7 +203,7 @@ def judged(dial: Dial, judge: CrossFit) -> Judged:
 
 def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
     """Those that no other beats in cost and promise; costs rise by at least half a step."""
-    ranked = sorted(settings, key=lambda each: (-each.cost, each.promised))
+    ranked = sorted(settings, key=lambda each: (-each.cost, -each.promised))
     best: list[Setting] = []
     for each in reversed(ranked):  # from the cheapest
         if not best or each.promised < best[-1].promised:

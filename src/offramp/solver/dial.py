@@ -88,9 +88,12 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
 
 
 def by_falling_cost(candidates: CandidateSet, found: Ints) -> Ints:
-    """The candidates, each strictly cheaper than the one before."""
+    """The full model and the candidates, each strictly cheaper than the one before."""
     found = np.unique(found)
-    return strictly_cheaper(candidates, found[np.argsort(-candidates.cost[found], kind="stable")])
+    falling = found[np.argsort(-candidates.cost[found], kind="stable")]
+    return strictly_cheaper(
+        candidates, np.append(0, falling)
+    )  # heads make some cost more than the full model
 
 
 def chords(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:

@@ -242,7 +242,8 @@ class ConfigBatch:
         if kernels.available():
             self.sweep(kernels.BACKWARD)
         else:
-            self.by_batch(lambda part: part.backward(part.stages(), part.set_line))
+            last = np.full((1, self.problem.samples), self.head.shape[1], np.int16)
+            self.by_batch(lambda part: part.backward(last.repeat(len(part), axis=0), part.set_line))
 
     def _descend(self, find: FindLine, sweeps: int) -> None:
         active = keep = np.arange(len(self))

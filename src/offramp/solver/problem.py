@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Hashes = npt.NDArray[np.uint64]
 
 T = TypeVar("T")
 
@@ -126,7 +127,8 @@ class Problem:
     def canonical(self) -> Ints:
         """(N,) the samples by mean rank (equal confidences share theirs), most confident first.
 
-        It is the same however the samples came.
+        Of equal ones a hash of all that is known of them decides, so that the order is the same however the
+        samples came, and the heads of a position.
         """
         n = self.samples
         places = self.sorted.rank
@@ -135,8 +137,11 @@ class Problem:
             first = np.maximum.accumulate(np.where(starts, np.arange(n), 0), axis=1)
             places = np.take_along_axis(first, places, axis=1)
         places = places.astype(np.int64)
-        quality = sum((position.quality.sum(axis=0) for _, position in self.used), self.final * len(places))
-        return np.lexsort((self.final, quality, (places**2).sum(axis=0), places.sum(axis=0)))
+        records = self.records
+        at = np.nonzero(records.exists)[0][:, None] + 1  # 0 stands for the backbone's output
+        known = hashed(hashed(n * at + places) + bits(records.quality[records.exists])).sum(axis=0)
+        known += hashed(bits(records.final_quality))
+        return np.lexsort((known, (places**2).sum(axis=0), places.sum(axis=0)))
 
     @property
     def widest(self) -> int:
@@ -201,6 +206,21 @@ def _sorted(records: ExitRecords, costs: CostTable, final: Floats, scale: float)
         unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
     )
     return whole, confidence
+
+
+def bits(values: Singles) -> Hashes:
+    """The bits of float32 values; both zeros have the same."""
+    return (values + np.float32(0)).view(np.uint32).astype(np.uint64)
+
+
+def hashed(values: Ints | Hashes) -> Hashes:
+    """A number of 64 bits for each whole number, far apart for near ones: the end of splitmix64."""
+    mixed = values.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def most_confident_first(confidence: Singles) -> Ints:

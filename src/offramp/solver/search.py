@@ -38,6 +38,9 @@ from offramp.solver.solve import METHODS, Exits, SearchPlan, exits_of, solve, sp
 DEFAULT_TRADEOFFS = tuple(round(1 - 0.5 * (1 - i / 100) ** 2, 6) for i in range(101))
 """From 0.5 to 1, denser towards 1, where much cost buys little quality and the interesting settings are."""
 
+TIE_BREAK = 1e-7
+"""Least weight of cost and of quality that a dial is found with: less than one sample of ten million."""
+
 _EXPECTED = {
     "regularise": 'expected "auto", None or a price per exit of at least 0; it is in units of J, 0.001 is a '
     "moderate one",
@@ -106,8 +109,8 @@ def search(
     step = float(step) if step is not None and method == "exact" else None
     honest = isinstance(regularise, str) and method == "exact"
     price = SELECTION_BIAS / records.samples if honest else 0.0
-    if isinstance(regularise, (int, float)):
-        price = float(regularise)
+    if not isinstance(regularise, str):
+        price = float(regularise or 0)
     plan = SearchPlan(
         method=method, price=price, cap=cap, parsimonious=honest, seed=seed, workers=int(workers)
     )
@@ -186,12 +189,15 @@ def _cross_fitted(
 
 
 def dial_tradeoffs(lambdas: Iterable[float]) -> list[float]:
-    """The trade-offs that dials are found from: some of the default ones, and some of those given."""
+    """The trade-offs that dials are found from: some of the default ones, and some of those given.
+
+    Not quite 0 and 1: of equally cheap or equally good configurations the other figure decides.
+    """
     grid = set[float]()
     for every in (DEFAULT_TRADEOFFS, lambdas):
         distinct = sorted(set(every))
         grid |= {distinct[i] for i in spread(len(distinct), EFFORT.dial_objectives)}
-    return sorted(grid)
+    return sorted({min(max(lam, TIE_BREAK), 1 - TIE_BREAK) for lam in grid})
 
 
 def _check(**given: Any) -> None:
