@@ -17,6 +17,8 @@ from offramp.solver.dial import (
     SAFE_STEPS,
     between,
     blend,
+    by_falling_cost,
+    chords,
     dials,
     keep_most_confident,
     safe_end,
@@ -319,12 +321,12 @@ def test_between_two_neighbours_are_as_many_parts_as_steps_of_cost(step):
     rows = candidates.add(head, np.array([[0, 10, 20, 30, 40], [0, 200, 250, 300, 350]]))
     high, low = candidates.cost[rows]
     assert high > low
-    found = between(candidates, rows, step)
+    found = between(candidates, rows, step, 4)
     assert len(found) == int(np.ceil(np.log(high / low) / np.log1p(step))) - 1
     line = candidates.cost[[rows[0], *found, rows[1]]]
     assert (np.diff(line) < 0).all()
-    assert between(candidates, rows[:1], step).size == 0
-    assert between(candidates, np.array([rows[0], rows[0]]), step).size == 0
+    assert between(candidates, rows[:1], step, 4).size == 0
+    assert between(candidates, np.array([rows[0], rows[0]]), step, 4).size == 0
 
 
 def test_between_far_neighbours_the_parts_are_not_endless():
@@ -336,7 +338,80 @@ def test_between_far_neighbours_the_parts_are_not_endless():
     candidates = CandidateSet(Problem.of(records, costs))
     (free,) = candidates.add(np.array([[0]]), np.array([[1000]]))
     assert candidates.cost[free] == 0
-    assert between(candidates, np.array([0, free]), 0.01).size == MOST_PARTS - 1
+    assert between(candidates, np.array([0, free]), 0.01, 1).size == MOST_PARTS - 1
+
+
+def test_where_both_exits_are_too_many_the_cheaper_ones_are_kept_by_their_most_confident():
+    records, costs = synthetic(n=400, p=5)
+    candidates = CandidateSet(Problem.of(records, costs))
+    head, prefix = np.array([[OFF, OFF, OFF, 1, 1], [OFF, 1, 1, OFF, OFF]]), np.zeros((2, 5), np.int64)
+    prefix[0, 3:], prefix[1, 1:3] = (20, 30), (300, 350)
+    rows = candidates.add(head, prefix)
+    problem, (high, low) = candidates.problem, candidates.cost[rows]
+    parts = int(np.ceil(np.log(high / low) / np.log1p(0.05)))
+    every = {k: keep_most_confident(problem, head[1], prefix[1], k / parts) for k in range(1, parts)}
+    wanted = candidates.add(*(np.array(each) for each in zip(*every.values(), strict=True)))
+    wanted = [i for i in wanted.tolist() if low < candidates.cost[i] < high]
+    assert between(candidates, rows, 0.05, 2).tolist() == wanted
+    assert len(wanted) > 5
+    blended = between(candidates, rows, 0.05, 4)
+    assert np.count_nonzero(candidates.head[blended] != OFF, axis=1).max() == 4
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 3]), st.sampled_from([0.02, 0.2]))
+@settings(max_examples=40, deadline=None)
+def test_what_is_between_costs_less_than_the_one_and_more_than_the_other(seed, cap, step):
+    candidates, *ends = pair(seed)
+    ends = [i for i in ends if np.count_nonzero(candidates.head[i] != OFF) <= cap]
+    rows = by_falling_cost(candidates, np.array(ends, np.int64))
+    for find in (between, chords):
+        found = find(candidates, rows, step, cap)
+        cost = candidates.cost
+        assert (np.count_nonzero(candidates.head[found] != OFF, axis=1) <= cap).all()
+        for i in found.tolist():
+            assert cost[rows].min() < cost[i] < 1
+            assert i not in rows
+
+
+@pytest.mark.parametrize("cap", [2, 99])
+@pytest.mark.parametrize("make", [synthetic, generated])
+def test_chords_are_near_the_line_between_neighbours_and_only_where_more_cost_is_better(make, cap):
+    records, costs = make(n=300, p=5) if make is synthetic else make(1, 300, positions=5, heads=2)
+    (dial,) = dials_of(records, costs, cap=cap, common=False)
+    candidates, rows = dial.candidates, dial.rows
+    found = chords(candidates, rows, 0.02, cap)
+    assert found.size > 5
+    assert (np.count_nonzero(candidates.head[found] != OFF, axis=1) <= cap).all()
+    cost, quality = candidates.cost, candidates.quality
+    for i in found.tolist():
+        low = rows[cost[rows] <= cost[i]][0]
+        high = rows[cost[rows] >= cost[i]][-1]
+        assert quality[low] <= quality[i] <= quality[high]
+        assert cost[high] > cost[low] * 1.02
+        assert low != high
+    backwards = rows[np.argsort(quality[rows], kind="stable")]  # as if better ones came later
+    for high, low in pairwise(backwards.tolist()):
+        if quality[low] >= quality[high]:
+            assert chords(candidates, np.array([high, low]), 0.02, cap).size == 0
+    assert chords(candidates, rows[:1], 0.02, cap).size == 0
+    assert chords(candidates, rows, 10.0, cap).size == 0  # no gap is that wide
+
+
+def test_chords_do_not_start_from_nothing_spent():
+    confidence = np.linspace(0, 1, 50).reshape(1, 1, -1)
+    records, costs = make_records(
+        confidence, np.resize([1.0, 0.0], (1, 1, 50)), np.ones(50), costs=(np.arange(2.0), np.zeros((1, 1)))
+    )
+    candidates = CandidateSet(Problem.of(records, costs))
+    (free,) = candidates.add(np.array([[0]]), np.array([[50]]))
+    assert chords(candidates, np.array([0, free]), 0.1, 1).size == 0
+
+
+def test_by_falling_cost_the_full_model_is_first_and_nothing_costs_more():
+    candidates = CandidateSet(Problem.of(*synthetic(n=5, p=2)))
+    candidates.cost = np.array([1.0, 1.25, 0.5, 0.75, 0.5, 1.0])
+    assert by_falling_cost(candidates, np.array([4, 1, 3, 2, 5, 3])).tolist() == [0, 3, 2]
+    assert by_falling_cost(candidates, np.zeros(0, np.int64)).tolist() == [0]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12))

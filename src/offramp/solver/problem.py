@@ -127,8 +127,8 @@ class Problem:
     def canonical(self) -> Ints:
         """(N,) the samples by mean rank (equal confidences share theirs), most confident first.
 
-        Of equal ones a hash of all that is known of them decides, so that the order is the same however the
-        samples came, and the heads of a position.
+        Of equal ones a hash of all that is known of them decides: the order is the same however the samples
+        came. That of the heads matters only to samples that differ by heads in each other's place.
         """
         n = self.samples
         places = self.sorted.rank
@@ -139,9 +139,10 @@ class Problem:
         places = places.astype(np.int64)
         records = self.records
         at = np.nonzero(records.exists)[0][:, None] + 1  # 0 stands for the backbone's output
-        known = hashed(hashed(n * at + places) + bits(records.quality[records.exists])).sum(axis=0)
-        known += hashed(bits(records.final_quality))
-        return np.lexsort((known, (places**2).sum(axis=0), places.sum(axis=0)))
+        each = hashed(hashed(n * at + places) + bits(records.quality[records.exists]))
+        known = each.sum(axis=0) + hashed(bits(records.final_quality))
+        by_head = hashed(each + np.arange(len(each), dtype=np.uint64)[:, None]).sum(axis=0)
+        return np.lexsort((by_head, known, (places**2).sum(axis=0), places.sum(axis=0)))
 
     @property
     def widest(self) -> int:
