@@ -319,12 +319,12 @@ def test_between_two_neighbours_are_as_many_parts_as_steps_of_cost(step):
     rows = candidates.add(head, np.array([[0, 10, 20, 30, 40], [0, 200, 250, 300, 350]]))
     high, low = candidates.cost[rows]
     assert high > low
-    found = between(candidates, rows, step)
+    found = between(candidates, rows, step, 5)
     assert len(found) == int(np.ceil(np.log(high / low) / np.log1p(step))) - 1
     line = candidates.cost[[rows[0], *found, rows[1]]]
     assert (np.diff(line) < 0).all()
-    assert between(candidates, rows[:1], step).size == 0
-    assert between(candidates, np.array([rows[0], rows[0]]), step).size == 0
+    assert between(candidates, rows[:1], step, 5).size == 0
+    assert between(candidates, np.array([rows[0], rows[0]]), step, 5).size == 0
 
 
 def test_between_far_neighbours_the_parts_are_not_endless():
@@ -336,7 +336,7 @@ def test_between_far_neighbours_the_parts_are_not_endless():
     candidates = CandidateSet(Problem.of(records, costs))
     (free,) = candidates.add(np.array([[0]]), np.array([[1000]]))
     assert candidates.cost[free] == 0
-    assert between(candidates, np.array([0, free]), 0.01).size == MOST_PARTS - 1
+    assert between(candidates, np.array([0, free]), 0.01, 1).size == MOST_PARTS - 1
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12))

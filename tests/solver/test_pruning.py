@@ -10,7 +10,7 @@ from offramp.solver.candidates import CandidateSet, Objectives
 from offramp.solver.kernels import OFF
 from offramp.solver.line_search import own_line
 from offramp.solver.problem import Problem
-from offramp.solver.pruning import PRICE_GRID, SELECTION_BIAS, parsimonious, path, significant_exits
+from offramp.solver.pruning import PRICE_PATH, SELECTION_BIAS, parsimonious, path, significant_exits
 from offramp.solver.search import DEFAULT_TRADEOFFS, search
 from offramp.solver.solve import METHODS, SearchPlan, exits_of, place, solve, with_common_threshold
 
@@ -172,7 +172,7 @@ def test_a_path_finds_fewer_exits_at_every_price():
     picks = path(objectives, candidates)
     assert (picks == candidates.best(objectives)[0]).all()
     counts = []
-    for price_step in PRICE_GRID:
+    for price_step in PRICE_PATH:
         best = candidates.best(Objectives(objectives.tradeoff, np.full(3, price_step / 200), 99))[0]
         counts.append(np.count_nonzero(candidates.head[best] != OFF))
     assert counts == sorted(counts, reverse=True)

@@ -93,16 +93,17 @@ def kinds_of(records, costs):
 def test_which_dial_is_trusted_depends_on_samples_and_losses():
     """Few samples, or few losses of more: one threshold for all exits. Many: each exit its own."""
     every, costs = generated(1, 4500, positions=6, heads=2)
-    for samples, limit in ((80, 1.0), (1000, 8000 / 1000 / 1001), (4500, 0.0)):
+    for samples, limit in ((80, 8 / 81), (1000, 8 / 1001), (4500, 0.0)):
         records = every.subset(np.arange(samples))
         frontier = search(records, costs)
         careful, common = kinds_of(records, costs)
         early = [config.choices for config in frontier if 0 < config.expected.drop <= limit]
         late = [config.choices for config in frontier if config.expected.drop > limit]
         assert set(early) <= common
-        assert set(late) <= careful
+        assert set(late[-5:]) <= careful
+        assert set(late) <= careful | common  # where that one ends, the common one may go on
         assert not set(early) <= careful or not early
-        assert (len(early) > 5, len(late) > 5) == (limit > 0, limit < 1)
+        assert (len(early) > 5, len(late) > 5) == (limit > 0, True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 19, 20, 21])
@@ -378,11 +379,14 @@ def test_what_must_not_matter_does_not(change, regularise, make):
         assert meaning(again) == meaning(first)
 
 
-def assert_same_promises(first, again):
-    """The same exits, thresholds aside, and all figures: what must not change."""
+def assert_same_promises(first, again, rounded=False):
+    """The same exits, thresholds aside, and all figures: what must not change.
+
+    Rounding may part configurations between trade-offs that are equally good.
+    """
     exits, numbers = [], []
     for frontier in (first, again):
-        configs = [*frontier, *frontier.by_tradeoff.values()]
+        configs = [*([] if rounded else frontier), *frontier.by_tradeoff.values()]
         exits.append([[(c.position, c.head.lstrip("x")) for c in config.choices] for config in configs])
         every = [config.expected for config in configs]
         numbers.append([(e.relative_cost, e.quality, e.in_sample_quality, *e.drop_interval) for e in every])
@@ -400,7 +404,7 @@ def test_what_must_not_matter_to_auto_does_not(change, make):
         )
         first = search(records, costs, tradeoffs=SOME)
         again = search(*CHANGES[change](records, costs), tradeoffs=SOME)
-        assert_same_promises(first, again)
+        assert_same_promises(first, again, rounded=change == "cost, rounded")
 
 
 @pytest.mark.parametrize("make", [synthetic, generated])
