@@ -265,6 +265,21 @@ def test_the_safe_end_leads_to_the_first_configuration_with_exits():
             assert left[0] >= left[1]  # more stay to the end
 
 
+def test_the_safe_end_leads_past_what_costs_more_than_the_full_model():
+    """The largest trade-off buys quality that the full model has not; the next has the exit that saves."""
+    rng = np.random.default_rng(0)
+    quality = np.stack([rng.random((1, 60)) < 0.6, np.ones((1, 60))])
+    records, _ = make_records(rng.random((2, 1, 60)), quality, rng.random(60) < 0.5)
+    costs = CostTable(np.array([0, 1, 2.0]), np.array([[0.01], [9.0]]), "macs")
+    plan = SearchPlan("exact", 0.0, 99)
+    (dial,) = dials(Problem.of(records, costs), costs, plan, [0.3, 0.9999], common=False)
+    assert [len(dial.exits(i)) for i in dial.picks.tolist()] == [1, 0]
+    start = int(dial.picks[0])
+    wanted = strictly_cheaper(dial.candidates, np.array([0, *safe_end(dial.candidates, start), start]))
+    assert dial.rows.tolist() == wanted.tolist()
+    assert len(wanted) == SAFE_STEPS + 1
+
+
 # ------------------------------------------------------------------------------------------------- between
 
 
@@ -366,11 +381,11 @@ def test_what_is_between_costs_less_than_the_one_and_more_than_the_other(seed, c
     rows = by_falling_cost(candidates, np.array(ends, np.int64))
     for find in (between, chords):
         found = find(candidates, rows, step, cap)
-        cost = candidates.cost
+        cost, ends = candidates.cost[found], candidates.cost[rows]
         assert (np.count_nonzero(candidates.head[found] != OFF, axis=1) <= cap).all()
-        for i in found.tolist():
-            assert cost[rows].min() < cost[i] < 1
-            assert i not in rows
+        assert ((ends.min() <= cost) & (cost <= 1)).all()
+        if find is between:
+            assert not set(cost.tolist()) & set(ends.tolist())
 
 
 @pytest.mark.parametrize("cap", [2, 99])
