@@ -293,7 +293,7 @@ def pair(seed, levels=10**6):
 
 
 @given(st.integers(0, 10**6), st.sampled_from([3, 10**6]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_blend_of_none_or_all_of_the_way_is_either_end(seed, levels):
     candidates, one, other = pair(seed, levels)
     for share, end in ((0, one), (1, other)):
@@ -374,7 +374,7 @@ def test_where_both_exits_are_too_many_the_cheaper_ones_are_kept_by_their_most_c
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3]), st.sampled_from([0.02, 0.2]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_between_costs_less_than_the_one_and_more_than_the_other(seed, cap, step):
     candidates, *ends = pair(seed)
     ends = [i for i in ends if np.count_nonzero(candidates.head[i] != OFF) <= cap]
@@ -383,9 +383,11 @@ def test_what_is_between_costs_less_than_the_one_and_more_than_the_other(seed, c
         found = find(candidates, rows, step, cap)
         cost, ends = candidates.cost[found], candidates.cost[rows]
         assert (np.count_nonzero(candidates.head[found] != OFF, axis=1) <= cap).all()
-        assert ((ends.min() <= cost) & (cost <= 1)).all()
         if find is between:
+            assert ((ends.min() < cost) & (cost < 1)).all()
             assert not set(cost.tolist()) & set(ends.tolist())
+        else:  # a chord's lowest budget may be undercut by less than a step
+            assert ((ends.min() / (1 + step) < cost) & (cost <= 1)).all()
 
 
 @pytest.mark.parametrize("cap", [2, 99])

@@ -160,7 +160,7 @@ def canonical_samples(records, costs, order=None):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 25), st.sampled_from([2, 3, 10**6]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_canonical_does_not_depend_on_the_order_of_any_samples(seed, p, n, levels):
     """Ties in mean rank, even of samples that are not alike or differ by two heads in each other's place."""
     records, costs = random_case(seed, p, 2, n, levels=levels)
@@ -176,10 +176,11 @@ def test_canonical_of_two_heads_in_each_others_place():
     np.testing.assert_array_equal(first, again)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 25))
+@given(st.integers(0, 10**6), st.integers(1, 25))
 @settings(max_examples=60, deadline=None)
-def test_canonical_does_not_depend_on_the_order_of_heads_or_on_values(seed, p, n):
-    records, costs = random_case(seed, p, 2, n, levels=10**6, gaps=0.1)
+def test_canonical_does_not_depend_on_the_order_of_heads_or_on_values(seed, n):
+    """At three positions: at one, two samples may well differ by two heads in each other's place."""
+    records, costs = random_case(seed, 3, 2, n, levels=10**6, gaps=0)
     back = slice(None, None, -1)
     flipped = {name: getattr(records, name)[:, back] for name in ("confidence", "quality", "exists")}
     other_costs = CostTable(costs.backbone, 3 * costs.heads[:, back], "macs")

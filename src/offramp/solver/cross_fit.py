@@ -91,8 +91,8 @@ class CrossFit:
             [full - simulate(records, ExitConfig(dial.exits(i))).quality for i in dial.rows.tolist()]
         )
         held = self.folds.sums(losses, mask)
-        beside = (held[:-1] * held[1:]).sum(axis=1) if len(held) > 1 else np.zeros(0)
-        sums = held.sum(axis=1), (held**2).sum(axis=1), np.append(beside, 0.0)
+        products = (held[:-1] * held[1:]).sum(axis=1) if len(held) > 1 else np.zeros(0)
+        sums = held.sum(axis=1), (held**2).sum(axis=1), np.append(products, 0.0)
         self._parts.append((dial.cost, losses.mean(axis=1), *sums))
 
     def figures(self, cost: Floats) -> Figures:
@@ -102,11 +102,11 @@ class CrossFit:
             worst = np.where(np.arange(len(cost)) == 0, 0.0, 1.0)
             return Figures(worst, np.zeros_like(worst), worst, worst)
         total, squares, means = np.zeros(len(cost)), np.zeros(len(cost)), []
-        for known, mean, sums, square, beside in self._parts:
+        for known, mean, sums, square, products in self._parts:
             at, then, weight = neighbours(known, cost)
             rest = 1 - weight
             total += weight * sums[at] + rest * sums[then]
-            squares += weight**2 * square[at] + rest**2 * square[then] + 2 * weight * rest * beside[at]
+            squares += weight**2 * square[at] + rest**2 * square[then] + 2 * weight * rest * products[at]
             means.append(weight * mean[at] + rest * mean[then])
         mean = total / groups
         variance = (squares / groups + unit**2 / groups) / groups + np.var(means, axis=0, ddof=1)
@@ -239,9 +239,9 @@ def judged_settings(
 
     tasks: list[Callable[[], list[Dial]]] = [partial(find, problem, step=step)]
     tasks += [partial(without, mask) for mask in folds.masks]
-    whole, *parts = in_parallel(tasks, plan.workers)
+    own, *parts = in_parallel(tasks, plan.workers)
     found = []
-    for kind, dial in enumerate(whole):
+    for kind, dial in enumerate(own):
         judge = CrossFit(folds)
         for mask, part in zip(folds.masks, parts, strict=True):
             judge.add(records, part[kind], mask)

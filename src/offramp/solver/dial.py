@@ -97,7 +97,7 @@ def by_falling_cost(candidates: CandidateSet, found: Ints) -> Ints:
 
 
 def chords(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:
-    """Candidates near the straight lines between neighbours of a dial (R,) of which the dearer is better."""
+    """Candidates near the straight lines between neighbours of a dial (R,), where more cost is better."""
     cost, quality = candidates.cost, candidates.quality
     found = [rows[:0]]
     for high, low in pairwise(rows.tolist()):
