@@ -8,8 +8,7 @@ from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError
-from offramp.solver.lower_bound import lower_bound
-from offramp.solver.search import search
+from offramp.solver.search import lower_bound, search
 
 LAMBDAS = (0.0, 0.3, 0.7, 0.9, 1.0)
 

@@ -86,10 +86,10 @@ class Problem:
         mean = full_quality(records)
         scale = mean if mean > 0 else 1.0
         final = records.final_quality.astype(np.float64) / scale
-        whole, confidence = _sorted(records, costs, final, scale)
+        packed, confidence = _sorted(records, costs, final, scale)
         positions = []
-        for p, (start, stop) in enumerate(pairwise(whole.first.tolist())):
-            order = whole.order[start:stop] % np.uint32(records.samples)
+        for p, (start, stop) in enumerate(pairwise(packed.first.tolist())):
+            order = packed.order[start:stop] % np.uint32(records.samples)
             heads = np.flatnonzero(records.exists[p])
             at = np.s_[start:stop]
             positions.append(
@@ -97,11 +97,11 @@ class Problem:
                     heads=tuple(heads.tolist()),
                     confidence=confidence[at],
                     order=(order + np.int64(records.samples) * np.arange(len(heads))[:, None]).ravel(),
-                    rank=whole.rank[at],
-                    ends=None if whole.fits[at].all() else np.where(whole.fits[at], 0, NEVER),
-                    quality=whole.quality[at],
-                    backbone=float(whole.backbone[p]),
-                    cost=whole.entry[at],
+                    rank=packed.rank[at],
+                    ends=None if packed.fits[at].all() else np.where(packed.fits[at], 0, NEVER),
+                    quality=packed.quality[at],
+                    backbone=float(packed.backbone[p]),
+                    cost=packed.entry[at],
                 )
             )
         return cls(
@@ -109,8 +109,8 @@ class Problem:
             positions=tuple(positions),
             final=final,
             full=mean / scale,
-            unit=whole.unit,
-            sorted=whole,
+            unit=packed.unit,
+            sorted=packed,
             workers=workers,
         )
 
@@ -194,7 +194,7 @@ def _sorted(records: ExitRecords, costs: CostTable, final: Floats, scale: float)
     largest = max(final.max(), quality.max(initial=0))
     by_position = np.append(np.float64(0), np.where(records.exists, costs.heads, 0).max(axis=1, initial=0))
     bound = largest + 2 + float(by_position.sum()) / costs.full
-    whole = Sorted(
+    packed = Sorted(
         first=np.append(0, np.count_nonzero(records.exists, axis=1)).cumsum(),
         backbone=costs.backbone[:-1] / costs.full,
         entry=entry,
@@ -206,7 +206,7 @@ def _sorted(records: ExitRecords, costs: CostTable, final: Floats, scale: float)
         final=final,
         unit=2.0 ** (60 - math.ceil(math.log2(final.size * bound))),  # no sum reaches 2 ** 61
     )
-    return whole, confidence
+    return packed, confidence
 
 
 def bits(values: Singles) -> Hashes:
