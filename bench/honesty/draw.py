@@ -97,7 +97,7 @@ def measure(
     folds = Folds(records, problem.canonical(), seed)
     found = judged_settings(problem, costs, dial_tradeoffs(DEFAULT_TRADEOFFS), plan, folds, STEP)
     every = [setting for kind in found for setting in kind.rows]
-    listed = thinned(governed(found, folds.groups), STEP)
+    listed = thinned(governed(found, folds.groups, folds.unit), STEP)
     mean = np.array([each.mean for each in every])
     cost = np.array([each.cost for each in every])
     figures = {

@@ -77,6 +77,14 @@ def test_too_few_samples_for_a_drop_are_said_with_how_many_it_takes():
     assert caught[0].filename == __file__  # where it was asked
 
 
+def test_groups_are_what_counts():
+    records, costs = random_exits(400)
+    frontier = search(replace(records, groups=np.arange(400) // 10), costs)
+    assert frontier.meta["groups"] == 40
+    with pytest.warns(FewSamplesWarning, match="because 40 groups of search samples hold fewer than one"):
+        frontier.at(max_drop=0.01)
+
+
 def test_the_number_of_samples_is_for_reading():
     frontier = search(*random_exits(1200))
     with pytest.warns(

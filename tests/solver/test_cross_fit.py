@@ -350,10 +350,12 @@ def test_thinned_are_undominated_and_apart(drawn, step):
     if step is None:
         assert set(found) == best
         return
-    for (high, _), (low, _) in pairwise(found):
-        assert high / low > 1 + step / 2
-    for cost, _ in best:  # what is left out is close below one that is kept
-        assert any(kept_cost / (1 + step / 2) <= cost <= kept_cost for kept_cost, _ in found)
+    assert found[-1] == min(best)  # the cheapest
+    costs = sorted({cost for cost, _ in best}, reverse=True)
+    for (high, _), (low, _) in pairwise(found):  # no more than a step, or nothing lies between
+        assert high / low <= 1 + step or not any(low < cost < high for cost in costs)
+    for (high, _), (low, _) in zip(found, found[2:], strict=False):  # none is more than it takes
+        assert high / low > 1 + step
 
 
 @pytest.mark.parametrize(

@@ -282,10 +282,13 @@ class Frontier(Sequence[ExitConfig]):
 
     def _warn_of_few_samples(self, drop: float) -> None:
         """Say so where only the full model was found within a drop, for want of samples."""
-        samples = self._expected[0].samples
+        samples, told = self._expected[0].samples, "search samples"
+        groups = self.meta.get("groups")
+        if isinstance(groups, int):
+            samples, told = groups, "groups of search samples"
         if not self.in_sample and samples * drop < 1:
             warnings.warn(
-                f"at(max_drop={drop}): the full model, because {samples:,} search samples hold fewer than "
+                f"at(max_drop={drop}): the full model, because {samples:,} {told} hold fewer than "
                 f"one expected loss at a drop of {100 * drop:.3g} points; search on at least "
                 f"{math.ceil(1 / drop):,}, or allow more",
                 FewSamplesWarning,

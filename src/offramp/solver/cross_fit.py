@@ -202,15 +202,17 @@ def judged(dial: Dial, judge: CrossFit) -> Judged:
 
 
 def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
-    """Those that no other beats in cost and promise; costs rise by at least half a step."""
+    """Those that no other beats in cost and promise; of them no more than it takes for steps of cost."""
     ranked = sorted(settings, key=lambda each: (-each.cost, -each.promised))
     best: list[Setting] = []
     for each in reversed(ranked):  # from the cheapest
         if not best or each.promised < best[-1].promised:
             best.append(each)
     kept: list[Setting] = []
-    for each in reversed(best):  # the full model stays
-        if not kept or step is None or each.cost < kept[-1].cost / (1 + step / 2):
+    falling = best[::-1]  # from the full model, which stays, as the cheapest does
+    for each, after in zip(falling, [*falling[1:], None], strict=True):
+        far = after is None or step is None or not kept or after.cost < kept[-1].cost / (1 + step)
+        if far:
             kept.append(each)
     return kept
 
@@ -259,12 +261,14 @@ def common_losses(samples: int) -> float:
     return losses if losses >= EFFORT.least_losses else 0.0
 
 
-def governed(found: list[Judged], samples: int) -> list[Setting]:
-    """Of the careful dial and the common one, the part of each that is to be trusted, from N samples.
+def governed(found: list[Judged], samples: int, unit: float = 1.0) -> list[Setting]:
+    """Of the careful dial and the common one, the part of each that is to be trusted.
 
-    The common one also goes on where it gets cheaper than the careful one ever does.
+    The common one also goes on where it gets cheaper than the careful one ever does. ``samples`` are N, or
+    the number of groups, and ``unit`` is the most that one of them can lose.
     """
     careful, *others = found
-    limit, least = common_losses(samples) / (samples + 1), min(each.cost for each in careful.rows)
+    limit = common_losses(samples) * unit / (samples + 1)
+    least = min(each.cost for each in careful.rows)
     common = [each for one in others for each in one.rows if each.promised <= limit or each.cost < least]
     return common + [each for each in careful.rows if each.promised > limit or each.promised == 0]

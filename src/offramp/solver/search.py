@@ -128,6 +128,7 @@ def search(
         "step": step,
         "proved": False,
         "samples": records.samples,
+        "groups": None if records.groups is None else len(np.unique(records.groups)),
         "unit": costs.unit,
         "seed": seed,
     }
@@ -181,7 +182,7 @@ def _cross_fitted(
     with progress_bar("Searching configurations", 3 * (len(folds.masks) + 1), progress) as advance:
         report = partial(next, map(advance, count(1)))
         found = judged_settings(problem, costs, grid, plan, folds, step, report)
-    listed = thinned(governed(found, folds.groups), step)
+    listed = thinned(governed(found, folds.groups, folds.unit), step)
     with_figures = cache(partial(Setting.config, costs=costs))
     full, by_tradeoff = full_quality(records) or 1.0, {}
     for lam in lambdas:
