@@ -28,7 +28,8 @@ def draw_picture(document: dict[str, Any], path: Path) -> None:
             rows = [p["samples"][str(samples)] for p in document.values() if str(samples) in p["samples"]]
             asks = 100 * np.array(next(iter(document.values()))["asks"])
             kept, cost = axes[0, column], axes[1, column]
-            kept.plot([0.08, 2.5], [0.08, 2.5], color="#c4c8ce", linewidth=1, zorder=0)
+            equal = np.geomspace(0.08, 2.5)  # a curve: the axis of asks is logarithmic
+            kept.plot(equal, equal, color="#c4c8ce", linewidth=1.4, zorder=0)
             for way, (colour, marker, label) in COLOURS.items():
                 found = [row["ways"][way] for row in rows if way in row["ways"]]
                 if not found:
