@@ -2,6 +2,7 @@
 
 random_case     tiny ones with everything that is awkward; ``odd_case`` adds what costs can be
 synthetic       exits that grow better with depth
+random_exits    random configurations of a problem
 objective       J from evaluate; ``brute_force`` and ``lowest`` the least J of all configurations
 """
 
@@ -17,6 +18,7 @@ from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
 from offramp.core.evaluate import evaluate
 from offramp.core.records import ExitRecords
+from offramp.solver.kernels import OFF
 
 LAMBDAS = (0.0, 0.3, 0.8, 0.95, 1.0)
 REFERENCES = ("single-pass", "iterative", "same-threshold")
@@ -156,3 +158,15 @@ def lowest(records, costs, lambdas):
     full = records.final_quality.astype(float).mean()
     drop, relative = (full - quality.mean(axis=1)) / (full or 1), cost.mean(axis=1) / costs.full
     return {lam: float((lam * drop + (1 - lam) * relative).min()) for lam in lambdas}
+
+
+def random_exits(problem, count, rng):
+    """Heads and prefixes (count, P) of random configurations whose cuts a threshold makes."""
+    head = np.full((count, len(problem.positions)), OFF)
+    prefix = np.zeros_like(head)
+    for p, position in problem.used:
+        for row in np.flatnonzero(rng.random(count) < 0.7):
+            own = int(rng.integers(len(position.heads)))
+            size = position.prefix_near(own, int(rng.integers(1, problem.samples + 1)))
+            head[row, p], prefix[row, p] = (own, size) if size else (OFF, 0)
+    return head, prefix

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from instances import LAMBDAS, REFERENCES, make_records, random_case, synthetic
+from instances import LAMBDAS, REFERENCES, make_records, random_case, random_exits, synthetic
 from offramp.core.evaluate import evaluate
 from offramp.solver import kernels
-from offramp.solver.kernels import BACKWARD, BEST, FORWARD, NO_NUMBA, OFF, OWN, WEIGHTED
+from offramp.solver.kernels import BACKWARD, BEST, FORWARD, NO_NUMBA, OWN, WEIGHTED
 from offramp.solver.line_search import ConfigBatch, best_line, own_line, per_sample, simulate
 from offramp.solver.problem import FEW, Problem
 from offramp.solver.search import search
@@ -42,13 +42,7 @@ def case(seed, kind, n=None):
 def some_rows(problem, seed, count=4):
     """Rows with exits whose prefixes a threshold makes, prices, and caps that may be exceeded already."""
     rng = np.random.default_rng(seed)
-    head = np.full((count, len(problem.positions)), OFF)
-    prefix = np.zeros_like(head)
-    for p, position in problem.used:
-        for row in np.flatnonzero(rng.random(count) < 0.7):
-            own = int(rng.integers(len(position.heads)))
-            size = position.prefix_near(own, int(rng.integers(1, problem.samples + 1)))
-            head[row, p], prefix[row, p] = (own, size) if size else (OFF, 0)
+    head, prefix = random_exits(problem, count, rng)
     return ConfigBatch(
         problem=problem,
         head=head,

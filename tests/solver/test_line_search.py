@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from instances import LAMBDAS, every_choice, objective, objective_of_each, random_case, synthetic
+from instances import (
+    LAMBDAS,
+    every_choice,
+    objective,
+    objective_of_each,
+    random_case,
+    random_exits,
+    synthetic,
+)
 from offramp.core.config import ExitConfig
 from offramp.core.evaluate import evaluate
 from offramp.solver.candidates import CandidateSet
@@ -17,14 +25,7 @@ from offramp.solver.solve import exits_of
 def some_rows(problem, count, seed, price=0.0, cap=99):
     """Random configurations whose cuts a threshold makes."""
     rng = np.random.default_rng(seed)
-    head = np.full((count, len(problem.positions)), OFF)
-    prefix = np.zeros_like(head)
-    for p, position in problem.used:
-        for row in np.flatnonzero(rng.random(count) < 0.7):
-            own = int(rng.integers(len(position.heads)))
-            size = position.prefix_near(own, int(rng.integers(1, problem.samples + 1)))
-            if size:
-                head[row, p], prefix[row, p] = own, size
+    head, prefix = random_exits(problem, count, rng)
     tradeoff = rng.choice(LAMBDAS, count)
     return ConfigBatch(
         problem=problem,

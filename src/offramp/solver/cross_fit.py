@@ -211,8 +211,7 @@ def thinned(settings: list[Setting], step: float | None) -> list[Setting]:
     kept: list[Setting] = []
     falling = best[::-1]  # from the full model, which stays, as the cheapest does
     for each, after in zip(falling, [*falling[1:], None], strict=True):
-        far = after is None or step is None or not kept or after.cost < kept[-1].cost / (1 + step)
-        if far:
+        if after is None or step is None or not kept or after.cost < kept[-1].cost / (1 + step):
             kept.append(each)
     return kept
 
@@ -255,7 +254,7 @@ def common_losses(samples: int) -> float:
     """Up to how many losses (N + 1 times the drop) the dial with one common threshold is the one to trust.
 
     The fewer samples and the fewer losses, the less they say about each exit's own threshold. To let the
-    figures decide between the dials would promise too much: the lower of two is the luckier one.
+    figures decide between the dials would promise too much: the lower of two noisy ones has selection bias.
     """
     losses = EFFORT.common_losses * min(EFFORT.common_samples / max(samples, 1), 1.0)
     return losses if losses >= EFFORT.least_losses else 0.0

@@ -88,12 +88,13 @@ def _dial(candidates: CandidateSet, picks: Ints, lambdas: list[float], step: flo
 
 
 def by_falling_cost(candidates: CandidateSet, found: Ints) -> Ints:
-    """The full model and the candidates, each strictly cheaper than the one before."""
+    """The full model and the candidates, each strictly cheaper than the one before.
+
+    Those that cost more than the full model, for their heads, are left out.
+    """
     found = np.unique(found)
     falling = found[np.argsort(-candidates.cost[found], kind="stable")]
-    return strictly_cheaper(
-        candidates, np.append(0, falling)
-    )  # heads make some cost more than the full model
+    return strictly_cheaper(candidates, np.append(0, falling))
 
 
 def chords(candidates: CandidateSet, rows: Ints, step: float, cap: int) -> Ints:

@@ -118,7 +118,7 @@ def search(
     plan = SearchPlan(
         method=method, price=price, cap=cap, parsimonious=honest, seed=seed, workers=int(workers)
     )
-    find = _cross_fitted if honest else _in_sample
+    find, problem = _cross_fitted if honest else _in_sample, Problem.of(records, costs, int(workers))
     meta = {
         "method": method,
         "regularise": regularise if isinstance(regularise, str) else regularise and price,
@@ -132,11 +132,11 @@ def search(
         "unit": costs.unit,
         "seed": seed,
     }
-    return find(records, costs, lambdas, plan, step, meta, progress)
+    return find(problem, costs, lambdas, plan, step, meta, progress)
 
 
 def _in_sample(
-    records: ExitRecords,
+    problem: Problem,
     costs: CostTable,
     lambdas: list[float],
     plan: SearchPlan,
@@ -147,13 +147,13 @@ def _in_sample(
     """The best configurations on these samples, with their figures on these samples."""
     with progress_bar("Searching configurations", 3, progress) as advance:
         report = partial(next, map(advance, count(1)))
-        candidates, picks = solve(Problem.of(records, costs, plan.workers), costs, plan, lambdas, report)
+        candidates, picks = solve(problem, costs, plan, lambdas, report)
         listed, between = (picks[:0], picks[:0]) if step is None else fill(candidates, picks, step, plan.cap)
         advance(3)
 
     @cache
     def with_figures(exits: Exits) -> ExitConfig:
-        return ExitConfig(exits, expected=expected(records, costs, ExitConfig(exits)))
+        return ExitConfig(exits, expected=expected(problem.records, costs, ExitConfig(exits)))
 
     by_tradeoff = {
         lam: replace(with_figures(exits_of(candidates, i)), tradeoff=lam)
@@ -167,7 +167,7 @@ def _in_sample(
 
 
 def _cross_fitted(
-    records: ExitRecords,
+    problem: Problem,
     costs: CostTable,
     lambdas: list[float],
     plan: SearchPlan,
@@ -176,15 +176,14 @@ def _cross_fitted(
     progress: bool | None,
 ) -> Frontier:
     """The best of both kinds of dial, with figures of what new samples keep."""
-    problem = Problem.of(records, costs, plan.workers)
-    folds = Folds(records, problem.canonical(), plan.seed)
+    folds = Folds(problem.records, problem.canonical(), plan.seed)
     grid = dial_tradeoffs(lambdas)
     with progress_bar("Searching configurations", 3 * (len(folds.masks) + 1), progress) as advance:
         report = partial(next, map(advance, count(1)))
         found = judged_settings(problem, costs, grid, plan, folds, step, report)
     listed = thinned(governed(found, folds.groups, folds.unit), step)
     with_figures = cache(partial(Setting.config, costs=costs))
-    full, by_tradeoff = full_quality(records) or 1.0, {}
+    full, by_tradeoff = full_quality(problem.records) or 1.0, {}
     for lam in lambdas:
         near = min(range(len(grid)), key=lambda g: abs(grid[g] - lam))
         picks = [kind.picks[near] for kind in found]
