@@ -150,3 +150,17 @@ def test_a_rise_cannot_be_asked_for():
         HONEST.at(max_drop=-0.01)
     assert math.isclose(HONEST.at(max_drop=0).expected.relative_cost, 1.0)
     assert isinstance(HONEST.at(max_drop=0), ExitConfig)
+
+
+@pytest.mark.parametrize("name", ["max_cost", "max_drop", "min_quality", "tradeoff"])
+@pytest.mark.parametrize("value", ["much", True, [0.1]])
+def test_a_criterion_is_a_number(name, value):
+    frontier = search(*random_exits(30))
+    with pytest.raises(InputError, match=rf"at\({name}=.*\): expected a number; 0.005 of max_drop is half"):
+        frontier.at(**{name: value})
+
+
+def test_numpy_numbers_are_criteria():
+    frontier = search(*random_exits(30))
+    for value in (np.float32(1), np.int64(1), np.float64(1)):
+        assert frontier.at(max_cost=value) == frontier.at(max_cost=1.0)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -261,7 +262,8 @@ class Frontier(Sequence[ExitConfig]):
             tradeoff: a lambda in the searched range; the configuration of the nearest one searched.
 
         Raises:
-            InputError: not exactly one criterion, or nothing in the frontier meets it (the range is named).
+            InputError: not exactly one criterion, no number, or nothing in the frontier meets it (the range
+                is named).
         """
         names = ("max_cost", "max_drop", "min_quality", "tradeoff")
         values = (max_cost, max_drop, min_quality, tradeoff)
@@ -270,6 +272,8 @@ class Frontier(Sequence[ExitConfig]):
             got = sorted(name for name, _ in given) or "none"
             raise InputError(f"at(): expected exactly one of {', '.join(names)}; got {got}")
         [(name, value)] = given
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"at({name}={value!r}): expected a number; 0.005 of max_drop is half a point")
         if name == "max_cost":
             return self._within_cost(value)
         if name == "tradeoff":
