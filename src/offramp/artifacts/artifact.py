@@ -30,10 +30,10 @@ from offramp.artifacts.manifest import (
 from offramp.artifacts.tensors import load_tensors, save_tensors, storable_state
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError
-from offramp.graph import INPUT, Partition, partition
-from offramp.network import ExitNetwork, HeadPlacement, model_digest, network_on
+from offramp.graph import INPUT, Partition, TraceOptions, partition, unwrapped
+from offramp.network import ExitNetwork, HeadPlacement, answer_options, model_digest, network_on
 from offramp.storage import atomic_folder
-from offramp.tasks import make_task
+from offramp.tasks import Task, make_task
 
 BACKBONE = "backbone.safetensors"
 
@@ -109,7 +109,22 @@ def load(
     Raises:
         ArtifactError: missing, damaged, truncated, of a newer version, or made for another model.
     """
-    folder = Path(path)
+    return load_network(
+        path, model, restore_backbone=restore_backbone, input_exits=input_exits, parts=parts
+    )
+
+
+def load_network(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    restore_backbone: bool = False,
+    input_exits: Mapping[str, nn.Module] | None = None,
+    parts: Partition | None = None,
+    every_output: bool = False,
+) -> tuple[ExitNetwork, Frontier, CostTable]:
+    """``load``; with ``every_output`` the model is traced with all it returns, to be shared between tasks."""
+    folder, model = Path(path), unwrapped(model)
     manifest = read_manifest(folder)
     _check_backbone(folder, manifest, model, restore_backbone)
     frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
@@ -118,7 +133,8 @@ def load(
         _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, costs)
     except InputError as error:
         raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
-    return _attach(folder, manifest, model, input_exits or {}, parts), frontier, costs
+    net = _attach(folder, manifest, model, input_exits or {}, parts, every_output)
+    return net, frontier, costs
 
 
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
@@ -212,7 +228,7 @@ def _kind(state: Mapping[str, Any], name: str) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partition:
+def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module, task: Task | None) -> Partition:
     """The model, traced with the stored example and cut where it was."""
     described, inputs = manifest["network"], manifest["inputs"]
     stored = load_tensors(file_of(folder, manifest, "example.safetensors"))
@@ -222,7 +238,12 @@ def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partiti
     device = state[0].device if state else torch.device("cpu")
     example: Any = {name: stored[name].to(device) for name in inputs["names"]}
     called = example if inputs["keyword"] else tuple(example.values())
-    return partition(model, called, cuts=described["cuts"], layouts=described["layouts"])
+    options = TraceOptions()
+    if task is not None:
+        options = answer_options(task, described["output"], task.activation, described.get("mask"))
+    return partition(
+        model, called, cuts=described["cuts"], layouts=described["layouts"], options=options
+    )
 
 
 def _attach(
@@ -231,6 +252,7 @@ def _attach(
     model: nn.Module,
     input_exits: Mapping[str, nn.Module],
     parts: Partition | None,
+    every_output: bool,
 ) -> ExitNetwork:
     described = manifest["network"]
     if "kinds" not in described:
@@ -241,10 +263,11 @@ def _attach(
         )
     try:
         heads, at_input = _placed(folder, described, input_exits)
+        task = make_task(described["task"], **described.get("task_options", {}))
         net = network_on(
-            _cut(folder, manifest, model) if parts is None else parts,
+            _cut(folder, manifest, model, None if every_output else task) if parts is None else parts,
             heads=heads,
-            task=make_task(described["task"], **described.get("task_options", {})),
+            task=task,
             confidence=described["confidence"],
             output=described["output"],
             input_layout=described.get("input_layout"),

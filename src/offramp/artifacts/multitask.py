@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from offramp.artifacts.artifact import load, save
+from offramp.artifacts.artifact import load_network, save
 from offramp.artifacts.manifest import ARTIFACT, pinned
 from offramp.core import CostTable, ExitRecords, Frontier, names_of
 from offramp.errors import ArtifactError, InputError
@@ -102,12 +102,13 @@ def load_tasks(
     networks, frontiers, tables = dict[str, ExitNetwork](), dict[str, Frontier](), dict[str, CostTable]()
     parts = None
     for name in tasks:
-        net, frontiers[name], tables[name] = load(
+        net, frontiers[name], tables[name] = load_network(
             folder / name,
             model,
             restore_backbone=restore_backbone and not networks,  # only the first holds the weights
             input_exits=given.get(name),
             parts=parts,
+            every_output=True,
         )
         networks[name] = net
         parts = net.partition

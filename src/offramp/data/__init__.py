@@ -1,9 +1,10 @@
 """Batches in, rows on disk: checked inputs and labels, and arrays computed once from a loader, resumably."""
 
-from offramp.data.collect import checked_batches, collect
-from offramp.data.inputs import LABEL_KEYS, InputSpec
+from offramp.data.collect import WEIGHTS, checked_batches, collect, named_batches
+from offramp.data.inputs import LABEL_KEYS, InputSpec, Lengths
 from offramp.data.row_store import Array
 
 __all__ = [
-    "LABEL_KEYS", "Array", "InputSpec", "checked_batches", "collect",
+    "LABEL_KEYS", "WEIGHTS", "Array", "InputSpec", "Lengths", "checked_batches", "collect",
+    "named_batches",
 ]  # fmt: skip

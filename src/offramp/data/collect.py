@@ -24,15 +24,19 @@ from offramp.errors import InputError
 
 
 class Batch(NamedTuple):
-    """One batch of a loader: what to call it in messages, inputs, and labels or None."""
+    """One batch of a loader: what to call it in messages, inputs, and labels and sample weights or None."""
 
     name: str
     values: list[Tensor]
     labels: Tensor | None
+    weights: Tensor | None = None
 
 
 Compute = Callable[[list[Tensor], Tensor | None], Mapping[str, Array]]
 """(inputs, labels or None) of one batch -> arrays of B rows each, always the same names."""
+
+WEIGHTS = "sample weights"
+"""Name of a further array of rows, where the loader gives weights."""
 
 
 class _LoaderChangedError(Exception):
@@ -71,7 +75,7 @@ def collect(
             f"loader: expected one that can be gone through {passes} times, got a {type(loader).__name__}, "
             "which is empty after the first; pass a list or a DataLoader, or views=1"
         )
-    batches = _named_batches(spec, loader, passes)
+    batches = named_batches(spec, loader, passes)
     first = next(batches)
     if apart:
         folder = folder / _update(hashlib.sha256(), first).hexdigest()[:16]
@@ -92,7 +96,7 @@ def collect(
                 "To resume, pass a loader in fixed order (shuffle=False)",
                 stacklevel=2,
             )
-            _fill(store, _named_batches(spec, loader, passes), compute, advance)
+            _fill(store, named_batches(spec, loader, passes), compute, advance)
     return StoredRows(store.arrays(), store.progress.digest)
 
 
@@ -103,17 +107,18 @@ def checked_batches(
 
     ``InputError`` where nothing comes, the structure changes, or a batch does not fit the model.
     """
-    return ((batch.values, batch.labels) for batch in _named_batches(spec, loader, passes))
+    return ((batch.values, batch.labels) for batch in named_batches(spec, loader, passes))
 
 
-def _named_batches(spec: InputSpec, loader: Iterable[Any], passes: int) -> Iterator[Batch]:
+def named_batches(spec: InputSpec, loader: Iterable[Any], passes: int = 1) -> Iterator[Batch]:
+    """The same, with names for messages and sample weights; all weighted or none."""
     before: Batch | None = None
     for _ in range(passes):
         empty = True
         for i, raw in enumerate(_iterated(loader)):
             name = f"batch {i} of the loader"
             try:
-                batch = Batch(name, *spec.split_labels(raw))
+                batch = Batch(name, *spec.read_batch(raw))
                 _check_labels(batch, before)
             except (TypeError, ValueError) as error:  # InputError is one; labels may be no numbers
                 raise InputError(f"{name}: {error}") from error
@@ -139,6 +144,8 @@ def _check_labels(batch: Batch, before: Batch | None) -> None:
     if before is not None and (before.labels is None) != (labels is None):
         had, has = ("no labels", "some") if before.labels is None else ("labels", "none")
         raise InputError(f"earlier batches had {had}, this one has {has}; make all batches alike")
+    if before is not None and (before.weights is None) != (batch.weights is None):
+        raise InputError("some batches have sample weights and some have none; make all batches alike")
     if labels is not None and labels.shape[:1] != (rows,):
         raise InputError(f"expected labels for {rows} inputs, got shape {tuple(labels.shape)}")
 
@@ -152,7 +159,10 @@ def _fill(
             _update(digest, batch)
             if i > stored.batches:
                 try:
-                    store.append(compute(batch.values, batch.labels), digest.hexdigest())
+                    rows = dict(compute(batch.values, batch.labels))
+                    if batch.weights is not None:
+                        rows[WEIGHTS] = batch.weights.cpu().numpy()
+                    store.append(rows, digest.hexdigest())
                 except InputError as error:
                     raise InputError(f"{batch.name}: {error}") from error
             elif i == stored.batches and digest.hexdigest() != stored.digest:
@@ -163,7 +173,7 @@ def _fill(
 
 
 def _update(digest: Any, batch: Batch) -> Any:
-    for tensor in batch.values if batch.labels is None else (*batch.values, batch.labels):
+    for tensor in (*batch.values, *(each for each in (batch.labels, batch.weights) if each is not None)):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,24 +1,54 @@
-"""What a model is called with: one tensor, a tuple of tensors, or a dict of named tensors; batch first."""
+"""What a model is called with: one tensor, a tuple of tensors, or a dict of named tensors; batch first.
+
+Texts come in batches of different lengths, each padded to its own longest (B, L). A network traced with a
+length that varies runs them as they are; any other gets them padded to the length of its example.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InputError
 
 LABEL_KEYS = ("labels", "label", "target", "targets")
+WEIGHT_KEYS = ("sample_weight", "sample_weights", "weight", "weights")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Inputs whose dimension 1 is the number of tokens, and what they are padded with.
+
+    Args:
+        inputs: their indices, in order.
+        padding: one value for each of these inputs.
+        longest: how many tokens the example has.
+        limits: fewest and most tokens that the traced model takes; both are ``longest`` where it was traced
+            for that length alone.
+    """
+
+    inputs: tuple[int, ...]
+    padding: tuple[int, ...]
+    longest: int
+    limits: tuple[int, int]
+
+    @property
+    def vary(self) -> bool:
+        """Whether the traced model runs shorter batches as they are."""
+        return self.limits[0] < self.limits[1]
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """Structure of a model's inputs: of each tensor its name, shape without the batch, and type.
 
-    Names are keywords for a dict, where ``keyword`` is true, else "0", "1", ...
+    Names are keywords for a dict, where ``keyword`` is true, else "0", "1", ...; ``mapping`` is true for a
+    model that takes one dict as its only argument. ``lengths`` tells of texts; None: every shape is fixed.
     """
 
     names: tuple[str, ...]
@@ -26,10 +56,13 @@ class InputSpec:
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
     keyword: bool
+    mapping: bool = False
+    lengths: Lengths | None = None
 
     @classmethod
     def of(cls, example: object) -> InputSpec:
         """Read the structure off example inputs; ``InputError`` where they are no batch on one device."""
+        mapping = _is_wrapped(example)
         named = _named(example)
         if not named:
             raise InputError("example_inputs: expected a tensor, or a tuple or dict of tensors; got none")
@@ -53,8 +86,17 @@ class InputSpec:
             shapes=tuple(tuple(value.shape[1:]) for value in named.values()),
             dtypes=tuple(value.dtype for value in named.values()),
             device=devices.pop(),
-            keyword=isinstance(example, Mapping),
+            keyword=mapping or isinstance(example, Mapping),
+            mapping=mapping,
         )
+
+    def as_mapping(self) -> InputSpec:
+        """The same of a model that takes one dict as its only argument."""
+        return replace(self, mapping=True)
+
+    def with_lengths(self, lengths: Lengths) -> InputSpec:
+        """The same of a model of texts."""
+        return replace(self, lengths=lengths)
 
     def flatten(self, inputs: object) -> list[Tensor]:
         """Tensors of a call, in the order of ``names``; further keys of a mapping are ignored.
@@ -63,6 +105,8 @@ class InputSpec:
         """
         if isinstance(inputs, Tensor) and len(self.names) == 1 and not self.keyword and self._fits(inputs):
             return [inputs]
+        if self.keyword and _is_wrapped(inputs):
+            inputs = inputs[0]  # type: ignore[index]
         if self.keyword != isinstance(inputs, Mapping):
             wanted = f"a dict with keys {', '.join(self.names)}" if self.keyword else "a tensor or a tuple"
             raise InputError(f"inputs: expected {wanted}, as in example_inputs; got {type(inputs).__name__}")
@@ -73,8 +117,28 @@ class InputSpec:
         elif len(named) != len(self.names):
             raise InputError(f"inputs: expected {len(self.names)} tensors, got {len(named)}")
         values = [named[name] for name in self.names]
+        if self.lengths is not None and not self.lengths.vary:
+            values = self.padded(values)
         self.check(values)
         return values
+
+    def padded(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of a batch of texts, padded to the length of the example; longer ones as they are."""
+        values = list(values)
+        if self.lengths is not None:
+            for i, value in zip(self.lengths.inputs, self.lengths.padding, strict=True):
+                each = values[i]
+                if isinstance(each, Tensor) and each.ndim > 1 and each.shape[1] < self.lengths.longest:
+                    beyond = (0, 0) * (each.ndim - 2) + (0, self.lengths.longest - each.shape[1])
+                    values[i] = F.pad(each, beyond, value=value)
+        return values
+
+    def length(self, inputs: object) -> int | None:
+        """How many tokens the texts of a call have, padding included; None where lengths do not vary."""
+        if self.lengths is None or not isinstance(inputs, Mapping):
+            return None
+        first = inputs.get(self.names[self.lengths.inputs[0]])
+        return int(first.shape[1]) if isinstance(first, Tensor) and first.ndim > 1 else None
 
     def _fits(self, value: Tensor) -> bool:
         """The usual case of ``check``, in a microsecond."""
@@ -88,7 +152,8 @@ class InputSpec:
 
     def check(self, values: Sequence[Tensor]) -> None:
         """Raise ``InputError`` for tensors that the traced graph was not made for."""
-        for name, value, shape, dtype in zip(self.names, values, self.shapes, self.dtypes, strict=True):
+        shapes = self.shapes if self.lengths is None else self._shapes_of(values, self.lengths)
+        for name, value, shape, dtype in zip(self.names, values, shapes, self.dtypes, strict=True):
             if not isinstance(value, Tensor):
                 wrong = f"a tensor, got {type(value).__name__}"
             elif value.shape[1:] != shape or value.ndim == 0:
@@ -103,47 +168,116 @@ class InputSpec:
                 continue
             raise InputError(f"input {name!r}: expected {wrong}")
 
-    def call(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def _shapes_of(self, values: Sequence[Tensor], lengths: Lengths) -> Sequence[tuple[int, ...]]:
+        """The shapes that a batch of texts must have: all as long as the first, within the limits."""
+        first = values[lengths.inputs[0]]
+        if not isinstance(first, Tensor) or first.ndim < 2:
+            return self.shapes
+        fewest, most = lengths.limits
+        length = first.shape[1]
+        if not fewest <= length <= most:
+            wanted = f"{fewest} to {most}" if lengths.vary else f"at most {most}, as in example_inputs"
+            longer = "; attach the model with an example padded to the longest text" * (length > most)
+            raise InputError(
+                f"input {self.names[lengths.inputs[0]]!r}: expected {wanted} tokens, got {length}{longer}"
+            )
+        shapes = list(self.shapes)
+        for i in lengths.inputs:
+            shapes[i] = (length, *shapes[i][1:])
+        return shapes
+
+    def call(self, values: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
         """(args, kwargs) of a call to the user's model."""
+        if self.mapping:
+            return (dict(zip(self.names, values, strict=True)),), {}
         if self.keyword:
             return (), dict(zip(self.names, values, strict=True))
         return tuple(values), {}
 
     def split_labels(self, batch: object) -> tuple[list[Tensor], Tensor | None]:
-        """A loader's batch to (inputs, labels), moved to the model's device.
+        """``read_batch`` without the weights."""
+        values, labels, _ = self.read_batch(batch)
+        return values, labels
 
-        Understood: ``inputs``; ``(inputs, labels)``; ``(input_1, ..., input_n, labels)``; a dict of inputs
-        with an optional key of ``LABEL_KEYS``. ``InputError`` for others, and what ``flatten`` refuses.
+    def read_batch(self, batch: object) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """A loader's batch to (inputs, labels, sample weights), moved to the model's device.
+
+        Understood: ``inputs``; ``(inputs, labels)``; ``(inputs, labels, weights)``; ``(input_1, ..., input_n,
+        labels)`` and that with weights; a dict of inputs with an optional key of ``LABEL_KEYS`` and one of
+        ``WEIGHT_KEYS``. Texts are padded to the length of the example. ``InputError`` for others, and what
+        ``flatten`` refuses.
         """
-        inputs, labels = self._separate(batch)
-        if labels is not None:
-            try:
-                labels = torch.as_tensor(labels)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"loader: expected labels as a tensor or as numbers, got {labels!r:.80}"
-                ) from error
-        values = self.flatten(_moved(inputs, self.device))
-        return values, None if labels is None else labels.to(self.device)
+        inputs, *rest = self._separate(batch)
+        labels, weights = map(_numbers, ("labels", "sample weights"), rest)
+        values = self.padded(self.flatten(_moved(inputs, self.device)))
+        if self.lengths is not None:
+            self._check_longest(values, self.lengths)
+        if weights is not None:
+            weights = _checked_weights(weights, len(values[0])).to(self.device)
+        return values, None if labels is None else labels.to(self.device), weights
 
-    def _separate(self, batch: object) -> tuple[object, Any]:
+    def _separate(self, batch: object) -> tuple[object, Any, Any]:
         if isinstance(batch, Mapping):
-            found = (batch[key] for key in LABEL_KEYS if key in batch and key not in self.names)
-            return batch, next(found, None)
+            found = [
+                next((batch[key] for key in keys if key in batch and key not in self.names), None)
+                for keys in (LABEL_KEYS, WEIGHT_KEYS)
+            ]
+            return batch, found[0], found[1]
         if not isinstance(batch, (tuple, list)):
-            return batch, None
-        if len(batch) == 2 and isinstance(batch[0], (Mapping, tuple, list)):
-            return batch[0], batch[1]
+            return batch, None, None
+        if len(batch) in (2, 3) and isinstance(batch[0], (Mapping, tuple, list)):
+            return batch[0], batch[1], batch[2] if len(batch) > 2 else None
         count = len(self.names)
-        if self.keyword or len(batch) not in (count, count + 1):
+        if self.keyword or not count <= len(batch) <= count + 2:
             raise InputError(
-                f"loader: expected batches of {count} inputs with or without labels, "
-                f"or (inputs, labels); got {len(batch)} items"
+                f"loader: expected batches of {count} inputs with or without labels, (inputs, labels) or "
+                f"(inputs, labels, weights); got {len(batch)} items"
             )
-        return batch[:count], batch[count] if len(batch) > count else None
+        rest = [*batch[count:], None, None]
+        return batch[:count], rest[0], rest[1]
+
+    def _check_longest(self, values: Sequence[Tensor], lengths: Lengths) -> None:
+        """Texts to train on and to record are no longer than the example."""
+        length = values[lengths.inputs[0]].shape[1]
+        if length > lengths.longest:
+            raise InputError(
+                f"input {self.names[lengths.inputs[0]]!r}: expected at most {lengths.longest} tokens, as in "
+                f"example_inputs, got {length}; attach exits with an example padded to the longest text, or "
+                "truncate texts to its length"
+            )
+
+
+def _numbers(what: str, given: Any) -> Tensor | None:
+    if given is None:
+        return None
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"loader: expected {what} as a tensor or as numbers, got {given!r:.80}") from error
+
+
+def _checked_weights(weights: Tensor, rows: int) -> Tensor:
+    """Weights (B,) as float32; ``InputError`` unless there is one for each sample, finite and not negative."""
+    if weights.shape == (rows, 1):
+        weights = weights.squeeze(1)
+    if weights.shape != (rows,) or weights.dtype.is_complex:
+        raise InputError(
+            f"sample weights: expected one number for each of {rows} samples, got shape {tuple(weights.shape)}"
+        )
+    weights = weights.float()
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise InputError("sample weights: expected finite numbers of at least 0, got others")
+    return weights
+
+
+def _is_wrapped(inputs: object) -> bool:
+    """Whether inputs are one dict in a tuple: positional arguments of a model that takes a dict."""
+    return isinstance(inputs, (tuple, list)) and len(inputs) == 1 and isinstance(inputs[0], Mapping)
 
 
 def _named(inputs: object) -> dict[str, Any]:
+    if _is_wrapped(inputs):
+        inputs = inputs[0]  # type: ignore[index]
     if isinstance(inputs, Mapping):
         return {str(name): value for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):

@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-_ADAPTIVE = (torch.ops.aten.adaptive_avg_pool1d.default, torch.ops.aten.adaptive_avg_pool2d.default)
+_ADAPTIVE = (
+    torch.ops.aten.adaptive_avg_pool1d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool3d.default,
+)
+_AVERAGE = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 _NUMPY = {torch.float16: np.float16, torch.float64: np.float64}
 
@@ -33,11 +38,12 @@ def replace_pooling(module: GraphModule) -> bool:
 
 
 def pooled(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Adaptive average pooling of x (B, C, L) or (B, C, H, W), extents known, to a grid of these sizes."""
+    """Adaptive average pooling of x (B, C, ...) over one to three extents, known, to a grid of these sizes."""
     extent = [int(size) for size in x.shape[2:]]
     if all(size % cells == 0 for size, cells in zip(extent, sizes, strict=True)):
         kernel: Any = [size // cells for size, cells in zip(extent, sizes, strict=True)]
-        return F.avg_pool1d(x, kernel) if len(kernel) == 1 else F.avg_pool2d(x, kernel)
+        mean: Tensor = _AVERAGE[len(kernel) - 1](x, kernel)
+        return mean
     share: npt.NDArray[np.float64] = np.ones((1, 1))
     for size, cells in zip(extent, sizes, strict=True):
         share = np.asarray(np.kron(share, shares(size, cells)), np.float64)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from offramp.errors import PartitionError
-from offramp.graph.dataflow import Flow, batch_free, is_tensor
+from offramp.graph.dataflow import Flow, is_tensor
 from offramp.graph.dynamic_quant import is_packed
 from offramp.graph.layout import LAYOUTS, find_layout
 from offramp.graph.macs import span_macs
@@ -85,7 +85,7 @@ def module_calls(flow: Flow) -> list[ModuleCall]:
 class Cut:
     """A legal place to cut: the end of the module call ``name``.
 
-    ``layout`` ("NC", "NCL", "NLC", "NCHW" or "NHWC"), ``shape`` (of one sample, without the batch) and
+    ``layout`` (one of ``offramp.graph.layout.LAYOUTS``), ``shape`` (of one sample, without the batch) and
     ``dtype`` are the feature's; ``carried_per_sample`` tells of each carried tensor whether it has one row
     per sample.
     """
@@ -152,14 +152,18 @@ def _cut(flow: Flow, name: str, after: int, layout: str | None) -> Cut | str:
     if reason := _why_not_passed(flow, features[0], carried, after):
         return reason
     value = features[0].meta["val"]
-    shape = tuple(value.shape[1:])
+    shape = tuple(flow.concrete(size) for size in value.shape[1:])
     found = layout or find_layout(flow, features[0])
     if found is None or len(found) != value.ndim:
-        if not 1 <= len(shape) <= 3:
-            return f"the feature has shape {('B', *shape)}; heads take features of 2 to 4 dimensions"
+        if not 1 <= len(shape) <= 4:
+            return f"the feature has shape {('B', *shape)}; heads take features of 2 to 5 dimensions"
         if found is not None:
             return f"layout {found!r} was given for a feature of shape {('B', *shape)}"
-        return "the layout of the feature is unclear; give it as layouts={name: 'NCHW'}"
+        fitting = " or ".join(repr(each) for each in LAYOUTS if len(each) == value.ndim)
+        return (
+            f"the layout of the feature, of shape {('B', *shape)}, is unclear; give it as "
+            f"layouts={{{name!r}: ...}}, {fitting}"
+        )
     return Cut(
         name=name,
         border=Border(after, (features[0], *carried)),
@@ -182,8 +186,10 @@ def _why_not_passed(flow: Flow, feature: Node, carried: Sequence[Node], after: i
     if not dtype.is_floating_point:
         return f"the feature {feature.name} is of type {dtype}, expected floating point"
     for node in carried:
-        if not (flow.batch_first(node) or batch_free(node)):
+        if not (flow.batch_first(node) or flow.batch_free(node)):
             return _misplaced_batch("mask", node)
+    if flow.trace.length is not None and flow.dimension_of_length(values) is None and flow.needs_length(after):
+        return "the number of tokens, which is needed later, cannot be told here"
     if any(flow.changed_through_an_alias(node, after, values) for node in values):
         return "two values share storage here and one is changed in place later"
     return ""

@@ -5,8 +5,8 @@ Every operation's value is one of
     carried   depends on the inputs but on no parameter (a mask): passed along beside the feature
     feature   depends on both: what the network knows so far
 In-place operations write to the value they are applied to; values that share storage are one group, and
-whatever is written to one of them the others depend on too. Multiples of the batch size depend on nothing:
-they are read off the tensor that is passed along.
+whatever is written to one of them the others depend on too. Sizes that follow from the batch size and the
+length of texts depend on nothing: they are read off the tensors that are passed along.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -32,6 +33,9 @@ _NORMS = {"batch_norm", "instance_norm"}
 CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
 """Operations that only assert something at run time."""
 
+SizeTerms = tuple[tuple[int, int, int], ...]
+"""A size: the sum of factor * batch size ** i * length ** j over (factor, i, j)."""
+
 
 class Flow:
     """Dependencies, aliases and liveness of a trace. ``nodes`` are the operations that must run, in order."""
@@ -42,6 +46,7 @@ class Flow:
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.same = _in_place_results(self.nodes)
         self._storage = _Storage(self.nodes)
+        self._terms: dict[Any, SizeTerms | None] = {}
         self._refuse_changed_parameters()
         self._on_input = self._dependent_on(trace.inputs)
         packed = (node for node in self.nodes if layer_of(node) is not None)
@@ -65,8 +70,8 @@ class Flow:
         return node
 
     def reads(self, node: Node) -> Iterator[Node]:
-        """The values an operation reads; none for a multiple of the batch size."""
-        if not self.batch_factor(node.meta.get("val")):
+        """The values an operation reads; none for a size that follows from those of the inputs."""
+        if self.size_terms(node.meta.get("val")) is None:
             yield from map(self.root, node.all_input_nodes)
 
     def outputs(self) -> list[Node]:
@@ -81,14 +86,80 @@ class Flow:
         ratio = size.node.expr / batch.node.expr
         return int(ratio) if ratio.is_Integer and ratio > 0 else 0
 
+    def size_terms(self, size: object) -> SizeTerms | None:
+        """A size as a polynomial of the batch size and the length of texts; None where it is none."""
+        if not isinstance(size, torch.SymInt):
+            return None
+        expr = size.node.expr
+        if expr not in self._terms:
+            self._terms[expr] = self._polynomial(expr)
+        return self._terms[expr]
+
+    def _polynomial(self, expr: Any) -> SizeTerms | None:
+        length = self.trace.length
+        batch = self.trace.inputs[0].meta["val"].shape[0].node.expr
+        symbols = (batch, sympy.Symbol("length") if length is None else length.node.expr)
+        if not expr.free_symbols <= set(symbols):
+            return None
+        try:
+            terms = sympy.Poly(expr, *symbols).terms()
+        except sympy.PolynomialError:  # a quotient, rounded
+            return None
+        return tuple((int(factor), int(i), int(j)) for (i, j), factor in terms if factor.is_Integer)
+
+    def concrete(self, size: object) -> int:
+        """A size, as it is for texts of the example's length."""
+        terms = self.size_terms(size)
+        if terms is None:
+            return int(size)  # type: ignore[call-overload,no-any-return]
+        longest = 0 if self.trace.spec.lengths is None else self.trace.spec.lengths.longest
+        return sum(factor * longest**j for factor, i, j in terms if i == 0)
+
+    def dimension_of_length(self, values: Iterable[Node]) -> tuple[Node, int] | None:
+        """(value, dimension) where the length of the texts can be read off."""
+        length = self.trace.length
+        if length is None:
+            return None
+        for value in values:
+            for dimension, size in enumerate(value.meta["val"].shape if is_tensor(value) else ()):
+                if isinstance(size, torch.SymInt) and size.node.expr == length.node.expr:
+                    return value, dimension
+        return None
+
+    def needs_length(self, after: int) -> bool:
+        """Whether an operation behind ``after`` works with the length of texts, or with what is made of it."""
+        stack, seen = list(self.nodes[after + 1 :]), set[Node]()
+        while stack:
+            node = stack.pop()
+            terms = self.size_terms(node.meta.get("val"))
+            if terms is not None and any(j for _, _, j in terms):
+                return True
+            if node not in seen:
+                seen.add(node)
+                stack += [source for source in self.reads(node) if source in self.index and self.is_free(source)]
+        return False
+
     def batch_first(self, node: Node) -> bool:
         """Whether a value's first dimension is the batch and no other depends on it."""
         shape = node.meta["val"].shape
-        return len(shape) > 0 and self.batch_factor(shape[0]) == 1 and not _symbolic(shape[1:])
+        return len(shape) > 0 and self.batch_factor(shape[0]) == 1 and self._without_batch(shape[1:])
+
+    def batch_free(self, node: Node) -> bool:
+        """Whether no dimension of a value depends on the batch."""
+        return self._without_batch(node.meta["val"].shape)
+
+    def _without_batch(self, shape: Iterable[object]) -> bool:
+        """Whether all sizes are numbers, or follow from the length of texts alone."""
+        terms = [self.size_terms(size) for size in shape if isinstance(size, torch.SymInt)]
+        return all(each is not None and not any(i for _, i, _ in each) for each in terms)
 
     def is_free(self, node: Node) -> bool:
-        """Made from parameters, constants and sizes alone, and never changed in place."""
-        return node not in self._on_input and self._storage.last_write(node) < 0
+        """Made, and changed in place, from parameters, constants and sizes alone."""
+        return node not in self._on_input
+
+    def writers(self, node: Node) -> list[Node]:
+        """The operations that change a value, or what it shares its storage with, in order."""
+        return [self.nodes[i] for i in self._storage.writes(node)]
 
     def is_feature(self, node: Node) -> bool:
         """Depends on inputs and on parameters."""
@@ -143,16 +214,23 @@ class _Storage:
                 mine, other = self.group(node), self.group(source)
                 if mine is not other:
                     self._parent[mine] = other
-        self._writes = {self.group(value): i for i, node in enumerate(nodes) for value in _writes(node)}
+        self._writes: dict[Node, list[int]] = {}
+        for i, node in enumerate(nodes):
+            for group in {self.group(value) for value in _writes(node)}:
+                self._writes.setdefault(group, []).append(i)
 
     def group(self, node: Node) -> Node:
         while (parent := self._parent.get(node)) is not None:
             node = parent
         return node
 
+    def writes(self, node: Node) -> list[int]:
+        """Indices of the operations that write to it, in order."""
+        return self._writes.get(self.group(node), [])
+
     def last_write(self, node: Node) -> int:
         """Index of the operation; -1 where there is none."""
-        return self._writes.get(self.group(node), -1)
+        return max(self.writes(node), default=-1)
 
     def shared(self, node: Node, others: Iterable[Node]) -> bool:
         return any(self.group(other) is self.group(node) for other in others if other is not node)
@@ -168,20 +246,11 @@ def is_size(node: Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
 
 
-def batch_free(node: Node) -> bool:
-    """Whether no dimension of a value depends on the batch."""
-    return not _symbolic(node.meta["val"].shape)
-
-
 def operation_name(node: Node) -> str:
     """Name of an ATen operation without overload and trailing underscore; empty for other nodes."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return ""
     return node.target._schema.name.split("::")[1].rstrip("_")
-
-
-def _symbolic(shape: Iterable[object]) -> bool:
-    return any(isinstance(size, torch.SymInt) for size in shape)
 
 
 def _needed(trace: Trace) -> tuple[Node, ...]:

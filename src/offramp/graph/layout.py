@@ -7,6 +7,7 @@ normalisation, and where there is none, a linear map or a pooling (which some mo
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -16,7 +17,7 @@ from torch.fx import Node
 
 from offramp.graph.dataflow import Flow, is_tensor, operation_name
 
-LAYOUTS = ("NC", "NCL", "NLC", "NCHW", "NHWC")
+LAYOUTS = ("NC", "NCL", "NLC", "NCHW", "NHWC", "NCDHW", "NDHWC")
 _KEEPS_DIMENSIONS = {
     "relu", "relu6", "gelu", "silu", "hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh",
     "leaky_relu", "elu", "selu", "prelu", "mish", "softplus", "clamp", "add", "sub", "mul", "div", "pow",
@@ -28,18 +29,20 @@ _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _PERMUTES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "adjoint"}
 _SECOND, _LAST = 1, -1
 _STRONG = {
-    **dict.fromkeys(("conv1d", "conv2d", "batch_norm", "group_norm", "instance_norm"), _SECOND),
-    **dict.fromkeys(("layer_norm", "rms_norm", "embedding"), _LAST),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm", "instance_norm"), _SECOND),
+    **dict.fromkeys(("layer_norm", "rms_norm", "embedding", "lstm", "gru", "rnn_tanh", "rnn_relu"), _LAST),
 }
 _POOLINGS = (
     "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool2d", "avg_pool2d",
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d",
-    "pixel_shuffle",
+    "pixel_shuffle", "max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d",
 )  # fmt: skip
 _WEAK = {"linear": _LAST, "packed_linear": _LAST, **dict.fromkeys(_POOLINGS, _SECOND)}
 Dims = tuple[int | None, ...]
 """For each dimension of a value, the feature's dimension that it is; None where it is none."""
-_NAMES = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC"}
+_NAMES = {
+    (3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC", (5, 1): "NCDHW", (5, 4): "NDHWC",
+}  # fmt: skip
 
 
 def find_layout(flow: Flow, feature: Node) -> str | None:
@@ -76,8 +79,13 @@ def _around(flow: Flow, value: Node) -> list[tuple[Node, Node, bool]]:
     """(operation, value on its other side, is it a consumer) for every neighbour of a value."""
     results = [value, *(n for n in flow.same if flow.root(n) is value)]
     users = [(user, flow.root(user), True) for made in results for user in made.users if user in flow.index]
-    makers = [made for made in results if made in flow.index]
+    makers = [_operation(made) for made in results if made in flow.index]
     return users + [(made, flow.root(source), False) for made in makers for source in made.all_input_nodes]
+
+
+def _operation(node: Node) -> Node:
+    """What made a value: of several results, the operation behind."""
+    return node.all_input_nodes[0] if node.target is operator.getitem else node
 
 
 def _says(node: Node, evidence: dict[str, int]) -> int | None:

@@ -5,23 +5,26 @@ partition(model, example) -> Partition.segments: each a function from one border
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
 from offramp.data import InputSpec
-from offramp.errors import PartitionError
+from offramp.errors import InputError, PartitionError
+from offramp.graph.adapter import hooks_off
 from offramp.graph.cuts import Cut, RefusedCut, borders, chosen_cuts, module_calls, possible_cuts
 from offramp.graph.dataflow import Flow
 from offramp.graph.macs import span_macs
 from offramp.graph.modes import caches_kept, evaluating
 from offramp.graph.spans import Border, Span, SpanBuilder
-from offramp.graph.trace import trace
+from offramp.graph.trace import TraceOptions, trace
+from offramp.tasks import activate
 
 INPUT = "input"
 OUTPUT = "output"
@@ -67,6 +70,49 @@ class Partition:
         self.spec: InputSpec = flow.trace.spec
         self.legal, self.refused, self.cuts = tuple(legal), tuple(refused), tuple(cuts)
         self._borders = borders(flow, cuts)
+        modules = list(self.model.modules())
+        self._children = [module._modules for module in modules if module._modules]
+        self._expected = [child for children in self._children for child in children.values()]
+        self._parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        self._kept_as = None if self._parameter is None else (self._parameter.device, self._parameter.dtype)
+        self._owner = self._first_owner(modules)
+
+    def _first_owner(self, modules: Sequence[nn.Module]) -> tuple[dict[str, Any], str]:
+        """Where the parameter lives whose device and type stand for those of all."""
+        return next(
+            (
+                (module._parameters, name)
+                for module in modules
+                for name, parameter in module._parameters.items()
+                if parameter is self._parameter and parameter is not None
+            ),
+            ({}, ""),
+        )
+
+    def check_unchanged(self) -> None:
+        """Raise ``InputError`` where a sub-module was replaced or the model moved since it was cut.
+
+        Weights may change; it takes a few microseconds.
+        """
+        found = list(chain.from_iterable(map(dict.values, self._children)))
+        if found != self._expected:
+            now = dict(self.model.named_modules(remove_duplicate=False))
+            before = {id(child) for child in self._expected}
+            name = next((name for name, each in now.items() if name and id(each) not in before), "")
+            what = f"its part {name!r} is another module" if name else "one of its parts is gone"
+            raise InputError(
+                f"{type(self.model).__name__} is not the model that was cut: {what}, replaced after "
+                "attach_exits; attach exits again, or load them onto the model as it was"
+            )
+        if self._kept_as is not None:
+            parameter = self._owner[0][self._owner[1]]
+            if (parameter.device, parameter.dtype) != self._kept_as:
+                device, dtype = self._kept_as
+                raise InputError(
+                    f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters in "
+                    f"{dtype} on {device}, got {parameter.dtype} on {parameter.device}; move the model back, or "
+                    "attach exits again to the model as it is now, with an example on its device"
+                )
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -84,6 +130,16 @@ class Partition:
         """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
         return SpanBuilder(self.flow, self.border(start)).build(self.border(stop))
 
+    @property
+    def activation(self) -> str | None:
+        """What the model applies to the outputs of the last segment at its end; None: nothing."""
+        return self.flow.trace.activation
+
+    @property
+    def selected(self) -> bool:
+        """Whether the answer is all that was traced of what the model returns."""
+        return self.flow.trace.selected
+
     def border(self, index: int) -> Border:
         """Border by index: 0 is the input, i the i-th cut, ``len(cuts) + 1`` the output."""
         return self._borders[index]
@@ -95,8 +151,17 @@ class Partition:
         return self.cuts[position - 1].carried_per_sample if position <= len(self.cuts) else ()
 
     def pack(self, flat: Sequence[object]) -> object:
-        """The last segment's flat outputs in the structure the model returns."""
+        """The last segment's flat outputs in the structure the model returns; the answer, where one was chosen."""
+        activation = self.flow.trace.activation
+        if activation is not None:
+            first: Any = flat[0]
+            flat = [activate(activation, first), *flat[1:]]
         return _pytree.tree_unflatten(list(flat), self._structure)
+
+    def flatten(self, inputs: object) -> list[Tensor]:
+        """``spec.flatten``, of a model that is what it was when it was cut."""
+        self.check_unchanged()
+        return self.spec.flatten(inputs)
 
     def run(self, inputs: object) -> object:
         """The whole chain, segment by segment, on inputs as the model takes them; returns what it returns."""
@@ -113,6 +178,7 @@ def partition(
     *,
     cuts: str | Sequence[str] = "auto",
     layouts: Mapping[str, str] | None = None,
+    options: TraceOptions = TraceOptions(),  # noqa: B008
 ) -> Partition:
     """Cut a model into segments.
 
@@ -121,6 +187,7 @@ def partition(
         example_inputs: a tensor, or a tuple or dict of tensors, batch first.
         cuts: "auto" (the end of every block), "all" (every legal cut), or names of cuts.
         layouts: cut name -> layout, for features whose layout the graph does not tell.
+        options: how it is traced.
 
     Returns:
         The partition. Its segments have been compared with the model, on the example and on one sample.
@@ -130,37 +197,95 @@ def partition(
         PartitionError: the model cannot be exported, changes itself, differs from its segments (it is random
             in eval mode), or a name in ``cuts`` or ``layouts`` is unknown or not legal.
     """
-    flow = Flow(trace(model, example_inputs))
-    calls = module_calls(flow)
-    legal, refused = possible_cuts(flow, calls, layouts or {})
-    result = Partition(flow, legal, refused, chosen_cuts(flow, calls, legal, refused, cuts))
-    with caches_kept(model):
-        _verify(result)
+    result = _cut(model, example_inputs, cuts, layouts or {}, options)
+    try:
+        with caches_kept(result.model):
+            _verify(result, options)
+    except PartitionError:
+        with hooks_off(result.model) as hooked:
+            pass
+        if not hooked or options.hooks:
+            raise
+        return partition(  # hooks that change what is computed are part of it
+            model, example_inputs, cuts=cuts, layouts=layouts, options=replace(options, hooks=True)
+        )
     return result
 
 
-def _verify(result: Partition) -> None:
-    """Compare the segments with the model on the example and on its first sample, each on copies."""
-    example, name = result.flow.trace.example, type(result.model).__name__
+def _cut(
+    model: nn.Module,
+    example: object,
+    cuts: str | Sequence[str],
+    layouts: Mapping[str, str],
+    options: TraceOptions,
+) -> Partition:
+    flow = Flow(trace(model, example, options))
+    calls = module_calls(flow)
+    legal, refused = possible_cuts(flow, calls, layouts)
+    return Partition(flow, legal, refused, chosen_cuts(flow, calls, legal, refused, cuts))
+
+
+def _verify(result: Partition, options: TraceOptions) -> None:
+    """Compare the segments with the model on the example, on its first sample and, of texts, on shorter ones."""
+    trace, name = result.flow.trace, type(result.model).__name__
     answers = []
-    for size in (len(example[0]), 1):
-        args, kwargs = result.spec.call([value[:size].clone() for value in example])
-        with evaluating(result.model):
-            wanted = _pytree.tree_leaves(result.model(*args, **kwargs))
-        args, kwargs = result.spec.call([value[:size].clone() for value in example])
+    for values in _samples(result):
+        size = len(values[0])
+        args, kwargs = result.spec.call([value.clone() for value in values])
+        with evaluating(result.model), torch.compiler.set_stance("force_eager"):
+            output = result.model(*args, **kwargs)
+        try:
+            wanted = _pytree.tree_leaves(output if options.select is None else options.select(output))
+        except InputError:
+            if size > 1:
+                raise
+            raise _no_batch(name) from None
+        args, kwargs = result.spec.call([value.clone() for value in values])
         got = _pytree.tree_leaves(result.run(kwargs or args))
-        if len(wanted) != len(got) or not all(map(_equal, wanted, got)):
+        equal = _equal if trace.exact else _close
+        if len(wanted) != len(got) or not all(map(equal, wanted, got)):
             raise PartitionError(
                 f"{name}: its segments differ from it at batch size {size}; it is random in eval mode or "
                 "depends on more than its inputs. Make forward deterministic, then try again"
             )
         answers.append(wanted)
-    coarse = 0.25 if result.flow.trace.packed else 0.01  # int8 scales are those of the whole batch
-    if any(_mixed(together, alone, coarse) for together, alone in zip(*answers, strict=True)):
+    coarse = 0.25 if trace.packed else 0.01  # int8 scales are those of the whole batch
+    together, alone = answers[:2]
+    if any(map(_lost_batch, together, alone)):
+        raise _no_batch(name)
+    if any(_mixed(*pair, coarse) for pair in zip(together, alone, strict=True)):
         raise PartitionError(
             f"{name}: its answer to a sample depends on the others in the batch (attention without "
             "batch_first, or a norm that uses batch statistics?), so samples cannot leave one by one"
         )
+
+
+def _no_batch(name: str) -> PartitionError:
+    return PartitionError(
+        f"{name}: its answer to one sample has no batch dimension (squeeze() removes it); "
+        "use squeeze with the dimensions to remove, such as squeeze(-1), or flatten(1)"
+    )
+
+
+def _samples(result: Partition) -> Iterator[list[Tensor]]:
+    """The example, one sample of it, and where lengths vary the example cut short."""
+    example, lengths = result.flow.trace.example, result.spec.lengths
+    yield list(example)
+    yield [value[:1] for value in example]
+    if lengths is not None and lengths.vary:
+        shorter = max(lengths.limits[0], lengths.longest - 1)
+        yield [value[:, :shorter] if i in lengths.inputs else value for i, value in enumerate(example)]
+
+
+def _lost_batch(together: object, alone: object) -> bool:
+    """Whether the answer to one sample lacks a dimension that the answers to several have."""
+    return (
+        isinstance(together, Tensor)
+        and isinstance(alone, Tensor)
+        and together.ndim > 0
+        and alone.shape != (1, *together.shape[1:])
+        and alone.ndim < together.ndim
+    )
 
 
 def _mixed(together: object, alone: object, share: float) -> bool:
@@ -170,7 +295,16 @@ def _mixed(together: object, alone: object, share: float) -> bool:
     if together.shape[1:] != alone.shape[1:] or alone.ndim == 0:
         return False
     tolerance = share if alone.dtype.itemsize >= 4 else 0.25
-    return bool((together[:1] - alone).abs().max() > tolerance * alone.abs().max())
+    first, alone = together[:1].nan_to_num(), alone.nan_to_num(neginf=0.0, posinf=0.0)
+    first = torch.where(together[:1].isfinite(), first, 0.0)  # classes masked with -inf are equal anyway
+    return bool((first - alone).abs().max() > tolerance * alone.abs().max())
+
+
+def _close(a: object, b: object) -> bool:
+    """Equal up to the rounding of a function and its inverse."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+    return bool(a == b)
 
 
 def _equal(a: object, b: object) -> bool:

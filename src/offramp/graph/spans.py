@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from offramp.graph.dataflow import CHECKS, Flow, is_size, operation_name
+from offramp.graph.dataflow import CHECKS, Flow, SizeTerms, is_size, operation_name
 from offramp.graph.dynamic_quant import layer_of
 from offramp.graph.trace import Slot
 
@@ -90,6 +90,8 @@ class SpanBuilder:
             if node in self.flow.index and node not in known and node not in found:
                 found.add(node)
                 stack.extend(self.flow.reads(node))
+                # what it shares its storage with may have been changed in place since
+                stack.extend(w for w in self.flow.writers(node) if self.flow.index[w] <= self.start.after)
         return sorted(found, key=self.flow.index.__getitem__)
 
     def _place(self, node: Node) -> Any:
@@ -98,10 +100,8 @@ class SpanBuilder:
             target = str(node.target)
             setattr(self.root, target, self._subgraph(getattr(node.graph.owning_module, target)))
             return self.graph.get_attr(target)
-        if factor := self.flow.batch_factor(node.meta.get("val")):
-            first = self.values[self.start.activations[0]]
-            size = self.graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
-            return size if factor == 1 else self.graph.call_function(_times, (size, factor))
+        if (terms := self.flow.size_terms(node.meta.get("val"))) is not None:
+            return self._size(terms)
         if self.device is None and (layer := layer_of(node)) is not None:
             name = f"packed_{layer}"
             self.root.add_module(name, self.flow.trace.packed[layer])  # the model's own
@@ -111,6 +111,22 @@ class SpanBuilder:
         copy = self.graph.node_copy(node, self._value)
         self._redirect(copy)
         return copy
+
+    def _size(self, terms: SizeTerms) -> Any:
+        """A size that follows from those of the activations at the start."""
+        batch = self.graph.call_function(
+            torch.ops.aten.sym_size.int, (self.values[self.start.activations[0]], 0)
+        )
+        if terms == ((1, 1, 0),):
+            return batch
+        if len(terms) == 1 and terms[0][1:] == (1, 0):
+            return self.graph.call_function(_times, (batch, terms[0][0]))
+        found = self.flow.dimension_of_length(self.start.activations)
+        length: Any = 0
+        if found is not None:
+            value, dimension = found
+            length = self.graph.call_function(torch.ops.aten.sym_size.int, (self.values[value], dimension))
+        return self.graph.call_function(_size, (batch, length, terms))
 
     def _subgraph(self, module: GraphModule) -> GraphModule:
         """A copy on the span's device, without run-time checks: autocast fails them on the meta device."""
@@ -141,3 +157,7 @@ class SpanBuilder:
 
 def _times(size: int, factor: int) -> int:
     return size * factor
+
+
+def _size(batch: int, length: int, terms: SizeTerms) -> int:
+    return sum(factor * batch**i * length**j for factor, i, j in terms)

@@ -1,5 +1,8 @@
 """A user's model -> one graph of tensor operations with a dynamic batch dimension (torch.export).
 
+For models of texts the number of tokens is dynamic too, where the model can be traced so. A model whose last
+operation makes probabilities is traced up to the logits before it.
+
 Parameters and buffers stay the model's own and are looked up at each call, so weights that are replaced or
 updated in place are seen. Nothing of the model is changed: it is traced in eval mode and every training flag
 is put back, also after an error. Tracing comes before any real call, so that a model that changes its own
@@ -13,22 +16,34 @@ import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from offramp.data import InputSpec
+from offramp.data import InputSpec, Lengths
 from offramp.errors import InputError, PartitionError
+from offramp.graph.adapter import (
+    Select,
+    adapted,
+    called_with,
+    hooks_off,
+    refuse_scripted,
+    unwrapped,
+    without_labels,
+)
 from offramp.graph.dynamic_quant import packed_layers, stand_ins
 from offramp.graph.modes import evaluating, without_caches
+from offramp.tasks import AUTO, undone
 
 Slot = tuple[dict[str, Any], str]
 """Where a tensor lives: the dictionary of its owner and its name there."""
@@ -55,6 +70,8 @@ class Trace:
     ``nodes`` are the operations in order of execution, ``inputs`` the placeholders in the order of
     ``spec.names``, ``outputs`` flat (nodes or constants), ``example`` a flat batch of 2 samples or more, and
     ``packed`` the layers whose weights the tracer cannot see, in the order their operations count them.
+    ``activation`` names what the model applies to ``outputs`` at its end; ``exact`` is false where it had to
+    be undone by its inverse. ``length`` is the number of tokens, where that is dynamic.
     """
 
     model: nn.Module
@@ -67,23 +84,82 @@ class Trace:
     slots: dict[Node, Slot]
     parameters: frozenset[Node]
     packed: tuple[nn.Module, ...]
+    activation: str | None = None
+    exact: bool = True
+    selected: bool = False
+    length: torch.SymInt | None = None
 
 
-def trace(model: nn.Module, example: object) -> Trace:
-    """Export a model with a dynamic batch dimension.
+@dataclass(frozen=True)
+class TraceOptions:
+    """How a model is traced.
+
+    Args:
+        select: picks the answer out of what the model returns; None traces all of it.
+        activation: what an answer that was selected ends with; "auto" finds out, None leaves it as it is.
+        activations: those that "auto" looks for.
+        hooks: whether hooks of the user's are part of the computation.
+        mask: name of the input that tells real tokens from padding, for models of texts.
+    """
+
+    select: Select | None = None
+    activation: str | None = None
+    activations: tuple[str, ...] = ()
+    hooks: bool = False
+    mask: str | None = "attention_mask"
+
+
+def trace(model: nn.Module, example: object, options: TraceOptions = TraceOptions()) -> Trace:  # noqa: B008
+    """Export a model with a dynamic batch dimension, and with dynamic lengths of texts where that works.
 
     ``InputError``: the example is no batch of tensors, or the model fails on it. ``PartitionError``: the
     model cannot be exported; the message names its line and what to try.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    spec = InputSpec.of(example)
+    model = unwrapped(model)
+    refuse_scripted(model)
+    spec = called_with(model, InputSpec.of(without_labels(model, example)))
     values = [value.detach().clone() for value in spec.flatten(example)]  # the model may write to its inputs
     if len(values[0]) == 1:  # sizes 0 and 1 are special to the tracer
         values = [torch.cat([value, value]) for value in values]
-    with evaluating(model), without_caches(model):
-        program = _export(model, spec, values)
+    lengths = _lengths(model, spec, values, options.mask)
+    with contextlib.ExitStack() as stack:
+        if not options.hooks:
+            stack.enter_context(hooks_off(model))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(without_caches(model))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if lengths is not None:
+            try:
+                program = _export(model, spec, values, options.select, lengths)
+                return _traced(model, spec.with_lengths(lengths), program, values, options)
+            except PartitionError:  # other operations than those of one length
+                spec = spec.with_lengths(replace(lengths, limits=(lengths.longest,) * 2))
+        program = _export(model, spec, values, options.select)
+        return _traced(model, spec, program, values, options)
+
+
+def _traced(
+    model: nn.Module, spec: InputSpec, program: ExportedProgram, values: list[Tensor], options: TraceOptions
+) -> Trace:
+    outputs, activation, exact = tuple(program.graph.output_node().args[0]), options.activation, True
+    if options.select is not None and activation is not None:
+        wanted = options.activations if activation == AUTO else (activation,)
+        found, before = _last_activation(outputs[0], wanted)
+        if found is not None:
+            outputs = (before, *outputs[1:])
+        elif activation != AUTO:
+            program, exact = _export_undone(model, spec, values, options, activation), False
+            outputs, found = tuple(program.graph.output_node().args[0]), activation
+        activation = found
     slots, parameters, inputs = _placeholders(model, program)
+    length = None
+    if spec.lengths is not None and spec.lengths.vary:
+        length = inputs[spec.lengths.inputs[0]].meta["val"].shape[1]
+        bounds = program.range_constraints[length.node.expr]
+        limits = int(bounds.lower), int(min(bounds.upper, spec.lengths.limits[1]))
+        spec = spec.with_lengths(replace(spec.lengths, limits=limits))
     return Trace(
         model=model,
         spec=spec,
@@ -91,29 +167,101 @@ def trace(model: nn.Module, example: object) -> Trace:
         example=tuple(values),
         nodes=tuple(n for n in program.graph.nodes if n.op in ("call_function", "get_attr")),
         inputs=tuple(inputs),
-        outputs=tuple(program.graph.output_node().args[0]),
+        outputs=outputs,
         slots=slots,
         parameters=frozenset(parameters),
         packed=tuple(packed_layers(model)),
+        activation=activation,
+        exact=exact,
+        selected=options.select is not None,
+        length=length,
     )
 
 
-def _export(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> ExportedProgram:
+def _export_undone(
+    model: nn.Module, spec: InputSpec, values: list[Tensor], options: TraceOptions, activation: str
+) -> ExportedProgram:
+    """The model with the inverse of a function behind its answer."""
+    select: Any = options.select
+    lengths = spec.lengths if spec.lengths is not None and spec.lengths.vary else None
+    return _export(model, spec, values, lambda output: undone(activation, select(output)), lengths)
+
+
+def _last_activation(node: Any, wanted: tuple[str, ...]) -> tuple[str | None, Any]:
+    """Which of some functions of the last dimension made a value, and of what; (None, the value) if none."""
+    if not isinstance(node, Node) or not isinstance(node.target, torch._ops.OpOverload):
+        return None, node
+    name = node.target._schema.name.split("::")[1].lstrip("_")
+    name = {"special_softmax": "softmax", "special_log_softmax": "log_softmax", "special_expit": "sigmoid"}.get(
+        name, name
+    )
+    if name not in wanted:  # sigmoid_, which writes to its argument, is none
+        return None, node
+    last, more = node.meta["val"].ndim - 1, [*node.args[1:], *node.kwargs.values()]
+    if name == "sigmoid" or (more and more[0] in (-1, last) and all(each in (None, False) for each in more[1:])):
+        return name, node.args[0]
+    return None, node
+
+
+def _lengths(
+    model: nn.Module, spec: InputSpec, values: list[Tensor], mask: str | None
+) -> Lengths | None:
+    """Which inputs have the length of the texts; None for models without a mask (B, L)."""
+    if not spec.keyword or mask not in spec.names or len(spec.shapes[spec.names.index(mask)]) != 1:
+        return None
+    at = spec.names.index(mask)
+    longest = spec.shapes[at][0]
+    inputs = tuple(i for i, shape in enumerate(spec.shapes) if shape[:1] == (longest,))
+    padded = values[at] == 0
+    return Lengths(
+        inputs=inputs,
+        padding=tuple(_padding(model, spec.names[i], values[i], padded, i == at) for i in inputs),
+        longest=longest,
+        limits=(1, 2**31),
+    )
+
+
+def _padding(model: nn.Module, name: str, value: Tensor, padded: Tensor, is_mask: bool) -> int:
+    """What an input holds where there is no token: the tokenizer's padding for its ids, else 0."""
+    if is_mask or value.dtype.is_floating_point or "mask" in name or "type" in name or "position" in name:
+        return 0
+    known = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if isinstance(known, int):
+        return known
+    seen = value[padded].unique() if value.shape == padded.shape else value[:0]
+    return int(seen[0]) if len(seen) == 1 else 0
+
+
+def _export(
+    model: nn.Module,
+    spec: InputSpec,
+    values: list[Tensor],
+    select: Select | None,
+    lengths: Lengths | None = None,
+) -> ExportedProgram:
     batch = Dim("batch", min=1)
-    args, kwargs = spec.call(values)
-    dims = [{0: batch} for _ in spec.names]
-    shapes: Any = dict(zip(spec.names, dims, strict=True)) if spec.keyword else tuple(dims)
+    vary = () if lengths is None else lengths.inputs
+    shapes: Any = tuple(
+        {0: batch, 1: Dim.DYNAMIC} if i in vary else {0: batch} for i in range(len(spec.names))
+    )
     try:
-        with _quiet(), stand_ins(model):
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with _quiet(), stand_ins(model), adapted(model, spec, select):
+            return torch.export.export(model, tuple(values), dynamic_shapes=shapes, strict=False)
+    except InputError:
+        raise
     except Exception as error:
         if fails := _failure(model, spec, values):
-            raise InputError(f"the model fails on example_inputs: {fails}{_where(fails)}") from fails
+            hint = _unbatched(model, spec, values)
+            raise InputError(
+                f"the model fails on example_inputs: {fails}{_where(_frames(fails))}{hint}"
+            ) from fails
         text = str(error)
         advice = next((a for marks, a in _ADVICE if any(mark in text for mark in marks)), _DEFAULT_ADVICE)
         summary = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
         more = [torch.cat([value, value[:1]]) for value in values]
-        line = _where(error) or _where(_failure(model, spec, more))  # the tracer names no fixed batch size
+        failure = _failure(model, spec, more)  # the tracer names no fixed batch size
+        line = _where(_frames(error)) or _where(_frames(failure))
+        line = line or _where(_fixed_at(model, spec, values, select, shapes))
         raise PartitionError(
             f"cannot export {type(model).__name__}: {summary}{line}\n  try: {advice}"
         ) from error
@@ -149,13 +297,43 @@ def _failure(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Excepti
     return None
 
 
-def _where(error: Exception | None) -> str:
-    """The innermost line of the user's own code in a traceback; empty without one."""
-    own = (Path(torch.__file__).parent, Path(__file__).parent)
-    for frame in reversed(traceback.extract_tb(error.__traceback__ if error else None)):
+def _unbatched(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> str:
+    """A hint, where the model takes the example as one sample."""
+    alone = _failure(model, spec, [value.unsqueeze(0) for value in values]) is None
+    return "\n  the example is one sample without a batch dimension: pass example.unsqueeze(0)" if alone else ""
+
+
+def _fixed_at(
+    model: nn.Module, spec: InputSpec, values: list[Tensor], select: Select | None, shapes: Any
+) -> Sequence[traceback.FrameSummary]:
+    """The stack at the moment when the tracer takes the batch size for a constant; empty where it does not."""
+    found: list[Sequence[traceback.FrameSummary]] = []
+    replace_symbol = ShapeEnv._set_replacement
+
+    def watched(env: ShapeEnv, symbol: Any, value: Any, *rest: Any) -> None:
+        if getattr(value, "is_Integer", False):
+            found.append(traceback.extract_stack())
+        replace_symbol(env, symbol, value, *rest)
+
+    with patch.object(ShapeEnv, "_set_replacement", watched), contextlib.suppress(Exception), _quiet():
+        with stand_ins(model), adapted(model, spec, select):
+            torch.export.export(model, tuple(values), dynamic_shapes=shapes, strict=False)
+    return found[0] if found else ()
+
+
+def _frames(error: Exception | None) -> Sequence[traceback.FrameSummary]:
+    return traceback.extract_tb(error.__traceback__ if error else None)
+
+
+def _where(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the user's own code in a stack; empty without one."""
+    own = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    for frame in reversed(frames):
         path = Path(frame.filename)
         if frame.lineno and path.is_file() and not any(path.is_relative_to(root) for root in own):
-            return f"\n  in {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
+            inside = frame.name in ("<module>", "_call_impl", "_wrapped_call_impl")
+            if not inside:
+                return f"\n  in {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
     return ""
 
 

@@ -22,6 +22,7 @@ _KINDS = {
     "NC": (("linear",), ("mlp",)),
     "NCL": (("linear-meanmax",), ("mlp", "mlp-meanmax"), ("conv",)),
     "NLC": (("tokens",), ("mlp-tokens",), ("local-global", "attention")),
+    **dict.fromkeys(("NCDHW", "NDHWC"), (("linear-meanmax",), ("mlp-2x2",), ("conv",))),
     "NCHW": (("linear-meanmax",), ("mlp", "mlp-2x2"), ("convnet", "conv")),
     "per token": (("linear",), ("conv", "mlp")),
 }

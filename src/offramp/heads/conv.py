@@ -24,12 +24,15 @@ _READOUT = 2**19  # MACs of the last linear map, at most
 
 
 class ConvHead(Head):
-    """Average pool to an 8x8 grid, depthwise 3x3 and pointwise convolution, a 4x4 grid, linear map."""
+    """Average pool to an 8x8 grid, depthwise 3x3 and pointwise convolution, a 4x4 grid, linear map.
+
+    Of a sequence the same in one dimension, of a video in three, on a grid of 4x4x4.
+    """
 
     def __init__(self, feature: FeatureSpec, outputs: int) -> None:
-        super().__init__(feature, grid=8)
-        convolution = nn.Conv1d if len(self.cells) == 1 else nn.Conv2d
-        norm = nn.BatchNorm1d if len(self.cells) == 1 else nn.BatchNorm2d
+        super().__init__(feature, grid=4 if len(feature.extent) == 3 else 8)
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(self.cells) - 1]
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(self.cells) - 1]
         channels, width = feature.channels, max(32, min(128, feature.channels))
         self.local = convolution(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.mix = convolution(channels, width, 1, bias=False)
@@ -38,7 +41,7 @@ class ConvHead(Head):
         self.out = nn.Linear(width * math.prod(self.readout), outputs)
 
     def predict(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, K)."""
+        """(B, C, l), (B, C, h, w) or (B, C, d, h, w) to (B, K)."""
         z = F.relu(self.norm(self.mix(self.local(z))))
         out: Tensor = self.out(average_to(z, self.readout).flatten(1))
         return out

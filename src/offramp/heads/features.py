@@ -1,6 +1,6 @@
 """What a head is given, and how a feature is pooled: pure functions on tensors, no parameters.
 
-B batch, C channels, L tokens or steps, H x W pixels. A mask (B, L) is True for real tokens; what the others
+B batch, C channels, L tokens or steps, H x W pixels, D frames. A mask (B, L) is True for real tokens; what the others
 hold, NaN included, changes nothing.
 """
 
@@ -19,7 +19,7 @@ class FeatureSpec:
 
     Args:
         shape: of one sample, without the batch; in the layout's order.
-        layout: "NC", "NCL", "NLC", "NCHW" or "NHWC".
+        layout: "NC", "NCL", "NLC", "NCHW", "NHWC", "NCDHW" or "NDHWC".
         mask: whether a mask (B, L) of real tokens, True where one is, comes with a feature (B, L, C).
         per_token: whether an answer for every token is wanted, (B, L, K) instead of (B, K).
         inputs: whether it is the model's own input.
@@ -38,22 +38,19 @@ class FeatureSpec:
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """Sizes of the other dimensions: (), (L,) or (H, W)."""
+        """Sizes of the other dimensions: (), (L,), (H, W) or (D, H, W)."""
         channel = self.layout.index("C") - 1
         return tuple(size for i, size in enumerate(self.shape) if i != channel)
 
 
 def channels_first(x: Tensor, layout: str) -> Tensor:
     """(B, ..., C) or (B, C, ...) to (B, C, ...)."""
-    return x.movedim(-1, 1) if layout in ("NLC", "NHWC") else x
+    return x.movedim(-1, 1) if layout.endswith("C") and layout != "NC" else x
 
 
 def as_tokens(x: Tensor, layout: str, mask: Tensor | None = None) -> Tensor:
     """Any feature with an extent to (B, L, C), pixels row by row; masked tokens become zero."""
-    if layout in ("NCL", "NCHW"):
-        x = x.flatten(2).movedim(1, -1)
-    elif layout == "NHWC":
-        x = x.flatten(1, 2)
+    x = x.flatten(1, -2) if layout.endswith("C") else x.flatten(2).movedim(1, -1)
     return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
 
 
@@ -61,7 +58,7 @@ def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tenso
     """Average a feature down to a coarse grid, channels first.
 
     (B, ...) to (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for
-    images; a side smaller than the grid stays as it is. With a mask (B, L) for a feature (B, L, C), the real
+    images, (B, C, d, h, w) for videos; a side smaller than the grid stays as it is. With a mask (B, L) for a feature (B, L, C), the real
     tokens, moved together, are what the grid divides.
     """
     if layout == "NC":
@@ -75,12 +72,14 @@ def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tenso
 
 
 def average_to(x: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """(B, C, L) or (B, C, H, W), averaged down to ``sides``; as it is where it has these."""
+    """(B, C, L), (B, C, H, W) or (B, C, D, H, W), averaged down to ``sides``; as it is where it has these."""
     if tuple(x.shape[2:]) == sides:
         return x
     if len(sides) == 1:
         return F.adaptive_avg_pool1d(x, sides[0])
-    return F.adaptive_avg_pool2d(x, (sides[0], sides[1]))
+    if len(sides) == 2:
+        return F.adaptive_avg_pool2d(x, (sides[0], sides[1]))
+    return F.adaptive_avg_pool3d(x, (sides[0], sides[1], sides[2]))
 
 
 def _masked_mean(x: Tensor, cells: int, mask: Tensor) -> Tensor:

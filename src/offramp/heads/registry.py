@@ -59,7 +59,7 @@ def _kind(
 
 def _pooled(pooling: str, *, hidden: bool) -> HeadFactory:
     """A feature without an extent has nothing but its mean, and only a sequence has a first token."""
-    ranks = {"mean": (0, 1, 2), "tokens": (1,)}.get(pooling, (1, 2))
+    ranks = {"mean": (0, 1, 2, 3), "tokens": (1,)}.get(pooling, (1, 2, 3))
     return _kind(PooledHead, ranks, pooling=pooling, hidden=hidden)
 
 
@@ -83,14 +83,14 @@ _KINDS = {
     # two linear maps of a 4x4 grid, or of every token: position matters, and costs little at that size
     "mlp": _first(_per_token(hidden=True), _pooled("4x4", hidden=True), _pooled("mean", hidden=True)),
     # one depthwise-separable convolution on an 8x8 grid, or over neighbouring tokens
-    "conv": _first(_per_token(local=True, hidden=True), _kind(ConvHead, (1, 2), least=2)),
+    "conv": _first(_per_token(local=True, hidden=True), _kind(ConvHead, (1, 2, 3), least=2)),
     # a small network of dense convolutions: for where much of the backbone remains, the input included
     "convnet": _kind(ConvNetHead, (2,), least=4, separable=False, deep=False),
     # the same with one more convolution: twice the cost, for the input and the first blocks
     "convnet-large": _kind(ConvNetHead, (2,), least=4, separable=False, deep=True),
     # as large, of depthwise-separable convolutions: fewer operations, more memory traffic
     "separable": _kind(ConvNetHead, (2,), least=4, separable=True, deep=True),
-    "attention": _kind(AttentionHead, (1, 2)),
+    "attention": _kind(AttentionHead, (1, 2, 3)),
     "local-global": _kind(LocalGlobalHead, (1, 2)),
     "tokens": _pooled("tokens", hidden=False),
     **{f"linear-{pooling}": _pooled(pooling, hidden=False) for pooling in ("max", "meanmax", "2x2", "4x4")},

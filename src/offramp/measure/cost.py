@@ -149,7 +149,7 @@ def _clock(unit: str, device: torch.device) -> tuple[Callable[[], float], float]
 def _batch(net: ExitNetwork, batch: int, inputs: object) -> list[Tensor]:
     """Flat inputs of exactly ``batch`` rows."""
     spec = net.partition.spec
-    values = list(net.partition.flow.trace.example) if inputs is None else spec.flatten(inputs)
+    values = list(net.partition.flow.trace.example) if inputs is None else net.partition.flatten(inputs)
     rows = len(values[0])
     if rows == 0:
         raise InputError("measure_cost: expected inputs of at least one sample, got none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from offramp.core import ExitRecords
+from offramp.data import WEIGHTS
+from offramp.errors import InputError
 from offramp.network import ExitNetwork, check_finite, model_digest
 from offramp.storage import scratch
 from offramp.training import batch_truth, check_quality, collect_rows
@@ -36,7 +39,8 @@ def record_outputs(
             are needed and the full model's quality is 1 by definition.
         keep_logits: also keep every exit's outputs, (P, C, N, K).
         groups: (N,) whole numbers, in the order of the loader: which samples belong together, such as views
-            of one picture. Kept with the records; ``search`` goes by it.
+            of one picture. Kept with the records; ``search`` goes by it. Samples labelled -100 are left out
+            of the records, and of these.
         work_dir: where rows are kept while they are made; a killed run given the same folder goes on where it
             stopped. Without it a temporary folder is used.
         progress: None shows a bar when standard error is a terminal.
@@ -64,6 +68,8 @@ def record_outputs(
             "final_confidence": final_confidence_fn(final, mask),
             "final_quality": truth.quality(net, final),
         }
+        counted = truth.counted(net)
+        rows["counted"] = torch.ones(len(final)) if counted is None else counted
         if keep_logits:
             rows["logits"] = torch.stack(outputs, 1)
         return {name: value.float() for name, value in rows.items()}
@@ -77,6 +83,14 @@ def record_outputs(
             net, loader, base / "records", compute, depends_on,
             label="Recording every exit", apart=True, lasting=work_dir is not None, progress=progress,
         )  # fmt: skip
+        if WEIGHTS in rows:
+            _tell_of_weights()
+        kept = rows.pop("counted") > 0
+        if not bool(kept.any()):
+            raise InputError("record_outputs: no sample has a label, all are -100; give some samples labels")
+        if not bool(kept.all()):
+            rows = {name: value[kept] for name, value in rows.items()}
+            groups = None if groups is None else np.asarray(groups)[kept.numpy()]
         return ExitRecords(
             confidence=_by_exit(net.exists, rows["confidence"]),
             quality=_by_exit(net.exists, rows["quality"]),
@@ -94,6 +108,14 @@ def record_outputs(
                 **({"task_options": net.task.options()} if net.task.options() else {}),
             },
         )
+
+
+def _tell_of_weights() -> None:
+    warnings.warn(
+        "the loader gives sample weights: train_exits goes by them, records and search count every sample "
+        "once; repeat or leave out samples where that matters",
+        stacklevel=3,
+    )
 
 
 def _by_exit(exists: npt.NDArray[np.bool_], rows: Tensor) -> npt.NDArray[np.float32]:

@@ -125,12 +125,15 @@ def _timed(engine: Engine, batch: LabelledInputs, times: list[float]) -> list[fl
     outputs = engine(inputs).outputs
     synchronize(net.partition.spec.device)
     times.append(time.perf_counter() - start)
-    if not bool(torch.isfinite(outputs).all()):
+    answers = net.task.from_answer(outputs)
+    if not net.task.usable(answers):
         raise InputError("the model's output is not finite for some inputs; check the inputs for NaN")
     if labels is None:
         return []
-    answers, mask = net.task.from_model(outputs), net.mask(net.partition.spec.flatten(inputs))
-    qualities: list[float] = net.task.quality(answers, checked_labels(net, labels, answers, mask)).tolist()
+    mask = net.mask(net.partition.spec.flatten(inputs))
+    labels = checked_labels(net, labels, answers, mask)
+    quality, counted = net.task.quality(answers, labels), net.task.counted(labels)
+    qualities: list[float] = (quality if counted is None else quality[counted]).tolist()
     return qualities
 
 

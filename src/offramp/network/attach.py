@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from offramp.data import InputSpec
 from offramp.errors import InputError, PartitionError
-from offramp.graph import INPUT, Partition, eval_mode, find_layout, partition
+from offramp.graph import INPUT, Partition, TraceOptions, eval_mode, find_layout, partition
 from offramp.heads import FeatureSpec, default_heads, head_factory
 from offramp.network.network import ExitIndex, ExitNetwork, InputExit, OutputField
-from offramp.tasks import Task, as_task, check_confidence, select_output
+from offramp.tasks import (
+    AUTO,
+    Task,
+    as_task,
+    check_activation,
+    check_confidence,
+    joined_key,
+    looks_like,
+    select_output,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ def attach_exits(
     cuts: str | Sequence[str] = "auto",
     task: str | Task = "classification",
     confidence: str | None = None,
-    output: str | int | None = None,
+    output: str | int | Sequence[str | int] | None = None,
+    activation: str | None = AUTO,
     layouts: Mapping[str, str] | None = None,
     input_exits: InputExits | None = None,
     mask: str | None = None,
@@ -53,14 +65,19 @@ def attach_exits(
     """Cut a trained model and put untrained candidate heads at every cut.
 
     Args:
-        model: trained; it is not changed, and must stay on its device.
-        example_inputs: a tensor, or a tuple or dict of tensors, batch first.
+        model: trained; it is not changed, and must stay on its device, in its type and made of the same
+            modules. Wrappers (DataParallel, torch.compile, averaged copies) are seen through.
+        example_inputs: a tensor, or a tuple or dict of tensors, batch first; of texts as long as the longest.
         heads: "auto" chooses a few kinds for each position by what an exit there can save; or kinds to try at
             every position ("linear", "mlp", "conv", or registered ones); or a dict position -> kinds.
         cuts: "auto" (every block), "all" (every legal cut), or names such as "layer2.3".
         task: what an answer is: a registered name, or a task with parameters of its own.
         confidence: how confident an exit is: a registered name; None takes the task's default.
-        output: key or index of the answer where the model returns a dict or a tuple.
+        output: key or index of the answer where the model returns a dict or a tuple; several of them, or
+            joined by dots, where it is nested ("out.logits").
+        activation: "softmax", "log_softmax" or "sigmoid" where the model's answers are probabilities already:
+            exits work on the logits before it, and answer probabilities, too. "auto" finds it in the graph;
+            None takes answers as they are.
         layouts: cut name -> layout, for features whose layout the graph does not tell; "input" for the input.
         input_exits: exits at position "input", by name: a trained module that is called as the model is, for
             instance a smaller model, and stays as it is; or a kind of head, trained on the raw input.
@@ -72,14 +89,22 @@ def attach_exits(
         InputError: an unknown head, task, confidence or mask, no head that applies anywhere, an output that
             is not what the task wants, or an input exit that fails, or has other outputs than the model.
         PartitionError: the model cannot be exported or cut.
+
+    Warns:
+        UserWarning: answers look like probabilities, but what makes them was not found.
     """
     chosen = check_options(heads, input_exits, task, confidence)  # before the model is traced
+    if activation != AUTO:
+        check_activation(activation, chosen.activations)
+    key = joined_key(output)
+    options = answer_options(chosen, key, activation, mask)
+    parts = cut_model(model, example_inputs, cuts, layouts, options)
     return network_on(
-        cut_model(model, example_inputs, cuts, layouts),
+        parts,
         heads=heads,
-        task=chosen,
+        task=chosen.with_activation(parts.activation),
         confidence=confidence,
-        output=output,
+        output=key,
         input_layout=(layouts or {}).get(INPUT),
         input_exits=input_exits,
         mask=mask,
@@ -87,12 +112,28 @@ def attach_exits(
     )
 
 
+def answer_options(
+    task: Task, output: str | int | None, activation: str | None, mask: str | None
+) -> TraceOptions:
+    """How a model is traced whose one answer is wanted: what else it returns keeps no exit away."""
+    return TraceOptions(
+        select=partial(select_output, key=output, per_token=task.per_token, scalar=task.scalar),
+        activation=activation,
+        activations=task.activations,
+        mask=mask or _MASK,
+    )
+
+
 def cut_model(
-    model: nn.Module, example_inputs: object, cuts: str | Sequence[str], layouts: Mapping[str, str] | None
+    model: nn.Module,
+    example_inputs: object,
+    cuts: str | Sequence[str],
+    layouts: Mapping[str, str] | None,
+    options: TraceOptions = TraceOptions(),  # noqa: B008
 ) -> Partition:
     """``partition`` with at least one cut, or a PartitionError; a layout of the input is left out."""
     inner = {name: layout for name, layout in (layouts or {}).items() if name != INPUT}
-    parts = partition(model, example_inputs, cuts=cuts, layouts=inner)
+    parts = partition(model, example_inputs, cuts=cuts, layouts=inner, options=options)
     if not parts.cuts:
         reasons = "".join(f"\n  {cut.name}: {cut.reason}" for cut in parts.refused[:8])
         raise PartitionError(
@@ -206,8 +247,18 @@ def _find_answer(parts: Partition, task: Task, output: str | int | None) -> Outp
     with torch.no_grad():
         values = [value.clone() for value in parts.flow.trace.example]
         flat = parts.span(0, len(parts.cuts) + 1)(*values)
-        answer = select_output(parts.pack(flat), output, per_token=task.per_token)
+        if parts.selected:
+            answer = flat[0]
+        else:
+            answer = select_output(parts.pack(flat), output, per_token=task.per_token)
     index = next(i for i, value in enumerate(flat) if value is answer)
+    if task.activations and task.activation is None and (name := looks_like(answer)) is not None:
+        warnings.warn(
+            f"the outputs of {type(parts.model).__name__} look like probabilities (made by {name}), and task "
+            f"{task.name!r} reads them as logits: confidence, training and quality may be wrong; pass "
+            f"activation={name!r} if they are, or take the {name} out of the model",
+            stacklevel=4,
+        )
     return OutputField(output, index, tuple(answer.shape[1:]), answer.dtype)
 
 

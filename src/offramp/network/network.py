@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +55,10 @@ class InputExit(nn.Module):
     ``spec`` is of the backbone's inputs, ``key`` of the answer where the module returns a dict or a tuple.
     """
 
-    def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, per_token: bool) -> None:
+    def __init__(self, module: nn.Module, spec: InputSpec, key: str | int | None, task: Task) -> None:
         super().__init__()
-        self.module, self._spec, self._key, self._per_token = module, spec, key, per_token
+        self.module, self._spec, self._key = module, spec, key
+        self._per_token, self._scalar = task.per_token, task.scalar
         self._in_eval_mode = eval_mode(module)
 
     def train(self, mode: bool = True) -> InputExit:
@@ -71,7 +72,7 @@ class InputExit(nn.Module):
         with self._in_eval_mode:
             output = self.module(*args, **kwargs)
         key = None if isinstance(output, Tensor) else self._key
-        return select_output(output, key, per_token=self._per_token)
+        return select_output(output, key, per_token=self._per_token, scalar=self._scalar)
 
 
 class ExitNetwork(nn.Module):
@@ -118,13 +119,27 @@ class ExitNetwork(nn.Module):
         for (p, c), head in made.items():
             self._heads_at(p)[self.head_names[c]] = head.to(parts.spec.device, self._dtype(p))
         for c, module in given.items():
-            exit_ = InputExit(module, parts.spec, answer.key, task.per_token)
+            exit_ = InputExit(module, parts.spec, answer.key, task)
             self._heads_at(0)[self.head_names[c]] = exit_
         calibrators = nn.ModuleDict()
         if is_fitted(confidence):
             for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
                 calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
         self.add_module(_STORED_CALIBRATORS, calibrators)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ExitNetwork:
+        """Refuse to move or cast the heads away from the backbone (``to``, ``half``, ``cuda`` ...)."""
+        spec = self.partition.spec
+        probe = torch.empty(0, device=spec.device)
+        moved = fn(probe)
+        if (moved.device, moved.dtype) != (probe.device, probe.dtype):
+            raise InputError(
+                f"the heads were attached to a model on {spec.device} and cannot be moved to {moved.device}, "
+                f"{moved.dtype} by themselves; move the model first, then attach exits (or load the artifact) "
+                "with an example on its device"
+            )
+        super()._apply(fn, recurse)
+        return self
 
     def __repr__(self) -> str:
         return (
@@ -313,6 +328,7 @@ class ExitNetwork(nn.Module):
     @torch.inference_mode()
     def answers(self, values: Sequence[Tensor]) -> tuple[dict[ExitIndex, Tensor], Tensor]:
         """``forward_all`` on flat, checked inputs, with outputs as the task takes them: (B, M)."""
+        self.partition.check_unchanged()
         exits, mask = [(p, c) for p, c, _ in self.exits()], self.mask(values)
         found = dict[ExitIndex, Tensor]()
         with eval_mode(self):
@@ -324,6 +340,7 @@ class ExitNetwork(nn.Module):
     @torch.inference_mode()
     def forward(self, inputs: object) -> Tensor:
         """The full model's answer (B, K), through the segments; heads are not run."""
+        self.partition.check_unchanged()
         activations: tuple[Tensor, ...] = tuple(self.partition.spec.flatten(inputs))
         for segment in self.partition.segments:
             activations = segment(*activations)
@@ -332,10 +349,10 @@ class ExitNetwork(nn.Module):
 
 def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:
     """Refuse NaN and infinities, naming where they come from."""
-    if not bool(torch.isfinite(final).all()):
+    if not net.task.usable(final):
         raise InputError("the model's output is not finite; check the inputs for NaN and the model's weights")
     for (p, c), out in answers.items():
-        if not bool(torch.isfinite(out).all()):
+        if not net.task.usable(out):
             raise InputError(
                 f"head {net.head_names[c]!r} at {net.positions[p]!r} gives an answer that is not finite; "
                 "train it again"

@@ -69,7 +69,7 @@ class Engine:
 
     Raises:
         InputError: a configuration names a position or head that the network lacks, the costs are of another
-            network, or the execution cannot be had here.
+            network, the model was changed after ``attach_exits``, or the execution cannot be had here.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Engine:
         if not isinstance(net, ExitNetwork):
             raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
         self.net = net
-        self._spec = net.partition.spec
+        self._partition = net.partition
+        self._partition.check_unchanged()
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
         self._planners = PlanCache[Execution, Planner]()
@@ -171,10 +172,11 @@ class Engine:
             inputs: as in ``example_inputs``: a tensor, a tuple or a dict of tensors; any batch size.
 
         Raises:
-            InputError: a shape, dtype, device or structure differs from the example's.
+            InputError: a shape, dtype, device or structure differs from the example's, or the model was moved
+                or had a part replaced after ``attach_exits``.
         """
         plan = self._plan
-        values = self._spec.flatten(inputs)
+        values = self._partition.flatten(inputs)
         batch = len(values[0])
         if batch == 1:
             return self._one(plan, values)

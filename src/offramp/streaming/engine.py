@@ -124,6 +124,7 @@ class StreamEngine:
         if deadline is not None and not deadline > 0:
             raise InputError(f"submit: expected a deadline in seconds from now, above 0; got {deadline!r}")
         route = self._route if config is None else self._routes.get(config)
+        self.net.partition.check_unchanged()
         values, now = one_sample(self._spec, inputs), self._worker.clock()
         request = Request(values, route, now, None if deadline is None else now + deadline)
         self._worker.enqueue(request, timeout)

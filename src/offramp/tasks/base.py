@@ -9,6 +9,7 @@ For most tasks outputs are the answer and the three arrows do nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.registry import Registry
+from offramp.tasks.activation import activate, check_activation, undone
 
 
 class Task(ABC):
@@ -37,6 +39,15 @@ class Task(ABC):
 
     per_token: bool = False
     """Whether every token has an answer."""
+
+    scalar: bool = False
+    """Whether a model may answer (B,), which is taken for (B, 1)."""
+
+    activations: tuple[str, ...] = ()
+    """Last functions of a model that the task can undo, by name (``offramp.tasks.activation``)."""
+
+    activation: str | None = None
+    """The one that the model ends with, applied by ``answer``; None: outputs are the answer."""
 
     @abstractmethod
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
@@ -77,16 +88,44 @@ class Task(ABC):
         return answer
 
     def answer(self, outputs: Tensor) -> Tensor:
-        """Outputs to what the user gets; ``answer(from_model(y))`` is y, bit for bit."""
-        return outputs
+        """Outputs to what the user gets; ``answer(from_model(y))`` is y, bit for bit.
+
+        For a model that ends with an ``activation`` y is what comes before that.
+        """
+        return activate(self.activation, outputs)
+
+    def from_answer(self, answer: Tensor) -> Tensor:
+        """What the user got to outputs, up to rounding."""
+        return self.from_model(answer if self.activation is None else undone(self.activation, answer))
 
     def real_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Labels that leave padding out, given which tokens are real."""
         return labels
 
+    def counted(self, labels: Tensor) -> Tensor | None:
+        """Which samples (B,) have a label, as bools; None where all do."""
+        return None
+
+    def usable(self, outputs: Tensor) -> bool:
+        """Whether outputs can be read at all: none is NaN or infinite."""
+        return bool(torch.isfinite(outputs).all())
+
+    def with_activation(self, name: str | None) -> Task:
+        """The same task for a model that ends with this function.
+
+        Raises:
+            InputError: the task cannot undo it.
+        """
+        check_activation(name, self.activations)
+        if name == self.activation:
+            return self
+        changed = copy.copy(self)
+        changed.activation = name
+        return changed
+
     def options(self) -> dict[str, Any]:
         """What ``make_task`` needs besides the name to make an equal task; plain JSON values."""
-        return {}
+        return {} if self.activation is None else {"activation": self.activation}
 
     @property
     def identity(self) -> str:
@@ -142,20 +181,29 @@ def token_mean(values: Tensor, mask: Tensor | None, empty: float = 1.0) -> Tenso
     return torch.where(count > 0, total / count.clamp(min=1), empty)
 
 
-def select_output(output: object, key: str | int | None, per_token: bool = False) -> Tensor:
+def select_output(
+    output: object, key: str | int | None, per_token: bool = False, scalar: bool = False
+) -> Tensor:
     """The answer (B, K), or (B, L, K) per token, in whatever a model returns: a tensor, or what holds one.
 
-    ``key`` says which one; None takes the tensor itself, "logits", or the only tensor there is.
+    ``key`` says which one: a key, an index, or several of them joined by dots ("out.logits"). None takes the
+    tensor itself, "logits", or the only one there is. With ``scalar`` an answer (B,) becomes (B, 1).
     ``InputError`` where it is not there, is ambiguous, or does not have these dimensions.
     """
-    found = output if isinstance(output, Tensor) and key is None else _item(output, key)
+    found = output if key is None else _item(output, key)
+    while key is None and not isinstance(found, Tensor):
+        found = _item(found, None)
+    if scalar and isinstance(found, Tensor) and found.ndim == 1:
+        found = found.unsqueeze(1)
     if not isinstance(found, Tensor) or found.ndim != (3 if per_token else 2):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         wanted = "(batch, tokens, outputs)" if per_token else "(batch, outputs)"
         three = isinstance(found, Tensor) and found.ndim == 3
         other = ", or task='token-classification' if each token has an answer" if three else ""
+        if isinstance(found, Tensor) and found.ndim == 1 and not per_token:
+            other = ", or task='binary' or 'regression' if there is one number per sample"
         raise InputError(
-            f"model output: expected a tensor {wanted}, got {shape}; pass output=<key or index>{other}"
+            f"model output: expected a tensor {wanted}, got {_structure(found)}; "
+            f"pass output=<key or index>{other}"
         )
     if not found.dtype.is_floating_point:
         raise InputError(f"model output: expected floating point scores, got {found.dtype}")
@@ -163,15 +211,70 @@ def select_output(output: object, key: str | int | None, per_token: bool = False
 
 
 def _item(output: object, key: str | int | None) -> Any:
-    items: Mapping[Any, Any] = {}
-    if isinstance(output, Mapping):
-        items = output
-    elif isinstance(output, (tuple, list)):
-        items = dict(enumerate(output))
+    items = _items(output)
     if key is None:
         key = "logits" if "logits" in items else next(iter(items)) if len(items) == 1 else None
-    if key not in items:
-        raise InputError(
-            f"model output: no {key!r} in it; it has {list(items) or type(output).__name__}; pass output="
-        )
-    return items[key]
+        if key is None:
+            raise InputError(
+                f"model output: expected one tensor, got {_structure(output)}; say which one is the answer: "
+                f"output={_example_of_key(output)!r}"
+            )
+    if key in items:
+        return items[key]
+    first, dot, rest = str(key).partition(".")
+    name: str | int = int(first) if first.lstrip("-").isdigit() and first not in items else first
+    if isinstance(name, int) and name < 0:
+        name += len(items)
+    names = list(items)
+    if isinstance(name, int) and name not in items and name < len(names):
+        name = names[name]  # a named tuple by number
+    if name not in items:
+        raise InputError(f"model output: no {key!r} in {_structure(output)}; pass output=<one of its keys>")
+    return _item(items[name], rest) if dot else items[name]
+
+
+def _items(output: object) -> Mapping[Any, Any]:
+    """What holds tensors, by key, field or index."""
+    if isinstance(output, Mapping):
+        return output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return dict(zip(output._fields, output, strict=True))
+    if isinstance(output, (tuple, list)):
+        return dict(enumerate(output))
+    return {} if output is None or isinstance(output, Tensor) else dict(getattr(output, "__dict__", {}))
+
+
+def _structure(output: object) -> str:
+    """Keys and shapes of what a model returned, for messages."""
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    items = _items(output)
+    if not items:
+        return type(output).__name__
+    return "{" + ", ".join(f"{key!r}: {_structure(value)}" for key, value in items.items()) + "}"
+
+
+def _example_of_key(output: object) -> str | int:
+    """A key that might be meant: the first that leads to a tensor of two dimensions."""
+    items = _items(output)
+    for key, value in items.items():
+        if isinstance(value, Tensor) and value.ndim == 2:
+            return key  # type: ignore[no-any-return]
+        if not isinstance(value, Tensor) and _items(value):
+            return f"{key}.{_example_of_key(value)}"
+    return next(iter(items), 0)
+
+
+def joined_key(key: object) -> str | int | None:
+    """A key of the answer as it is stored: ("out", "logits") is "out.logits".
+
+    Raises:
+        InputError: it is no key, no index and no tuple of these.
+    """
+    if isinstance(key, (tuple, list)) and key and all(type(each) in (str, int) for each in key):
+        return ".".join(map(str, key)) if len(key) > 1 else key[0]
+    if key is None or (isinstance(key, (str, int)) and not isinstance(key, bool)):
+        return key
+    raise InputError(
+        f"output: expected a key or an index of the answer, such as 'logits', 0 or 'out.logits'; got {key!r:.80}"
+    )

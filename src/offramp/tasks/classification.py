@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.tasks.activation import check_activation
 from offramp.tasks.base import Task, check_shape, register_task, token_mean
 
 IGNORED = -100
@@ -19,10 +20,33 @@ class Classification(Task):
 
     name = "classification"
     confidence = "max-probability"
+    activations = ("softmax", "log_softmax", "sigmoid")
+
+    def __init__(self, activation: str | None = None) -> None:
+        check_activation(activation, self.activations)
+        self.activation = activation
+
+    def head_outputs(self, outputs: int) -> int:
+        """K; ``InputError`` for a model of one output, which tells no classes apart."""
+        if outputs < 2:
+            raise InputError(
+                f"task {self.name!r}: expected a model of two outputs or more, one per class, got one; use "
+                "task='binary' where it is the score of a yes or no, or task='regression' where it is a number"
+            )
+        return outputs
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
-        """Raise ``InputError`` unless labels are (B,) integers in [0, K)."""
-        _check_classes(labels, outputs, "sample")
+        """Raise ``InputError`` unless labels are (B,) integers in [0, K), or -100 where there is none."""
+        _check_classes(labels, outputs, "sample", IGNORED)
+
+    def counted(self, labels: Tensor) -> Tensor | None:
+        """Samples (B,) whose label is not -100."""
+        counted = labels != IGNORED
+        return None if bool(counted.all()) else counted
+
+    def usable(self, outputs: Tensor) -> bool:
+        """Whether no score is NaN or plus infinity, and some class of each answer is not masked with -inf."""
+        return bool((outputs < float("inf")).all()) and bool((outputs.amax(-1) > float("-inf")).all())
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy, mean over the tokens that count (B,)."""
@@ -39,7 +63,7 @@ class Classification(Task):
         return self._per_sample(each * temperature**2, mask, empty=0.0)
 
     def quality(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Share of the labels that count whose output is the largest (B,)."""
+        """Share of the labels that count whose output is the largest (B,); 0 for a sample without a label."""
         return self._per_sample((outputs.argmax(-1) == labels).float(), labels != IGNORED)
 
     def agreement(self, outputs: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -61,13 +85,21 @@ class TokenClassification(Classification):
     name = "token-classification"
     per_token = True
 
+    def counted(self, labels: Tensor) -> Tensor | None:
+        """None: a sample without labels counts as right."""
+        return None
+
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are (B, L) integers in [0, K), or -100."""
         _check_classes(labels, outputs, "token", IGNORED)
 
     def real_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Labels (B, L), with -100 at padding. Labels that do not fit the mask are left for the check."""
-        if mask is None or labels.shape != mask.shape or not _is_integer(labels):
+        if mask is None or not _is_integer(labels) or labels.shape[:1] != mask.shape[:1] or labels.ndim != 2:
+            return labels
+        if labels.shape[1] < mask.shape[1]:  # the inputs were padded
+            labels = F.pad(labels, (0, mask.shape[1] - labels.shape[1]), value=IGNORED)
+        if labels.shape != mask.shape:
             return labels
         return labels.long().masked_fill(~mask, IGNORED)
 
@@ -83,7 +115,7 @@ def _check_classes(labels: Tensor, outputs: Tensor, unit: str, ignored: int | No
     labels = labels.long()  # small unsigned types have no minimum
     labels = labels if ignored is None else labels[labels != ignored]
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        also = "" if ignored is None else f" (or {ignored} for a token that does not count)"
+        also = "" if ignored is None else f" (or {ignored} for a {unit} that does not count)"
         raise InputError(
             f"labels: expected 0 to {classes - 1}{also} because the model has {classes} outputs, "
             f"got {int(labels.min())} to {int(labels.max())}; map the labels or use the matching model"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.tasks.activation import check_activation
 from offramp.tasks.base import Task, check_shape, register_task
 from offramp.tasks.confidence import register_confidence
 
@@ -20,6 +21,12 @@ class MultiLabel(Task):
 
     name = "multi-label"
     confidence = "label-mean"
+    scalar = True
+    activations = ("sigmoid",)
+
+    def __init__(self, activation: str | None = None) -> None:
+        check_activation(activation, self.activations)
+        self.activation = activation
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise ``InputError`` unless labels are (B, K), or (B,) where K is 1, of zeros and ones."""
@@ -51,6 +58,26 @@ class MultiLabel(Task):
     def _score(self, found: Tensor, wanted: Tensor) -> Tensor:
         """(B, K) bools to (B,) in [0, 1]."""
         return (found == wanted).float().mean(1)
+
+
+@register_task("binary")
+class Binary(MultiLabel):
+    """Yes or no: one logit per sample, (B, 1) or (B,), yes where it is above 0; quality is 1 where it is right.
+
+    Labels are 0 or 1, (B,) or (B, 1), of any type.
+    """
+
+    name = "binary"
+    confidence = "label-product"
+
+    def head_outputs(self, outputs: int) -> int:
+        """1; ``InputError`` for a model of more outputs."""
+        if outputs != 1:
+            raise InputError(
+                f"task 'binary': expected a model of one output, got {outputs}; use task='classification' for "
+                "one score per class, or task='multi-label' for several yes or no"
+            )
+        return outputs
 
 
 @register_task("multi-label-exact")

@@ -48,6 +48,7 @@ class Regression(Task):
 
     name = "regression"
     confidence = "expected-quality"
+    scalar = True
 
     def __init__(
         self,

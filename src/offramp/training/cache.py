@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from offramp.data import Array, collect
+from offramp.data import WEIGHTS, Array, collect
 from offramp.errors import InputError
 from offramp.graph import eval_mode
 from offramp.heads import reduced
@@ -39,7 +39,8 @@ class Cache:
     """Rows of N samples (views of them, one view after the other), mapped from disk.
 
     Reduced features (N, ...), the full model's outputs, labels or None, the mask (N, L) of real tokens where
-    the task has an answer per token, a digest of all that they depend on, outputs of exits not trained.
+    the task has an answer per token, a digest of all that they depend on, weights (N,) of the samples or None,
+    outputs of exits not trained.
     """
 
     features: Mapping[Key, Tensor]
@@ -47,6 +48,7 @@ class Cache:
     labels: Tensor | None
     mask: Tensor | None
     digest: str
+    weights: Tensor | None = None
     given: Mapping[ExitIndex, Tensor] = field(default_factory=dict)
     views: int = 1
 
@@ -130,10 +132,10 @@ def run_backbone(
         with eval_mode(net):
             for p, c in untrained:
                 outputs = net.forward_exit(p, c, values, mask)
-                rows[f"given {p}|{c}"] = _finite(outputs, "an input exit")
+                rows[f"given {p}|{c}"] = _usable(net, outputs, "an input exit")
             for p, feature in net.features(values):
                 if p == len(net.positions):
-                    rows["answers"] = _finite(feature, "the model's output")
+                    rows["answers"] = _usable(net, feature, "the model's output")
                 for (position, key), head in wanted.items():
                     if position == p:
                         kept = reduced(head, feature, feature_mask(net, p, mask))
@@ -161,6 +163,7 @@ def run_backbone(
         labels=tensors.get("labels"),
         mask=tensors.get("mask"),
         digest=digest,
+        weights=tensors.get(WEIGHTS),
         given={(p, c): tensors[f"given {p}|{c}"] for p, c in untrained},
         views=views,
     )
@@ -170,6 +173,13 @@ def feature_mask(net: ExitNetwork, position: int, mask: Tensor | None) -> Tensor
     """The mask, where the feature at a position has one."""
     spec = net.specs[position]
     return mask if spec is not None and spec.mask else None
+
+
+def _usable(net: ExitNetwork, outputs: Tensor, what: str) -> Tensor:
+    """Outputs as they are stored; ``InputError`` where the task cannot read them."""
+    if not net.task.usable(outputs):
+        raise InputError(f"{what} is not finite; check the inputs for NaN and the model's weights")
+    return outputs.float()
 
 
 def _finite(values: Tensor, what: str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.data import checked_batches
+from offramp.data import named_batches
 from offramp.errors import InputError
 from offramp.heads import apply_head
 from offramp.network import ExitIndex, ExitNetwork
@@ -107,7 +107,7 @@ class _Mixed:
     def epoch(self, epoch: int) -> None:
         """One pass over the loader, without the samples that are held out."""
         seen, held, spec = 0, self._held, self._net.partition.spec
-        for values, labels in checked_batches(spec, self._loader):
+        for _, values, labels, weights in named_batches(spec, self._loader):
             count = len(values[0])
             if seen + count > len(held):
                 raise InputError(
@@ -120,7 +120,8 @@ class _Mixed:
             if bool(keep.any()):
                 here = keep.to(spec.device)
                 kept = None if labels is None else labels.to(spec.device)[here]
-                self._step([value[here] for value in values], kept, cycle(done))
+                weights = None if weights is None else weights[here]
+                self._step([value[here] for value in values], kept, weights, cycle(done))
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
             raise InputError(
                 "training diverged: the backbone is not finite any more, and is put back; lower "
@@ -128,12 +129,14 @@ class _Mixed:
             )
         check_finite(self._net, self._heads, self._config.learning_rate)
 
-    def _step(self, values: list[Tensor], labels: Tensor | None, rate: float) -> None:
+    def _step(
+        self, values: list[Tensor], labels: Tensor | None, weights: Tensor | None, rate: float
+    ) -> None:
         for group, peak in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = peak * rate
         teacher = self._said_before(values)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(values, labels, teacher)
+        loss = self._loss(values, labels, weights, teacher)
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
@@ -158,17 +161,24 @@ class _Mixed:
                 parameter.data = value
         return answer
 
-    def _loss(self, values: Sequence[Tensor], labels: Tensor | None, teacher: Tensor) -> Tensor:
+    def _loss(
+        self, values: Sequence[Tensor], labels: Tensor | None, weights: Tensor | None, teacher: Tensor
+    ) -> Tensor:
         net, config, mask = self._net, self._config, self._net.mask(values)
         labels = None if labels is None else net.task.real_labels(labels, mask)
         total = torch.zeros((), device=net.partition.spec.device)
         for p, feature in net.features(values):
             if p == len(net.positions):
-                total = total + mixed_losses(net, feature, teacher, labels, mask, config).mean()
+                total = total + _mean(mixed_losses(net, feature, teacher, labels, mask, config), weights)
             for head in (head for (position, _), head in self._heads.items() if position == p):
                 # a copy: the backbone may write to the feature before the gradient is taken
                 seen = feature.clone()
                 raw = apply_head(head.train(len(values[0]) > 1), seen, feature_mask(net, p, mask))
                 losses = mixed_losses(net, net.task.from_head(raw), teacher, labels, mask, config)
-                total = total + losses.mean() / len(self._heads)
+                total = total + _mean(losses, weights) / len(self._heads)
         return total
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Of losses (B,), weighed by those of the samples."""
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum().clamp(min=1e-12)

@@ -59,6 +59,7 @@ class HeadTrainer:
         scaled = sorted(set(self._absorbing.values()))
         self._scales = {key: Scale(cache.features[key], self._device) for key in scaled}
         self._weights = None if reach is None else self._weighed(reach)
+        self._mean_weight = _mean_weight(cache, rows)
         self._reweigh = config.survivors > 0 and reach is None
         parameters = [parameter for head in self._heads.values() for parameter in head.parameters()]
         self._optimiser = adamw(net, config, [{"params": parameters, "lr": config.learning_rate}])
@@ -132,11 +133,23 @@ class HeadTrainer:
         losses = mixed_losses(net, net.task.from_head(outputs), teacher, labels, mask, self._config)
         if self._weights is not None:
             losses = losses * self._weights[:, rows].to(self._device).flatten()
+        if cache.weights is not None:
+            losses = losses * self._repeated(cache.weights[rows] / self._mean_weight)
         return losses.sum() / len(rows)
 
     def _repeated(self, values: Tensor) -> Tensor:
         """(B, ...) to (H*B, ...): all, once for each head."""
         return values.to(self._device).repeat(len(self._heads), *[1] * (values.ndim - 1))
+
+
+def _mean_weight(cache: Cache, rows: Ints) -> float:
+    """Of the samples that heads are trained on, so that losses keep their size."""
+    if cache.weights is None:
+        return 1.0
+    mean = float(cache.weights[torch.from_numpy(rows)].mean())
+    if mean == 0:
+        raise InputError("sample weights: all are 0; give those that count a weight above 0")
+    return mean
 
 
 def adamw(net: ExitNetwork, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:

@@ -254,6 +254,7 @@ def _mean_quality(
     def of_part(part: slice) -> Tensor:
         truth = cache.truth(rows[part])
         outputs = truth.answers if exit_ is None else _outputs(net, *exit_, cache, rows[part])
-        return truth.quality(net, outputs).double()
+        quality, counted = truth.quality(net, outputs).double(), truth.counted(net)
+        return quality if counted is None else quality[counted]
 
     return float(in_parts(len(rows), of_part).mean())

@@ -25,10 +25,15 @@ class Truth:
             return net.task.agreement(outputs, self.answers, self.mask)
         return net.task.quality(outputs, self.labels)
 
+    def counted(self, net: ExitNetwork) -> Tensor | None:
+        """(n,) which samples have something to be judged by; None where all do."""
+        return None if self.labels is None else net.task.counted(self.labels)
+
     def rows(self, net: ExitNetwork, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (m, M) and quality (m,): one row per sample, or per token that counts."""
         if not net.task.per_token:
-            return outputs, self.quality(net, outputs)
+            counted, quality = self.counted(net), self.quality(net, outputs)
+            return (outputs, quality) if counted is None else (outputs[counted], quality[counted])
         one = outputs.flatten(0, 1).unsqueeze(1)  # each token a sample of one token
         counts = torch.ones(outputs.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
         if self.labels is None:
