@@ -108,8 +108,9 @@ def test_an_input_called_label_is_an_input() -> None:
     [
         (
             ONE,
-            (X, M, LABELS),
-            r"expected batches of 1 inputs with or without labels, or \(inputs, labels\); got 3",
+            (X, LABELS, LABELS, M),
+            r"expected batches of 1 inputs with or without labels, .inputs, labels. or .inputs, labels, weights.;"
+            " got 4 items",
         ),
         (NAMED, (X, M), "expected batches of 2 inputs"),
         (ONE, (X, ["cat", "dog"]), r"expected labels as a tensor or as numbers, got \['cat', 'dog'\]"),

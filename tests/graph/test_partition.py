@@ -121,7 +121,7 @@ def test_weights_that_are_computed_are_no_place_to_cut() -> None:
 
 def test_carried_values() -> None:
     assert cut("masked")[2].cuts[0].carried_per_sample == (True, True)
-    assert cut("constants")[2].cuts[0].carried_per_sample == (False,)  # written in place: not made again
+    assert cut("constants")[2].cuts[0].carried_per_sample == ()  # made, and written in place, again
     assert cut("two inputs")[2].cuts[2].carried_per_sample == (True,)
     assert cut("encoder")[2].cuts[0].carried_per_sample == (True,)
 
@@ -295,10 +295,10 @@ def twice(mask: Tensor) -> list[Tensor]:
             "type torch.int64, expected floating",
         ),
         (
-            lambda x: x[:, :, None, None, None].relu(),
-            lambda y, _: y[:, :, 0, 0, 0],
+            lambda x: x[:, :, None, None, None, None].relu(),
+            lambda y, _: y[:, :, 0, 0, 0, 0],
             lambda _: None,
-            r"shape \('B', 4, 1, 1, 1\); heads take features of 2 to 4 dimensions",
+            r"shape \('B', 4, 1, 1, 1, 1\); heads take features of 2 to 5 dimensions",
         ),
         (
             lambda x: x.sum(1),
@@ -395,7 +395,10 @@ def test_layout_by_name() -> None:
         ({"cuts": "everything"}, "expected 'auto', 'all' or a list of names; got 'everything'"),
         ({"cuts": ["blocks.01"]}, "no module call 'blocks.01' to cut after; try blocks.1, blocks.0"),
         ({"cuts": ["blocks.0.conv"]}, "cannot cut after 'blocks.0.conv': 2 values are alive"),
-        ({"layouts": {"blocks.0": "NCWH"}}, "expected one of NC, NCL, NLC, NCHW, NHWC; got 'NCWH'"),
+        (
+            {"layouts": {"blocks.0": "NCWH"}},
+            "expected one of NC, NCL, NLC, NCHW, NHWC, NCDHW, NDHWC; got 'NCWH'",
+        ),
         ({"layouts": {"block.0": "NCHW"}}, "no module call 'block.0' to cut after; try blocks.0"),
         ({"cuts": ["stem"], "layouts": {"stem": "NLC"}}, "layout 'NLC' was given for a feature of shape"),
     ],

@@ -124,7 +124,7 @@ def test_heads_that_do_not_apply_are_left_out() -> None:
         ({"heads": ("linear", "conf")}, "unknown head 'conf'; did you mean 'conv'"),
         ({"task": "classify"}, "unknown task 'classify'; did you mean 'classification'"),
         ({"confidence": "margins"}, "unknown confidence 'margins'"),
-        ({"output": "logits"}, "no 'logits' in it; it has Tensor"),
+        ({"output": "logits"}, r"no 'logits' in \(B, 5\)"),
     ],
 )
 def test_wrong_arguments(options: dict[str, object], message: str) -> None:
@@ -134,7 +134,7 @@ def test_wrong_arguments(options: dict[str, object], message: str) -> None:
 
 def test_an_output_that_is_no_answer() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
-    with pytest.raises(InputError, match=r"expected a tensor .batch, outputs., got \(2, 4, 8, 8\)"):
+    with pytest.raises(InputError, match=r"expected a tensor .batch, outputs., got \(B, 4, 8, 8\)"):
         attach_exits(model, randn(3, 8, 8)(2))
 
 

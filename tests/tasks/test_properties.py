@@ -22,6 +22,7 @@ TASKS: dict[str, Task] = {
             "multi-label",
             "multi-label-exact",
             "multi-label-f1",
+            "binary",
             "token-classification",
         )
     },
@@ -58,6 +59,7 @@ class Drawn:
 def drawn(draw: st.DrawFn) -> Drawn:
     name = draw(st.sampled_from(sorted(TASKS)))
     batch, k, seed = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(0, 10**6))
+    k = 1 if name == "binary" else max(k, 2) if "classification" in name else k
     task, random = TASKS[name], torch.Generator().manual_seed(seed)
     size = draw(st.sampled_from([1e-3, 1.0, 30.0]))
     shape = (batch, TOKENS, k) if task.per_token else (batch, k)
@@ -66,7 +68,7 @@ def drawn(draw: st.DrawFn) -> Drawn:
     mask = None
     if name == "regression":
         labels = size * torch.randn(shape, generator=random)
-    elif name.startswith("multi-label"):
+    elif name.startswith(("multi-label", "binary")):
         labels = torch.randint(0, 2, shape, generator=random)
     else:
         labels = torch.randint(0, k, shape[:-1], generator=random)

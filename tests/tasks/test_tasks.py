@@ -102,15 +102,23 @@ def test_the_answer_is_found(output: object, key: str | int | None) -> None:
 @pytest.mark.parametrize(
     ("output", "key", "message"),
     [
-        ((OUTPUTS, EXTRA), None, r"it has \[0, 1\]; pass output="),
-        ({"a": EXTRA, "b": OUTPUTS}, None, r"it has \['a', 'b'\]; pass output="),
-        ({"a": OUTPUTS}, "logits", "no 'logits' in it"),
-        (OUTPUTS, "logits", "no 'logits' in it; it has Tensor"),
-        (NotAnAnswer(), None, "it has NotAnAnswer"),
-        ((), None, "no None in it"),
-        ({"logits": None}, None, "expected a tensor .batch, outputs., got NoneType"),
-        (torch.zeros(3), None, r"got \(3,\); pass output="),
-        (torch.zeros(3, 2, 2), None, r"got \(3, 2, 2\)"),
+        (
+            (OUTPUTS, EXTRA),
+            None,
+            r"expected one tensor, got .0: .B, 3., 1: .B, 5..; say which one is the answer: output=0",
+        ),
+        (
+            {"a": EXTRA, "b": OUTPUTS},
+            None,
+            r"got .'a': .B, 5., 'b': .B, 3..; say which one is the answer: output='a'",
+        ),
+        ({"a": OUTPUTS}, "logits", r"no 'logits' in .'a': .B, 3..; pass output="),
+        (OUTPUTS, "logits", r"no 'logits' in \(B, 3\)"),
+        (NotAnAnswer(), None, "expected one tensor, got NotAnAnswer"),
+        ((), None, "expected one tensor, got tuple"),
+        ({"logits": None}, None, "expected one tensor, got NoneType"),
+        (torch.zeros(3), None, r"got \(B\); pass output=<key or index>, or task='binary' or 'regression'"),
+        (torch.zeros(3, 2, 2), None, r"got \(B, 2, 2\)"),
         (torch.zeros(3, 2, dtype=torch.long), None, "expected floating point scores, got torch.int64"),
     ],
 )

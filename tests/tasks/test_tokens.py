@@ -93,7 +93,7 @@ def test_the_mean_over_tokens() -> None:
 
 def test_the_answer_of_every_token_is_found() -> None:
     assert select_output({"logits": OUTPUTS}, None, per_token=True) is OUTPUTS
-    with pytest.raises(InputError, match=r"expected a tensor \(batch, tokens, outputs\), got \(2, 2\)"):
+    with pytest.raises(InputError, match=r"expected a tensor \(batch, tokens, outputs\), got \(B, 2\)"):
         select_output(OUTPUTS[:, 0], None, per_token=True)
     with pytest.raises(InputError, match="or task='token-classification' if each token has an answer"):
         select_output(OUTPUTS, None)

@@ -109,9 +109,7 @@ def load(
     Raises:
         ArtifactError: missing, damaged, truncated, of a newer version, or made for another model.
     """
-    return load_network(
-        path, model, restore_backbone=restore_backbone, input_exits=input_exits, parts=parts
-    )
+    return load_network(path, model, restore_backbone=restore_backbone, input_exits=input_exits, parts=parts)
 
 
 def load_network(
@@ -241,9 +239,7 @@ def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module, task: Task
     options = TraceOptions()
     if task is not None:
         options = answer_options(task, described["output"], task.activation, described.get("mask"))
-    return partition(
-        model, called, cuts=described["cuts"], layouts=described["layouts"], options=options
-    )
+    return partition(model, called, cuts=described["cuts"], layouts=described["layouts"], options=options)
 
 
 def _attach(

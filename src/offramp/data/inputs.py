@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -133,12 +134,32 @@ class InputSpec:
                     values[i] = F.pad(each, beyond, value=value)
         return values
 
-    def length(self, inputs: object) -> int | None:
-        """How many tokens the texts of a call have, padding included; None where lengths do not vary."""
-        if self.lengths is None or not isinstance(inputs, Mapping):
+    def to_example(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Checked tensors, texts padded to the length of the example; ``InputError`` for longer ones."""
+        if self.lengths is None:
+            return list(values)
+        first = self.lengths.inputs[0]
+        if values[first].shape[1] > self.lengths.longest:
+            raise InputError(
+                f"input {self.names[first]!r}: expected at most {self.lengths.longest} tokens, as in "
+                f"example_inputs, got {values[first].shape[1]}; attach exits with an example padded to the "
+                "longest text, or truncate texts to its length"
+            )
+        return self.padded(values)
+
+    def length(self, values: Sequence[Tensor]) -> int | None:
+        """How many tokens checked texts have, padding included; None where lengths do not vary."""
+        if self.lengths is None or not self.lengths.vary:
             return None
-        first = inputs.get(self.names[self.lengths.inputs[0]])
-        return int(first.shape[1]) if isinstance(first, Tensor) and first.ndim > 1 else None
+        return values[self.lengths.inputs[0]].shape[1]
+
+    def shapes_at(self, length: int | None) -> list[tuple[int, ...]]:
+        """``shapes`` for texts of this length; None: the example's."""
+        shapes = list(self.shapes)
+        if self.lengths is not None and length is not None:
+            for i in self.lengths.inputs:
+                shapes[i] = (length, *shapes[i][1:])
+        return shapes
 
     def _fits(self, value: Tensor) -> bool:
         """The usual case of ``check``, in a microsecond."""
@@ -181,10 +202,7 @@ class InputSpec:
             raise InputError(
                 f"input {self.names[lengths.inputs[0]]!r}: expected {wanted} tokens, got {length}{longer}"
             )
-        shapes = list(self.shapes)
-        for i in lengths.inputs:
-            shapes[i] = (length, *shapes[i][1:])
-        return shapes
+        return self.shapes_at(length)
 
     def call(self, values: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
         """(args, kwargs) of a call to the user's model."""
@@ -209,9 +227,7 @@ class InputSpec:
         """
         inputs, *rest = self._separate(batch)
         labels, weights = map(_numbers, ("labels", "sample weights"), rest)
-        values = self.padded(self.flatten(_moved(inputs, self.device)))
-        if self.lengths is not None:
-            self._check_longest(values, self.lengths)
+        values = self.to_example(self.flatten(_moved(inputs, self.device)))
         if weights is not None:
             weights = _checked_weights(weights, len(values[0])).to(self.device)
         return values, None if labels is None else labels.to(self.device), weights
@@ -236,16 +252,6 @@ class InputSpec:
         rest = [*batch[count:], None, None]
         return batch[:count], rest[0], rest[1]
 
-    def _check_longest(self, values: Sequence[Tensor], lengths: Lengths) -> None:
-        """Texts to train on and to record are no longer than the example."""
-        length = values[lengths.inputs[0]].shape[1]
-        if length > lengths.longest:
-            raise InputError(
-                f"input {self.names[lengths.inputs[0]]!r}: expected at most {lengths.longest} tokens, as in "
-                f"example_inputs, got {length}; attach exits with an example padded to the longest text, or "
-                "truncate texts to its length"
-            )
-
 
 def _numbers(what: str, given: Any) -> Tensor | None:
     if given is None:
@@ -268,6 +274,24 @@ def _checked_weights(weights: Tensor, rows: int) -> Tensor:
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise InputError("sample weights: expected finite numbers of at least 0, got others")
     return weights
+
+
+def has_arrays(inputs: object) -> bool:
+    """Whether NumPy arrays are among what is given."""
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    if isinstance(values, np.ndarray):
+        return True
+    several = isinstance(inputs, (tuple, list, Mapping))
+    return several and any(isinstance(value, np.ndarray) for value in values)  # type: ignore[attr-defined]
+
+
+def as_tensors(inputs: object) -> object:
+    """The same with tensors in place of NumPy arrays; they share memory where they can."""
+    if isinstance(inputs, Mapping):
+        return {name: as_tensors(value) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(map(as_tensors, inputs))
+    return torch.as_tensor(np.ascontiguousarray(inputs)) if isinstance(inputs, np.ndarray) else inputs
 
 
 def _is_wrapped(inputs: object) -> bool:

@@ -72,26 +72,30 @@ def called_with(model: nn.Module, spec: InputSpec) -> InputSpec:
 
 @contextmanager
 def adapted(model: nn.Module, spec: InputSpec, select: Select | None) -> Iterator[None]:
-    """Inside, the model takes the tensors of ``spec`` one by one, and returns what ``select`` picks."""
-    forward, own = model.forward, model.__dict__.get("forward")
+    """Inside, the model takes the tensors of ``spec`` one by one, and returns what ``select`` picks.
+
+    It is of a class of its own meanwhile: the tracer follows attributes of the ``self`` that it passes in.
+    """
+    before, own = type(model), model.__dict__.pop("forward", None)
     extra = {} if "use_cache" in spec.names else _without_cache(model)
 
-    def stand_in(*values: Tensor) -> object:
+    def stand_in(self: nn.Module, *values: Tensor) -> object:
         args, kwargs = spec.call(values)
+        forward = before.forward.__get__(self) if own is None else own
         output = forward(*args, **kwargs, **extra)
         return output if select is None else select(output)
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    kind, names = inspect.Parameter.POSITIONAL_OR_KEYWORD, ("self", *_argument_names(model, spec))
     stand_in.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind) for name in _argument_names(model, spec)]
+        [inspect.Parameter(name, kind) for name in names]
     )
-    model.__dict__["forward"] = stand_in
+    about = {"forward": stand_in, "__module__": before.__module__, "__qualname__": before.__qualname__}
+    model.__class__ = type(before.__name__, (before,), about)
     try:
         yield
     finally:
-        if own is None:
-            del model.__dict__["forward"]
-        else:
+        model.__class__ = before
+        if own is not None:
             model.__dict__["forward"] = own
 
 

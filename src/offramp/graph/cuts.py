@@ -161,7 +161,7 @@ def _cut(flow: Flow, name: str, after: int, layout: str | None) -> Cut | str:
             return f"layout {found!r} was given for a feature of shape {('B', *shape)}"
         fitting = " or ".join(repr(each) for each in LAYOUTS if len(each) == value.ndim)
         return (
-            f"the layout of the feature, of shape {('B', *shape)}, is unclear; give it as "
+            f"the layout of the feature is unclear; its shape is {('B', *shape)}, give it as "
             f"layouts={{{name!r}: ...}}, {fitting}"
         )
     return Cut(
@@ -188,7 +188,11 @@ def _why_not_passed(flow: Flow, feature: Node, carried: Sequence[Node], after: i
     for node in carried:
         if not (flow.batch_first(node) or flow.batch_free(node)):
             return _misplaced_batch("mask", node)
-    if flow.trace.length is not None and flow.dimension_of_length(values) is None and flow.needs_length(after):
+    if (
+        flow.trace.length is not None
+        and flow.dimension_of_length(values) is None
+        and flow.needs_length(after)
+    ):
         return "the number of tokens, which is needed later, cannot be told here"
     if any(flow.changed_through_an_alias(node, after, values) for node in values):
         return "two values share storage here and one is changed in place later"

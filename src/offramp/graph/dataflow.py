@@ -107,13 +107,14 @@ class Flow:
             return None
         return tuple((int(factor), int(i), int(j)) for (i, j), factor in terms if factor.is_Integer)
 
-    def concrete(self, size: object) -> int:
-        """A size, as it is for texts of the example's length."""
+    def concrete(self, size: object, length: int | None = None) -> int:
+        """A size, as it is for texts of this length; None: the example's."""
         terms = self.size_terms(size)
         if terms is None:
             return int(size)  # type: ignore[call-overload,no-any-return]
-        longest = 0 if self.trace.spec.lengths is None else self.trace.spec.lengths.longest
-        return sum(factor * longest**j for factor, i, j in terms if i == 0)
+        if length is None:
+            length = 0 if self.trace.spec.lengths is None else self.trace.spec.lengths.longest
+        return sum(factor * length**j for factor, i, j in terms if i == 0)
 
     def dimension_of_length(self, values: Iterable[Node]) -> tuple[Node, int] | None:
         """(value, dimension) where the length of the texts can be read off."""
@@ -136,7 +137,9 @@ class Flow:
                 return True
             if node not in seen:
                 seen.add(node)
-                stack += [source for source in self.reads(node) if source in self.index and self.is_free(source)]
+                stack += [
+                    source for source in self.reads(node) if source in self.index and self.is_free(source)
+                ]
         return False
 
     def batch_first(self, node: Node) -> bool:

@@ -40,9 +40,17 @@ def count_module(module: nn.Module, *inputs: torch.Tensor) -> object:
         return torch.func.functional_call(module, shapes, inputs)
 
 
-def span_macs(flow: Flow, borders: Sequence[Border]) -> list[int]:
-    """Multiply-accumulate operations per sample between neighbouring borders, counted on the meta device."""
+def span_macs(flow: Flow, borders: Sequence[Border], length: int | None = None) -> list[int]:
+    """Multiply-accumulate operations per sample between neighbouring borders, counted on the meta device.
+
+    ``length`` is that of texts, None the example's.
+    """
     values = tuple(torch.empty_like(value[:1], device="meta") for value in flow.trace.example)
+    if length is not None and flow.trace.spec.lengths is not None:
+        values = tuple(
+            value.new_empty((1, length, *value.shape[2:])) if i in flow.trace.spec.lengths.inputs else value
+            for i, value in enumerate(values)
+        )
     counts = []
     for start, stop in pairwise(borders):
         span = SpanBuilder(flow, start, device="meta").build(stop)

@@ -126,6 +126,15 @@ class Partition:
         """Multiply-accumulates per sample of each segment; counted once."""
         return tuple(span_macs(self.flow, self._borders))
 
+    def macs_at(self, length: int) -> tuple[int, ...]:
+        """``macs`` for texts of another length than the example's."""
+        return tuple(span_macs(self.flow, self._borders, length))
+
+    def feature_shape(self, position: int, length: int | None = None) -> tuple[int, ...]:
+        """Shape of a feature, of one sample, for texts of this length; None: the example's."""
+        value = self.cuts[position - 1].border.activations[0].meta["val"]
+        return tuple(self.flow.concrete(size, length) for size in value.shape[1:])
+
     def span(self, start: int, stop: int) -> Span:
         """Segments ``start`` to ``stop - 1`` as one function; 0: the input, ``len(cuts) + 1``: the output."""
         return SpanBuilder(self.flow, self.border(start)).build(self.border(stop))

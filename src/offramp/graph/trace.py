@@ -192,20 +192,22 @@ def _last_activation(node: Any, wanted: tuple[str, ...]) -> tuple[str | None, An
     if not isinstance(node, Node) or not isinstance(node.target, torch._ops.OpOverload):
         return None, node
     name = node.target._schema.name.split("::")[1].lstrip("_")
-    name = {"special_softmax": "softmax", "special_log_softmax": "log_softmax", "special_expit": "sigmoid"}.get(
-        name, name
-    )
+    name = {
+        "special_softmax": "softmax",
+        "special_log_softmax": "log_softmax",
+        "special_expit": "sigmoid",
+    }.get(name, name)
     if name not in wanted:  # sigmoid_, which writes to its argument, is none
         return None, node
     last, more = node.meta["val"].ndim - 1, [*node.args[1:], *node.kwargs.values()]
-    if name == "sigmoid" or (more and more[0] in (-1, last) and all(each in (None, False) for each in more[1:])):
+    if name == "sigmoid" or (
+        more and more[0] in (-1, last) and all(each in (None, False) for each in more[1:])
+    ):
         return name, node.args[0]
     return None, node
 
 
-def _lengths(
-    model: nn.Module, spec: InputSpec, values: list[Tensor], mask: str | None
-) -> Lengths | None:
+def _lengths(model: nn.Module, spec: InputSpec, values: list[Tensor], mask: str | None) -> Lengths | None:
     """Which inputs have the length of the texts; None for models without a mask (B, L)."""
     if not spec.keyword or mask not in spec.names or len(spec.shapes[spec.names.index(mask)]) != 1:
         return None
@@ -300,7 +302,9 @@ def _failure(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> Excepti
 def _unbatched(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> str:
     """A hint, where the model takes the example as one sample."""
     alone = _failure(model, spec, [value.unsqueeze(0) for value in values]) is None
-    return "\n  the example is one sample without a batch dimension: pass example.unsqueeze(0)" if alone else ""
+    return (
+        "\n  the example is one sample without a batch dimension: pass example.unsqueeze(0)" if alone else ""
+    )
 
 
 def _fixed_at(

@@ -29,7 +29,7 @@ from offramp.core import BatchCosts, CostTable
 from offramp.errors import InputError
 from offramp.graph import eval_mode, evaluating
 from offramp.measure.energy import find_meter
-from offramp.network import ConfidenceFn, ExitFn, ExitNetwork, count_macs_of
+from offramp.network import ConfidenceFn, ExitFn, ExitNetwork, count_macs_of, mac_table
 from offramp.runtime import Activations, Execution, SpanFn, SpanProvider, leaving
 
 Floats = npt.NDArray[np.float64]
@@ -48,6 +48,7 @@ def measure_cost(
     batch_size: int = 1,
     threads: int | None = None,
     inputs: object = None,
+    lengths: npt.ArrayLike | None = None,
     execution: Execution | None = None,
     rounds: int | None = None,
     progress: bool | None = None,
@@ -63,6 +64,8 @@ def measure_cost(
             shrinks on the way.
         threads: of PyTorch, while measuring; None: as now.
         inputs: a batch of real inputs; None: the example's, repeated.
+        lengths: (N,) numbers of tokens of texts as the engine will get them; MACs are the mean over these.
+            None: all as long as the example. For networks whose texts may vary in length.
         execution: how spans are computed; None is eager PyTorch.
         rounds: passes over the network at each batch size, medians of which count; None: as many as give
             steady figures.
@@ -73,13 +76,17 @@ def measure_cost(
 
     Raises:
         InputError: another unit, a batch size, number of threads or rounds that is no integer of at least 1,
-            inputs that do not fit, a head whose operations cannot be counted, or no energy counter that can
+            inputs that do not fit, lengths that the network does not take, a head whose operations cannot be counted, or no energy counter that can
             be read.
     """
     _check_positive(batch_size=batch_size)
     _check_positive(**{name: n for name, n in (("threads", threads), ("rounds", rounds)) if n is not None})
     if unit == "macs":
-        return count_macs_of(net)
+        return count_macs_of(net) if lengths is None else _mean_macs(net, lengths)
+    if lengths is not None:
+        raise InputError(
+            f"measure_cost: lengths are for unit='macs'; for {unit!r} give inputs of the usual length"
+        )
     if unit not in ("seconds", "joules"):
         raise InputError(
             f"measure_cost: expected unit='macs', 'seconds' or 'joules', got {unit!r}; build a CostTable for "
@@ -116,6 +123,34 @@ def measure_cost(
         },
         by_batch=BatchCosts(np.array(sizes), backbone, heads),
         eager=float(medians[-1, 1]) / batch_size,
+    )
+
+
+def _mean_macs(net: ExitNetwork, lengths: npt.ArrayLike) -> CostTable:
+    """The mean of the tables of several lengths."""
+    known = net.partition.spec.lengths
+    if known is None or not known.vary:
+        raise InputError(
+            "measure_cost(lengths=...): expected a network whose texts may vary in length (inputs by name, an "
+            "attention mask, a model that can be traced so); this one has one cost for every input"
+        )
+    values = np.asarray(lengths)
+    fewest, most = known.limits
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu":
+        raise InputError(
+            f"measure_cost: expected lengths (N,) in whole tokens, got {values.dtype}{values.shape}"
+        )
+    if not fewest <= values.min() <= values.max() <= most:
+        raise InputError(
+            f"measure_cost: expected lengths of {fewest} to {most} tokens, got {values.min()} to {values.max()}"
+        )
+    each, counts = np.unique(values, return_counts=True)
+    tables, share = [mac_table(net, int(length)) for length in each], counts / counts.sum()
+    return CostTable(
+        backbone=np.tensordot(share, [table.backbone for table in tables], 1),
+        heads=np.tensordot(share, [table.heads for table in tables], 1),
+        unit="macs",
+        meta={"batch_size": 1, "device": "meta", "mean_tokens": float(values.mean())},
     )
 
 

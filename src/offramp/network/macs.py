@@ -11,18 +11,20 @@ from offramp.errors import InputError
 from offramp.graph import count_macs, count_module
 from offramp.network.network import ExitNetwork
 
-_COSTS: WeakKeyDictionary[ExitNetwork, CostTable] = WeakKeyDictionary()
+_COSTS: WeakKeyDictionary[ExitNetwork, dict[int | None, CostTable]] = WeakKeyDictionary()
 
 
-def count_macs_of(net: ExitNetwork) -> CostTable:
+def count_macs_of(net: ExitNetwork, length: int | None = None) -> CostTable:
     """Multiply-accumulates of every segment and head, per sample, counted on the meta device.
 
-    A head whose operations cannot be counted is an ``InputError``.
+    ``length`` is the number of tokens of texts, None the example's. A head whose operations cannot be counted
+    is an ``InputError``.
     """
-    backbone = np.cumsum([0, *net.partition.macs])
+    parts = net.partition
+    backbone = np.cumsum([0, *(parts.macs if length is None else parts.macs_at(length))])
     heads = np.zeros((len(net.positions), len(net.head_names)))
     for p, c, head in net.exits():
-        meta_inputs = net.meta_inputs(p, c)
+        meta_inputs = net.meta_inputs(p, c, length)
         try:
             heads[p, c] = count_macs(lambda: count_module(head, *meta_inputs))[0]  # noqa: B023 (called at once)
         except (NotImplementedError, RuntimeError) as error:
@@ -45,6 +47,7 @@ def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:
     return mac_table(net) if costs is None or costs.unit in ("seconds", "joules") else costs
 
 
-def mac_table(net: ExitNetwork) -> CostTable:
-    """MACs of every segment and head of a network; counted the first time."""
-    return _COSTS[net] if net in _COSTS else _COSTS.setdefault(net, count_macs_of(net))
+def mac_table(net: ExitNetwork, length: int | None = None) -> CostTable:
+    """MACs of every segment and head of a network, for texts of a length; counted the first time."""
+    tables = _COSTS.setdefault(net, {})
+    return tables[length] if length in tables else tables.setdefault(length, count_macs_of(net, length))

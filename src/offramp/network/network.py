@@ -275,19 +275,23 @@ class ExitNetwork(nn.Module):
         """An exit's outputs from the activations at its position (all inputs at position 0) and the mask."""
         return self.exit_fn(position, column)(activations, mask)
 
-    def meta_inputs(self, position: int, column: int) -> list[Tensor]:
-        """What a head is called with for one sample, on the meta device: for counting."""
+    def meta_inputs(self, position: int, column: int, length: int | None = None) -> list[Tensor]:
+        """What a head is called with for one sample, on the meta device: for counting.
+
+        ``length`` is that of texts, None the example's.
+        """
         spec, here = self.partition.spec, self.specs[position]
 
         def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
             return torch.empty((1, *shape), dtype=dtype, device="meta")
 
         if position == 0 or here is None:
-            inputs = list(map(empty, spec.shapes, spec.dtypes))
+            inputs = list(map(empty, spec.shapes_at(length), spec.dtypes))
             given = isinstance(self.head(position, self.head_names[column]), InputExit)
             return inputs if given else inputs[:1]
-        mask = [empty(here.shape[:1], torch.bool)] if self._head_uses_mask(position, column) else []
-        return [empty(here.shape, self._dtype(position)), *mask]
+        shape = self.partition.feature_shape(position, length)
+        mask = [empty(shape[:1], torch.bool)] if self._head_uses_mask(position, column) else []
+        return [empty(shape, self._dtype(position)), *mask]
 
     def confidence_of(self, position: int, column: int = 0) -> ConfidenceFn:
         """An exit's confidence: (outputs, mask=None) -> (B,) float32; position P is the model's output."""

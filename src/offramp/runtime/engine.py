@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from offramp.core import CostTable, EngineStats, ExitConfig, PlanCache, exact_cost
+from offramp.data import as_tensors, has_arrays
 from offramp.errors import InputError
-from offramp.network import ExitNetwork, counted_by
+from offramp.network import ExitNetwork, counted_by, mac_table
 from offramp.runtime.backend import SpanProvider
 from offramp.runtime.compaction import (
     LeftGroup,
@@ -50,9 +51,23 @@ class EngineOutput:
     position: Tensor
     confidence: Tensor
 
+    @property
+    def logits(self) -> Tensor:
+        """``outputs``, as models of transformers call them."""
+        return self.outputs
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """outputs, position, confidence."""
+        return iter((self.outputs, self.position, self.confidence))
+
+    def numpy(self) -> EngineOutput:
+        """The same with NumPy arrays in place of tensors, on the CPU."""
+        return EngineOutput(*(value.cpu().numpy() for value in self))  # type: ignore[arg-type]
+
     def __repr__(self) -> str:
         batch, *shape = self.outputs.shape
-        return f"EngineOutput({batch} answers of shape {tuple(shape)}, on {self.outputs.device})"
+        where = getattr(self.outputs, "device", "NumPy")
+        return f"EngineOutput({batch} answers of shape {tuple(shape)}, on {where})"
 
 
 class Engine:
@@ -88,6 +103,7 @@ class Engine:
         self._partition.check_unchanged()
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
+        self._by_length = self._costs is mac_table(net)
         self._planners = PlanCache[Execution, Planner]()
         self._plans = PlanCache[tuple[ExitConfig, Execution], EnginePlan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
@@ -153,36 +169,52 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts since the engine was made or ``reset_stats`` was called."""
         with self._counting:
-            exits, macs = tuple(self._exits), self._macs
-        samples = sum(exits)
-        full_macs = samples * exact_cost(self._costs.full)
-        return EngineStats(samples=samples, exits=exits, macs=macs, full_macs=full_macs)
+            exits, macs, full_macs = tuple(self._exits), self._macs, self._full_macs
+        return EngineStats(samples=sum(exits), exits=exits, macs=macs, full_macs=full_macs)
 
     def reset_stats(self) -> None:
         """Start counting anew."""
         with self._counting:
             self._exits = [0] * (len(self.net.positions) + 1)
             self._macs: float = 0
+            self._full_macs: float = 0
 
     @torch.inference_mode()
-    def __call__(self, inputs: object) -> EngineOutput:
+    def __call__(self, inputs: object = None, /, **named: object) -> EngineOutput:
         """Answer a batch.
 
         Args:
-            inputs: as in ``example_inputs``: a tensor, a tuple or a dict of tensors; any batch size.
+            inputs: as in ``example_inputs``: a tensor, a tuple or a dict of tensors; any batch size. NumPy
+                arrays, on the CPU, are answered in NumPy arrays.
+            named: the tensors of a dict, one by one: ``engine(**batch)``. Labels among them are ignored.
 
         Raises:
             InputError: a shape, dtype, device or structure differs from the example's, or the model was moved
                 or had a part replaced after ``attach_exits``.
         """
+        if inputs is None or named:
+            inputs = _one_of(inputs, named)
+        if type(inputs) is not Tensor and has_arrays(inputs):
+            return self(as_tensors(inputs)).numpy()
         plan = self._plan
         values = self._partition.flatten(inputs)
+        if not plan.execution.plain:
+            values = self._partition.spec.to_example(values)  # compiled for one length
         batch = len(values[0])
-        if batch == 1:
-            return self._one(plan, values)
         if batch == 0:
             return no_answers(self.net, 0, values[0].device)
-        return self._many(plan, values, batch)
+        answered = self._one(plan, values) if batch == 1 else self._many(plan, values, batch)
+        return self._cut_back(answered, inputs) if self.net.task.per_token else answered
+
+    def _cut_back(self, answered: EngineOutput, inputs: object) -> EngineOutput:
+        """Without the answers to tokens that were added to fill the texts up."""
+        lengths = self._partition.spec.lengths
+        if lengths is None or not isinstance(inputs, Mapping):
+            return answered
+        given = inputs[self._partition.spec.names[lengths.inputs[0]]].shape[1]
+        if given == answered.outputs.shape[1]:
+            return answered
+        return EngineOutput(answered.outputs[:, :given], answered.position, answered.confidence)
 
     def _one(self, plan: EnginePlan, values: list[Tensor]) -> EngineOutput:
         """A batch of one sample: nothing to take out, nothing to put in order."""
@@ -197,7 +229,7 @@ class Engine:
             confidence = step.confidence_fn(outputs, mask)
             if step.last or leaves(confidence.item(), step.threshold):
                 break
-        self._count([(step.position, 1)], macs)
+        self._count([(step.position, 1)], macs, values, plan)
         return EngineOutput(self.net.task.answer(outputs), step.here.clone(), confidence)
 
     def _many(self, plan: EnginePlan, values: list[Tensor], batch: int) -> EngineOutput:
@@ -226,15 +258,22 @@ class Engine:
             rows = order if rows is None else rows[order]
             here -= going
             mask = None if mask is None else mask.index_select(0, as_index(order, mask.device))
-        self._count([(position, len(group)) for position, _, group, _ in left], macs)
+        self._count([(position, len(group)) for position, _, group, _ in left], macs, values, plan)
         outputs, position, confidence = _assemble(left, batch)
         return EngineOutput(self.net.task.answer(outputs), position, confidence)
 
-    def _count(self, left: list[tuple[int, int]], macs: float) -> None:
+    def _count(
+        self, left: list[tuple[int, int]], macs: float, values: list[Tensor], plan: EnginePlan
+    ) -> None:
+        length, full = self._partition.spec.length(values), exact_cost(self._costs.full)
+        if length is not None and self._by_length:
+            table = mac_table(self.net, length)
+            macs, full = _macs_of(plan, table, left), exact_cost(table.full)
         with self._counting:
             self._macs += macs
             for position, samples in left:
                 self._exits[position] += samples
+                self._full_macs += samples * full
 
     def _prepared(self, config: ExitConfig, execution: Execution) -> EnginePlan:
         check_config(config)
@@ -249,6 +288,31 @@ class Engine:
             execution,
             lambda: Planner(self.net, self._costs, SpanProvider(self.net, execution), self._seconds),
         )
+
+
+def _one_of(inputs: object, named: dict[str, object]) -> object:
+    """What was given, by position or by name."""
+    if inputs is not None and named:
+        raise InputError(
+            f"expected inputs or tensors by name, got both ({', '.join(named)}); put them into one dict"
+        )
+    if inputs is None and not named:
+        raise InputError("expected a batch of inputs, got none; call engine(inputs) or engine(**batch)")
+    return named if inputs is None else inputs
+
+
+def _macs_of(plan: EnginePlan, costs: CostTable, left: list[tuple[int, int]]) -> float:
+    """What samples that left at these positions have cost by another table than the plan's."""
+    total, at, gone = 0.0, 0, dict(left)
+    here = sum(gone.values())
+    for step in plan.steps:
+        head = 0.0 if step.last else float(costs.heads[step.position, step.column])
+        total += here * (float(costs.backbone[step.position] - costs.backbone[at]) + head)
+        at = step.position
+        here -= gone.get(step.position, 0)
+        if here == 0:
+            break
+    return exact_cost(total)
 
 
 def no_answers(net: ExitNetwork, batch: int, device: torch.device) -> EngineOutput:

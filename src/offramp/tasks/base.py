@@ -247,7 +247,8 @@ def _items(output: object) -> Mapping[Any, Any]:
 def _structure(output: object) -> str:
     """Keys and shapes of what a model returned, for messages."""
     if isinstance(output, Tensor):
-        return str(tuple(output.shape))
+        shape = ["B" if i == 0 else str(size) for i, size in enumerate(output.shape)]
+        return f"({', '.join(shape)})"
     items = _items(output)
     if not items:
         return type(output).__name__

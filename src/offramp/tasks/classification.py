@@ -115,7 +115,7 @@ def _check_classes(labels: Tensor, outputs: Tensor, unit: str, ignored: int | No
     labels = labels.long()  # small unsigned types have no minimum
     labels = labels if ignored is None else labels[labels != ignored]
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        also = "" if ignored is None else f" (or {ignored} for a {unit} that does not count)"
+        also = "" if unit == "sample" else f" (or {ignored} for a {unit} that does not count)"
         raise InputError(
             f"labels: expected 0 to {classes - 1}{also} because the model has {classes} outputs, "
             f"got {int(labels.min())} to {int(labels.max())}; map the labels or use the matching model"

@@ -129,9 +129,7 @@ class _Mixed:
             )
         check_finite(self._net, self._heads, self._config.learning_rate)
 
-    def _step(
-        self, values: list[Tensor], labels: Tensor | None, weights: Tensor | None, rate: float
-    ) -> None:
+    def _step(self, values: list[Tensor], labels: Tensor | None, weights: Tensor | None, rate: float) -> None:
         for group, peak in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = peak * rate
         teacher = self._said_before(values)
