@@ -134,19 +134,6 @@ class InputSpec:
                     values[i] = F.pad(each, beyond, value=value)
         return values
 
-    def to_example(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Checked tensors, texts padded to the length of the example; ``InputError`` for longer ones."""
-        if self.lengths is None:
-            return list(values)
-        first = self.lengths.inputs[0]
-        if values[first].shape[1] > self.lengths.longest:
-            raise InputError(
-                f"input {self.names[first]!r}: expected at most {self.lengths.longest} tokens, as in "
-                f"example_inputs, got {values[first].shape[1]}; attach exits with an example padded to the "
-                "longest text, or truncate texts to its length"
-            )
-        return self.padded(values)
-
     def length(self, values: Sequence[Tensor]) -> int | None:
         """How many tokens checked texts have, padding included; None where lengths do not vary."""
         if self.lengths is None or not self.lengths.vary:
@@ -227,7 +214,7 @@ class InputSpec:
         """
         inputs, *rest = self._separate(batch)
         labels, weights = map(_numbers, ("labels", "sample weights"), rest)
-        values = self.to_example(self.flatten(_moved(inputs, self.device)))
+        values = self.padded(self.flatten(_moved(inputs, self.device)))
         if weights is not None:
             weights = _checked_weights(weights, len(values[0])).to(self.device)
         return values, None if labels is None else labels.to(self.device), weights
@@ -263,12 +250,13 @@ def _numbers(what: str, given: Any) -> Tensor | None:
 
 
 def _checked_weights(weights: Tensor, rows: int) -> Tensor:
-    """Weights (B,) as float32; ``InputError`` unless there is one for each sample, finite and not negative."""
+    """Weights (B,) as float32; ``InputError`` unless there is one per sample, finite and not negative."""
     if weights.shape == (rows, 1):
         weights = weights.squeeze(1)
     if weights.shape != (rows,) or weights.dtype.is_complex:
         raise InputError(
-            f"sample weights: expected one number for each of {rows} samples, got shape {tuple(weights.shape)}"
+            f"sample weights: expected one number for each of {rows} samples, got shape "
+            f"{tuple(weights.shape)}"
         )
     weights = weights.float()
     if not bool((weights.isfinite() & (weights >= 0)).all()):

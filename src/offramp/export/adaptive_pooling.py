@@ -38,7 +38,7 @@ def replace_pooling(module: GraphModule) -> bool:
 
 
 def pooled(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Adaptive average pooling of x (B, C, ...) over one to three extents, known, to a grid of these sizes."""
+    """Adaptive average pooling of x (B, C, ...) with one to three extents, known, to a grid."""
     extent = [int(size) for size in x.shape[2:]]
     if all(size % cells == 0 for size, cells in zip(extent, sizes, strict=True)):
         kernel: Any = [size // cells for size, cells in zip(extent, sizes, strict=True)]

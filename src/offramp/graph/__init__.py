@@ -3,13 +3,13 @@
 trace (torch.export) -> dataflow (what is alive where) -> cuts (where it may be split) -> spans (functions)
 """
 
+from offramp.graph.adapter import unwrapped
 from offramp.graph.dataflow import Flow, operation_name
 from offramp.graph.layout import find_layout
 from offramp.graph.macs import count_macs, count_module
 from offramp.graph.modes import eval_mode, evaluating
 from offramp.graph.partition import INPUT, Partition, Segment, partition
 from offramp.graph.spans import Border, Span
-from offramp.graph.adapter import unwrapped
 from offramp.graph.trace import Slot, TraceOptions
 
 __all__ = [

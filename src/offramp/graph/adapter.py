@@ -118,8 +118,9 @@ def hooks_off(model: nn.Module) -> Iterator[bool]:
 
 def refuse_scripted(model: nn.Module) -> None:
     """A ``PartitionError`` for a scripted model, or one with scripted parts."""
-    kinds = (torch.jit.ScriptModule, torch.jit.TracedModule)
-    scripted = next((name for name, part in model.named_modules() if isinstance(part, kinds)), None)
+    scripted = next(
+        (name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None
+    )
     if scripted is not None:
         what = f"its part {scripted!r} is" if scripted else "it is"
         raise PartitionError(

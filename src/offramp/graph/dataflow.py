@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -128,7 +128,7 @@ class Flow:
         return None
 
     def needs_length(self, after: int) -> bool:
-        """Whether an operation behind ``after`` works with the length of texts, or with what is made of it."""
+        """Whether an operation behind ``after`` works with the length of texts, or with what it gives."""
         stack, seen = list(self.nodes[after + 1 :]), set[Node]()
         while stack:
             node = stack.pop()

@@ -109,9 +109,9 @@ class Partition:
             if (parameter.device, parameter.dtype) != self._kept_as:
                 device, dtype = self._kept_as
                 raise InputError(
-                    f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters in "
-                    f"{dtype} on {device}, got {parameter.dtype} on {parameter.device}; move the model back, or "
-                    "attach exits again to the model as it is now, with an example on its device"
+                    f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters "
+                    f"in {dtype} on {device}, got {parameter.dtype} on {parameter.device}; move the model "
+                    "back, or attach exits again to the model as it is now, with an example on its device"
                 )
 
     @cached_property
@@ -160,7 +160,7 @@ class Partition:
         return self.cuts[position - 1].carried_per_sample if position <= len(self.cuts) else ()
 
     def pack(self, flat: Sequence[object]) -> object:
-        """The last segment's flat outputs in the structure the model returns; the answer, where one was chosen."""
+        """The last segment's flat outputs in the structure the model returns, or its answer alone."""
         activation = self.flow.trace.activation
         if activation is not None:
             first: Any = flat[0]
@@ -235,7 +235,7 @@ def _cut(
 
 
 def _verify(result: Partition, options: TraceOptions) -> None:
-    """Compare the segments with the model on the example, on its first sample and, of texts, on shorter ones."""
+    """Compare the segments with the model on the example, on its first sample and on shorter texts."""
     trace, name = result.flow.trace, type(result.model).__name__
     answers = []
     for values in _samples(result):

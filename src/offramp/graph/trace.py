@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from offramp.graph.adapter import (
     without_labels,
 )
 from offramp.graph.dynamic_quant import packed_layers, stand_ins
+from offramp.graph.ending import last_activation
 from offramp.graph.modes import evaluating, without_caches
 from offramp.tasks import AUTO, undone
 
@@ -109,7 +111,7 @@ class TraceOptions:
     mask: str | None = "attention_mask"
 
 
-def trace(model: nn.Module, example: object, options: TraceOptions = TraceOptions()) -> Trace:  # noqa: B008
+def trace(model: nn.Module, example: object, options: TraceOptions = TraceOptions()) -> Trace:
     """Export a model with a dynamic batch dimension, and with dynamic lengths of texts where that works.
 
     ``InputError``: the example is no batch of tensors, or the model fails on it. ``PartitionError``: the
@@ -146,7 +148,7 @@ def _traced(
     outputs, activation, exact = tuple(program.graph.output_node().args[0]), options.activation, True
     if options.select is not None and activation is not None:
         wanted = options.activations if activation == AUTO else (activation,)
-        found, before = _last_activation(outputs[0], wanted)
+        found, before = last_activation(outputs[0], wanted)
         if found is not None:
             outputs = (before, *outputs[1:])
         elif activation != AUTO:
@@ -158,7 +160,7 @@ def _traced(
     if spec.lengths is not None and spec.lengths.vary:
         length = inputs[spec.lengths.inputs[0]].meta["val"].shape[1]
         bounds = program.range_constraints[length.node.expr]
-        limits = int(bounds.lower), int(min(bounds.upper, spec.lengths.limits[1]))
+        limits = int(bounds.lower), spec.lengths.longest
         spec = spec.with_lengths(replace(spec.lengths, limits=limits))
     return Trace(
         model=model,
@@ -187,26 +189,6 @@ def _export_undone(
     return _export(model, spec, values, lambda output: undone(activation, select(output)), lengths)
 
 
-def _last_activation(node: Any, wanted: tuple[str, ...]) -> tuple[str | None, Any]:
-    """Which of some functions of the last dimension made a value, and of what; (None, the value) if none."""
-    if not isinstance(node, Node) or not isinstance(node.target, torch._ops.OpOverload):
-        return None, node
-    name = node.target._schema.name.split("::")[1].lstrip("_")
-    name = {
-        "special_softmax": "softmax",
-        "special_log_softmax": "log_softmax",
-        "special_expit": "sigmoid",
-    }.get(name, name)
-    if name not in wanted:  # sigmoid_, which writes to its argument, is none
-        return None, node
-    last, more = node.meta["val"].ndim - 1, [*node.args[1:], *node.kwargs.values()]
-    if name == "sigmoid" or (
-        more and more[0] in (-1, last) and all(each in (None, False) for each in more[1:])
-    ):
-        return name, node.args[0]
-    return None, node
-
-
 def _lengths(model: nn.Module, spec: InputSpec, values: list[Tensor], mask: str | None) -> Lengths | None:
     """Which inputs have the length of the texts; None for models without a mask (B, L)."""
     if not spec.keyword or mask not in spec.names or len(spec.shapes[spec.names.index(mask)]) != 1:
@@ -219,7 +201,7 @@ def _lengths(model: nn.Module, spec: InputSpec, values: list[Tensor], mask: str 
         inputs=inputs,
         padding=tuple(_padding(model, spec.names[i], values[i], padded, i == at) for i in inputs),
         longest=longest,
-        limits=(1, 2**31),
+        limits=(1, longest),
     )
 
 
@@ -230,7 +212,7 @@ def _padding(model: nn.Module, name: str, value: Tensor, padded: Tensor, is_mask
     known = getattr(getattr(model, "config", None), "pad_token_id", None)
     if isinstance(known, int):
         return known
-    seen = value[padded].unique() if value.shape == padded.shape else value[:0]
+    seen: Tensor = torch.unique(value[padded]) if value.shape == padded.shape else value[:0]
     return int(seen[0]) if len(seen) == 1 else 0
 
 
@@ -276,7 +258,9 @@ def _quiet() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # pruning and weight norm set the weight anew in every call
+            warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export")
             yield
     finally:
         log.setLevel(level)
@@ -310,7 +294,7 @@ def _unbatched(model: nn.Module, spec: InputSpec, values: list[Tensor]) -> str:
 def _fixed_at(
     model: nn.Module, spec: InputSpec, values: list[Tensor], select: Select | None, shapes: Any
 ) -> Sequence[traceback.FrameSummary]:
-    """The stack at the moment when the tracer takes the batch size for a constant; empty where it does not."""
+    """The stack when the tracer takes the batch size for a constant; empty where it does not."""
     found: list[Sequence[traceback.FrameSummary]] = []
     replace_symbol = ShapeEnv._set_replacement
 
@@ -319,9 +303,14 @@ def _fixed_at(
             found.append(traceback.extract_stack())
         replace_symbol(env, symbol, value, *rest)
 
-    with patch.object(ShapeEnv, "_set_replacement", watched), contextlib.suppress(Exception), _quiet():
-        with stand_ins(model), adapted(model, spec, select):
-            torch.export.export(model, tuple(values), dynamic_shapes=shapes, strict=False)
+    with (
+        patch.object(ShapeEnv, "_set_replacement", watched),
+        contextlib.suppress(Exception),
+        _quiet(),
+        stand_ins(model),
+        adapted(model, spec, select),
+    ):
+        torch.export.export(model, tuple(values), dynamic_shapes=shapes, strict=False)
     return found[0] if found else ()
 
 

@@ -27,7 +27,8 @@ class Head(nn.Module):
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Feature (B, ...) to (B, C), (B, C, l) or (B, C, h, w). No parameters."""
-        return pool(x, self.layout, self.grid, mask)
+        grid = self.grid if mask is None else self.cells[0]  # as many, however short the texts of a batch
+        return pool(x, self.layout, grid, mask)
 
     def predict(self, z: Tensor) -> Tensor:
         """Reduced feature to outputs (B, K)."""

@@ -1,7 +1,7 @@
 """What a head is given, and how a feature is pooled: pure functions on tensors, no parameters.
 
-B batch, C channels, L tokens or steps, H x W pixels, D frames. A mask (B, L) is True for real tokens; what the others
-hold, NaN included, changes nothing.
+B batch, C channels, L tokens or steps, H x W pixels, D frames. A mask (B, L) is True for real tokens; what
+the others hold, NaN included, changes nothing.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tenso
     """Average a feature down to a coarse grid, channels first.
 
     (B, ...) to (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for
-    images, (B, C, d, h, w) for videos; a side smaller than the grid stays as it is. With a mask (B, L) for a feature (B, L, C), the real
-    tokens, moved together, are what the grid divides.
+    images, (B, C, d, h, w) for videos; a side smaller than the grid stays as it is. With a mask (B, L) for a
+    feature (B, L, C), the real tokens, moved together, are what the grid divides, into so many cells always.
     """
     if layout == "NC":
         return x
     if mask is not None:
-        return _masked_mean(x, min(grid, x.shape[1]), mask)
+        return _masked_mean(x, grid, mask)
     x = channels_first(x, layout)
     if grid == 1:
         return x.flatten(2).mean(2)

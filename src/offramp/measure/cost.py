@@ -76,8 +76,8 @@ def measure_cost(
 
     Raises:
         InputError: another unit, a batch size, number of threads or rounds that is no integer of at least 1,
-            inputs that do not fit, lengths that the network does not take, a head whose operations cannot be counted, or no energy counter that can
-            be read.
+            inputs that do not fit, lengths that the network does not take, a head whose operations cannot be
+            counted, or no energy counter that can be read.
     """
     _check_positive(batch_size=batch_size)
     _check_positive(**{name: n for name, n in (("threads", threads), ("rounds", rounds)) if n is not None})
@@ -131,8 +131,8 @@ def _mean_macs(net: ExitNetwork, lengths: npt.ArrayLike) -> CostTable:
     known = net.partition.spec.lengths
     if known is None or not known.vary:
         raise InputError(
-            "measure_cost(lengths=...): expected a network whose texts may vary in length (inputs by name, an "
-            "attention mask, a model that can be traced so); this one has one cost for every input"
+            "measure_cost(lengths=...): expected a network whose texts may vary in length (inputs by name, "
+            "an attention mask, a model that can be traced so); this one has one cost for every input"
         )
     values = np.asarray(lengths)
     fewest, most = known.limits
@@ -142,7 +142,8 @@ def _mean_macs(net: ExitNetwork, lengths: npt.ArrayLike) -> CostTable:
         )
     if not fewest <= values.min() <= values.max() <= most:
         raise InputError(
-            f"measure_cost: expected lengths of {fewest} to {most} tokens, got {values.min()} to {values.max()}"
+            f"measure_cost: expected lengths of {fewest} to {most} tokens, got {values.min()} to "
+            f"{values.max()}"
         )
     each, counts = np.unique(values, return_counts=True)
     tables, share = [mac_table(net, int(length)) for length in each], counts / counts.sum()
@@ -183,7 +184,6 @@ def _clock(unit: str, device: torch.device) -> tuple[Callable[[], float], float]
 
 def _batch(net: ExitNetwork, batch: int, inputs: object) -> list[Tensor]:
     """Flat inputs of exactly ``batch`` rows."""
-    spec = net.partition.spec
     values = list(net.partition.flow.trace.example) if inputs is None else net.partition.flatten(inputs)
     rows = len(values[0])
     if rows == 0:

@@ -7,7 +7,7 @@ from offramp.network.multitask import attach_tasks, check_names, labels_of, with
 from offramp.network.network import ConfidenceFn, ExitFn, ExitIndex, ExitNetwork, InputExit, check_finite
 
 __all__ = [
-    "ConfidenceFn", "ExitFn", "ExitIndex", "ExitNetwork", "HeadPlacement", "InputExit",
-    "answer_options", "attach_exits", "attach_tasks", "check_finite", "check_names", "count_macs_of", "counted_by", "graph_digest",
-    "labels_of", "mac_table", "model_digest", "network_on", "with_answers",
+    "ConfidenceFn", "ExitFn", "ExitIndex", "ExitNetwork", "HeadPlacement", "InputExit", "answer_options",
+    "attach_exits", "attach_tasks", "check_finite", "check_names", "count_macs_of", "counted_by",
+    "graph_digest", "labels_of", "mac_table", "model_digest", "network_on", "with_answers",
 ]  # fmt: skip

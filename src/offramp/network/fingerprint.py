@@ -28,7 +28,11 @@ def model_digest(model: nn.Module) -> str:
 
 
 def graph_digest(net: ExitNetwork) -> str:
-    """SHA-256 of what a network's backbone computes: its operations and its weights."""
+    """SHA-256 of what a network's backbone computes: its operations and its weights.
+
+    InputError: the model was moved, or a part of it replaced, since it was cut.
+    """
+    net.partition.check_unchanged()
     graph = str(net.partition.flow.trace.program.graph)
     return hashlib.sha256(f"{model_digest(net.backbone)}|{graph}".encode()).hexdigest()
 

@@ -134,11 +134,11 @@ class ExitNetwork(nn.Module):
         moved = fn(probe)
         if (moved.device, moved.dtype) != (probe.device, probe.dtype):
             raise InputError(
-                f"the heads were attached to a model on {spec.device} and cannot be moved to {moved.device}, "
-                f"{moved.dtype} by themselves; move the model first, then attach exits (or load the artifact) "
-                "with an example on its device"
+                f"the heads were attached to a model on {spec.device} and cannot be moved to "
+                f"{moved.device}, {moved.dtype} by themselves; move the model first, then attach exits (or "
+                "load the artifact) with an example on its device"
             )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def __repr__(self) -> str:

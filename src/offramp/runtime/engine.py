@@ -199,7 +199,7 @@ class Engine:
         plan = self._plan
         values = self._partition.flatten(inputs)
         if not plan.execution.plain:
-            values = self._partition.spec.to_example(values)  # compiled for one length
+            values = self._partition.spec.padded(values)  # compiled for one length
         batch = len(values[0])
         if batch == 0:
             return no_answers(self.net, 0, values[0].device)

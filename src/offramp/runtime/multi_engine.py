@@ -232,7 +232,7 @@ class MultiEngine:
             InputError: inputs that do not fit the model, an unknown task, or a mask of another shape.
         """
         plan = self._plan
-        values = self._partition.spec.to_example(self._partition.flatten(inputs))  # counted at one length
+        values = self._partition.spec.padded(self._partition.flatten(inputs))  # counted at one length
         names, wants = self._wanted(tasks, len(values[0]))
         call = _Call([net.mask(values) for net in self._nets], values, wants)
         call.run(plan.steps)

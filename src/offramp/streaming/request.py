@@ -108,7 +108,7 @@ def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
         inputs = tuple(map(_batched, inputs, spec.shapes)) if len(inputs) == len(spec.shapes) else inputs
     else:
         inputs = _batched(inputs, spec.shapes[0])
-    values = spec.to_example(spec.flatten(inputs))  # samples of one batch have one length
+    values = spec.padded(spec.flatten(inputs))  # samples of one batch have one length
     if len(values[0]) != 1:
         raise InputError(
             f"submit: expected one sample, got a batch of {len(values[0])}; submit samples one by one, "

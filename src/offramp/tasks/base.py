@@ -277,5 +277,6 @@ def joined_key(key: object) -> str | int | None:
     if key is None or (isinstance(key, (str, int)) and not isinstance(key, bool)):
         return key
     raise InputError(
-        f"output: expected a key or an index of the answer, such as 'logits', 0 or 'out.logits'; got {key!r:.80}"
+        f"output: expected a key or an index of the answer, such as 'logits', 0 or 'out.logits'; got "
+        f"{key!r:.80}"
     )

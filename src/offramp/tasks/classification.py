@@ -31,7 +31,7 @@ class Classification(Task):
         if outputs < 2:
             raise InputError(
                 f"task {self.name!r}: expected a model of two outputs or more, one per class, got one; use "
-                "task='binary' where it is the score of a yes or no, or task='regression' where it is a number"
+                "task='binary' where it is the score of a yes or no, task='regression' where it is a number"
             )
         return outputs
 

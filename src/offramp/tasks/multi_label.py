@@ -62,9 +62,9 @@ class MultiLabel(Task):
 
 @register_task("binary")
 class Binary(MultiLabel):
-    """Yes or no: one logit per sample, (B, 1) or (B,), yes where it is above 0; quality is 1 where it is right.
+    """Yes or no: one logit per sample, (B, 1) or (B,), yes where it is above 0.
 
-    Labels are 0 or 1, (B,) or (B, 1), of any type.
+    Quality is 1 where it is right, else 0. Labels are 0 or 1, (B,) or (B, 1), of any type.
     """
 
     name = "binary"
@@ -74,8 +74,8 @@ class Binary(MultiLabel):
         """1; ``InputError`` for a model of more outputs."""
         if outputs != 1:
             raise InputError(
-                f"task 'binary': expected a model of one output, got {outputs}; use task='classification' for "
-                "one score per class, or task='multi-label' for several yes or no"
+                f"task 'binary': expected a model of one output, got {outputs}; use task='classification' "
+                "for one score per class, or task='multi-label' for several yes or no"
             )
         return outputs
 

@@ -39,8 +39,8 @@ class Cache:
     """Rows of N samples (views of them, one view after the other), mapped from disk.
 
     Reduced features (N, ...), the full model's outputs, labels or None, the mask (N, L) of real tokens where
-    the task has an answer per token, a digest of all that they depend on, weights (N,) of the samples or None,
-    outputs of exits not trained.
+    the task has an answer per token, a digest of all that they depend on, weights (N,) of the samples or
+    None, outputs of exits not trained.
     """
 
     features: Mapping[Key, Tensor]
