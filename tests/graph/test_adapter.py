@@ -215,7 +215,11 @@ def test_the_answer_is_picked_out_of_what_is_returned(pack: Any, output: Any) ->
     ("pack", "output", "message"),
     [
         (lambda y, h: {"out": {"logits": y}, "aux": h[0].sum(1)}, None, r"output='out.logits'"),
-        (lambda y, h: {"out": {"logits": y}}, "out.scores", r"no 'scores' in .'logits': .B, 3..; pass output"),
+        (
+            lambda y, h: {"out": {"logits": y}},
+            "out.scores",
+            r"no 'scores' in .'logits': .B, 3..; pass output",
+        ),
         (lambda y, h: (y, h[0]), 2, r"no 2 in .0: .B, 3., 1: .B, 6..; pass output=<one of its keys>"),
         (lambda y, h: (y, h[0]), 1.5, "expected a key or an index of the answer"),
         (lambda y, h: (y, h[0]), (), "expected a key or an index of the answer"),
@@ -240,7 +244,9 @@ class WithCache(nn.Module):
 
 def test_a_cache_is_not_made() -> None:
     model = WithCache().eval()
-    exits_equal_the_model(offramp.attach_exits(model, {"x": X}, heads=("linear",)), {"x": X}, logits(model.net))
+    exits_equal_the_model(
+        offramp.attach_exits(model, {"x": X}, heads=("linear",)), {"x": X}, logits(model.net)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -321,7 +327,9 @@ def test_hooks_of_users_get_no_fake_tensors_and_are_not_called_by_engines() -> N
     model.blocks[1].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     model.blocks[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net = offramp.attach_exits(model, X, heads=("linear",))
-    assert all(type(each) is Tensor for group in seen for each in (group if type(group) is tuple else (group,)))
+    assert all(
+        type(each) is Tensor for group in seen for each in (group if type(group) is tuple else (group,))
+    )
     count = len(seen)
     offramp.Engine(net)(X)
     assert len(seen) == count

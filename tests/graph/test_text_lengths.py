@@ -25,7 +25,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(3))
         self.top, self.per_token, self.fixed = nn.Linear(8, 3), per_token, fixed
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         x = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
         if token_type_ids is not None:
             x = x + token_type_ids[..., None]
@@ -97,7 +99,9 @@ def test_padded_in_buckets_and_one_by_one_are_the_same(trained: offramp.ExitNetw
     in_buckets = [engine(each) for each in buckets(batch, lengths)]
     assert 0 < (padded.position == 1).sum() < len(lengths)
     for others in (one_by_one, in_buckets):
-        torch.testing.assert_close(torch.cat([o.outputs for o in others]), padded.outputs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            torch.cat([o.outputs for o in others]), padded.outputs, rtol=1e-5, atol=1e-6
+        )
         assert torch.equal(torch.cat([o.position for o in others]), padded.position)
 
 
@@ -163,7 +167,9 @@ def test_wrong_lengths(trained: offramp.ExitNetwork, lengths: list[Any], message
 def test_lengths_are_for_texts_and_for_counting(trained: offramp.ExitNetwork) -> None:
     with pytest.raises(InputError, match="lengths are for unit='macs'"):
         offramp.measure_cost(trained, unit="seconds", lengths=[4])
-    plain = offramp.attach_exits(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 4))
+    plain = offramp.attach_exits(
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 4)
+    )
     with pytest.raises(InputError, match="expected a network whose texts may vary in length"):
         offramp.measure_cost(plain, lengths=[4])
 

@@ -22,7 +22,9 @@ class Net(nn.Module):
     def __init__(self, outputs: int, last: Any = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)) for _ in range(3)
+        )
         self.top, self.last = nn.Linear(6, outputs), last
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ ENDS = {
     "softmax of the last": (nn.Softmax(dim=-1), "softmax"),
     "log-softmax": (nn.LogSoftmax(dim=1), "log_softmax"),
     "sigmoid, one against all": (nn.Sigmoid(), "sigmoid"),
-    "functional": (torch.special.softmax if False else (lambda y: torch.special.softmax(y, 1)), "softmax"),
+    "special softmax": (lambda y: torch.special.softmax(y, 1), "softmax"),
     "special": (torch.special.expit, "sigmoid"),
 }
 
@@ -100,11 +102,18 @@ def test_a_dimension_that_is_not_the_classes_is_left_alone() -> None:
 )
 def test_probabilities_whose_maker_is_not_found_are_told_and_undone(last: Any, activation: str) -> None:
     model = Net(4, last).eval()
-    with pytest.warns(UserWarning, match=f"look like probabilities.*pass activation='{activation}'"):
-        offramp.attach_exits(model, X[:8], heads=("linear",))
+    with pytest.warns(UserWarning, match=f"look like probabilities.*exits with activation='{activation}'"):
+        offramp.attach_exits(model, X[:20], heads=("linear",))
     net = offramp.attach_exits(model, X[:8], heads=("linear",), activation=activation)
     torch.testing.assert_close(offramp.Engine(net)(X).outputs, answers(model), rtol=1e-4, atol=1e-6)
     assert trained(net, answers(model).argmax(1)).final_quality.mean() == 1
+
+
+def test_few_probabilities_in_the_example_are_told_when_training() -> None:
+    model = Net(4, lambda y: y.sigmoid() * 1.0).eval()
+    net = offramp.attach_exits(model, X[:2], heads=("linear",), task="multi-label")
+    with pytest.warns(UserWarning, match="outputs of Net look like probabilities .made by sigmoid."):
+        trained(net, (answers(model) > 0.5).float())
 
 
 def test_outputs_taken_as_they_are() -> None:
@@ -133,7 +142,9 @@ def test_labels_of_a_model_that_ends_in_a_softmax_are_told() -> None:
 
 def test_wrong_activations() -> None:
     model = Net(4).eval()
-    with pytest.raises(InputError, match="activation: expected one of softmax, log_softmax, sigmoid, or None"):
+    with pytest.raises(
+        InputError, match="activation: expected one of softmax, log_softmax, sigmoid, or None"
+    ):
         offramp.attach_exits(model, X[:2], activation="tanh")
     with pytest.raises(InputError, match="activation: expected one of sigmoid, or None; got 'softmax'"):
         offramp.attach_exits(model, X[:2], task="multi-label", activation="softmax")
@@ -158,14 +169,21 @@ def test_an_artifact_remembers_the_activation(tmp_path: Path) -> None:
 def test_one_output_is_no_class(task: str) -> None:
     example: Any = X[:2] if task == "classification" else X[:2, None].expand(2, 3, 6)
     with pytest.raises(InputError, match=r"two outputs or more.*task='binary'.*task='regression'"):
-        offramp.attach_exits(Net(1).eval(), example, task=task, layouts={"blocks.0": "NLC"} if False else None)
+        offramp.attach_exits(Net(1).eval(), example, task=task)
 
 
-SHAPES = {"(B, 1)": None, "(B,)": lambda y: y[:, 0], "squeezed": lambda y: y.squeeze(1), "flat": torch.flatten}
+SHAPES = {
+    "(B, 1)": None,
+    "(B,)": lambda y: y[:, 0],
+    "squeezed": lambda y: y.squeeze(1),
+    "flat": torch.flatten,
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("labels", [lambda t: t, lambda t: t[:, None], lambda t: t.bool(), lambda t: t.double()])
+@pytest.mark.parametrize(
+    "labels", [lambda t: t, lambda t: t[:, None], lambda t: t.bool(), lambda t: t.double()]
+)
 def test_yes_or_no(shape: str, labels: Any) -> None:
     model = Net(1, SHAPES[shape]).eval()
     net = offramp.attach_exits(model, X[:2], heads=("linear",), task="binary")
@@ -222,12 +240,8 @@ def test_classes_masked_with_minus_infinity() -> None:
     offramp.search(records, offramp.measure_cost(net))
 
 
-@pytest.mark.parametrize(
-    "last", [lambda y: y * torch.nan, lambda y: y + torch.inf, lambda y: y - torch.inf]
-)
+@pytest.mark.parametrize("last", [lambda y: y * torch.nan, lambda y: y + torch.inf, lambda y: y - torch.inf])
 def test_answers_that_cannot_be_read(last: Any) -> None:
-    net = offramp.attach_exits(Net(4).eval(), X[:2], heads=("linear",))
-    net.task = type(net.task)()
     broken = Net(4, last).eval()
     with pytest.raises(offramp.OfframpError, match="not finite|differ"):
         net = offramp.attach_exits(broken, X[:2], heads=("linear",))
@@ -235,7 +249,7 @@ def test_answers_that_cannot_be_read(last: Any) -> None:
 
 
 def test_values_that_look_like_probabilities() -> None:
-    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
     for name in ("softmax", "log_softmax", "sigmoid"):
         made = activate(name, logits)
         assert looks_like(made) == name
@@ -245,4 +259,6 @@ def test_values_that_look_like_probabilities() -> None:
     assert looks_like(torch.zeros(3, 4)) is None
     assert looks_like(torch.full((3, 4), 0.25)) is None  # the same for every sample: an untrained model
     assert looks_like(logits[:0]) is None
+    assert looks_like(logits[:9].sigmoid()) is None  # too few to tell
+    assert looks_like(logits[:9].softmax(1)) == "softmax"
     assert looks_like(logits * torch.nan) is None

@@ -47,10 +47,16 @@ def record_outputs(
 
     Raises:
         InputError: the loader yields nothing, changes, does not fit the model, has no labels although
-            ``quality="labels"``, has labels out of range, or the model or an exit gives NaN.
+            ``quality="labels"``, has labels out of range, the model or an exit gives NaN, or the heads are
+            not trained.
         StorageError: the folder cannot be written or is full.
     """
     check_quality("quality", quality)
+    if net.untrained:
+        raise InputError(
+            "record_outputs: the heads are not trained yet, they still have their initial weights; call "
+            "train_exits(net, loader) first, or load an artifact"
+        )
     exits = [(p, c) for p, c, _ in net.exits()]
     confidence_fns = [net.confidence_of(p, c) for p, c in exits]
     final_confidence_fn = net.confidence_of(len(net.positions))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,8 @@ from offramp.tasks import (
     check_activation,
     check_confidence,
     joined_key,
-    looks_like,
     select_output,
+    tell_of_probabilities,
 )
 
 
@@ -252,13 +251,8 @@ def _find_answer(parts: Partition, task: Task, output: str | int | None) -> Outp
         else:
             answer = select_output(parts.pack(flat), output, per_token=task.per_token)
     index = next(i for i, value in enumerate(flat) if value is answer)
-    if task.activations and task.activation is None and (name := looks_like(answer)) is not None:
-        warnings.warn(
-            f"the outputs of {type(parts.model).__name__} look like probabilities (made by {name}), and task "
-            f"{task.name!r} reads them as logits: confidence, training and quality may be wrong; pass "
-            f"activation={name!r} if they are, or take the {name} out of the model",
-            stacklevel=4,
-        )
+    if task.activations and task.activation is None:
+        tell_of_probabilities(task.name, type(parts.model).__name__, answer, stacklevel=4)
     return OutputField(output, index, tuple(answer.shape[1:]), answer.dtype)
 
 

@@ -126,6 +126,9 @@ class ExitNetwork(nn.Module):
             for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
                 calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
         self.add_module(_STORED_CALIBRATORS, calibrators)
+        self._initial = {
+            exit_: _versions(self.head(exit_[0], self.head_names[exit_[1]])) for exit_ in self._kinds
+        }
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ExitNetwork:
         """Refuse to move or cast the heads away from the backbone (``to``, ``half``, ``cuda`` ...)."""
@@ -217,6 +220,13 @@ class ExitNetwork(nn.Module):
         """(P, C), whether there is such a head at a position."""
         here = map(self._heads_at, range(len(self.positions)))
         return np.array([[name in heads for name in self.head_names] for heads in here], bool)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether every head that training would change still has its initial weights."""
+        return bool(self._initial) and all(
+            _versions(head) == self._initial[p, c] for p, c, head in self.trained_exits()
+        )
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
@@ -349,6 +359,11 @@ class ExitNetwork(nn.Module):
         for segment in self.partition.segments:
             activations = segment(*activations)
         return self.task.answer(self.answer(activations))
+
+
+def _versions(head: nn.Module) -> list[tuple[int, int]]:
+    """Which parameters a head has, and how often each was written to."""
+    return [(id(parameter), parameter._version) for parameter in head.parameters()]
 
 
 def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:

@@ -9,6 +9,8 @@ Exits learn, agree and are judged on what comes before it, the logits; the user 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,14 +47,38 @@ def undone(name: str, outputs: Tensor) -> Tensor:
     return torch.logit(outputs.clamp(least, 1 - eps))
 
 
+_ENOUGH = 64
+"""Numbers, all between 0 and 1, from which on that is no chance."""
+
+
 def looks_like(outputs: Tensor) -> str | None:
-    """Which function seems to have made outputs (B, K), or (B, L, K), by their values; None: none."""
+    """Which function seems to have made outputs (B, K), or (B, L, K), by their values; None: none.
+
+    A sigmoid is told from 64 numbers on.
+    """
     values = outputs.detach().double()
-    if values.numel() == 0 or not bool(torch.isfinite(values).all()) or float(values.std(0).amax()) == 0:
+    if (
+        values.numel() == 0
+        or not bool(torch.isfinite(values).all())
+        or float((values.amax(0) - values.amin(0)).amax()) == 0
+    ):
         return None
     if values.shape[-1] > 1:
         for name, each in (("softmax", values), ("log_softmax", values.exp())):
             inside = bool((each >= 0).all()) and bool((each <= 1 + 1e-6).all())
             if inside and bool((each.sum(-1) - 1).abs().max() < 1e-3):
                 return name
-    return "sigmoid" if bool(((values > 0) & (values < 1)).all()) else None
+    inside = values.numel() >= _ENOUGH and bool(((values > 0) & (values < 1)).all())
+    return "sigmoid" if inside else None
+
+
+def tell_of_probabilities(task_name: str, model_name: str, outputs: Tensor, stacklevel: int) -> None:
+    """Warn where outputs that a task reads as logits look like probabilities."""
+    name = looks_like(outputs)
+    if name is not None:
+        warnings.warn(
+            f"the outputs of {model_name} look like probabilities (made by {name}), and task {task_name!r} "
+            f"reads them as logits: confidence, training and quality may be wrong; attach exits with "
+            f"activation={name!r} if they are, or take the {name} out of the model",
+            stacklevel=stacklevel + 1,
+        )

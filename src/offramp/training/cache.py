@@ -39,8 +39,8 @@ class Cache:
     """Rows of N samples (views of them, one view after the other), mapped from disk.
 
     Reduced features (N, ...), the full model's outputs, labels or None, the mask (N, L) of real tokens where
-    the task has an answer per token, a digest of all that they depend on, weights (N,) of the samples or
-    None, outputs of exits not trained.
+    the task has an answer per token, a digest of all that they depend on, outputs of exits not trained,
+    weights (N,) of the samples or None.
     """
 
     features: Mapping[Key, Tensor]
@@ -48,9 +48,9 @@ class Cache:
     labels: Tensor | None
     mask: Tensor | None
     digest: str
-    weights: Tensor | None = None
     given: Mapping[ExitIndex, Tensor] = field(default_factory=dict)
     views: int = 1
+    weights: Tensor | None = None
 
     def rows(self) -> int:
         """N."""

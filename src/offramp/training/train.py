@@ -26,7 +26,7 @@ from offramp.core import UNKNOWN, ExitConfig, evenly, html_table, percent
 from offramp.errors import InputError
 from offramp.network import ExitIndex, ExitNetwork, mac_table
 from offramp.storage import scratch
-from offramp.tasks import is_fitted
+from offramp.tasks import is_fitted, tell_of_probabilities
 from offramp.training import survivors
 from offramp.training.cache import (
     Cache,
@@ -157,6 +157,8 @@ def train_exits(
             )  # fmt: skip
 
         cache = cached(fitted or frontier is not None)
+        if net.task.activations and net.task.activation is None:
+            tell_of_probabilities(net.task.name, type(net.backbone).__name__, cache.answers, stacklevel=2)
         reach = None if frontier is None else _reach(net, cache, frontier)
         held = cache.held_out(share, config.seed)
         rows = np.flatnonzero(~held)
