@@ -109,8 +109,8 @@ def test_an_input_called_label_is_an_input() -> None:
         (
             ONE,
             (X, LABELS, LABELS, M),
-            r"expected batches of 1 inputs with or without labels, .inputs, labels. or .inputs, labels, weights.;"
-            " got 4 items",
+            r"expected batches of 1 inputs with or without labels, \(inputs, labels\) or "
+            r"\(inputs, labels, weights\); got 4 items",
         ),
         (NAMED, (X, M), "expected batches of 2 inputs"),
         (ONE, (X, ["cat", "dog"]), r"expected labels as a tensor or as numbers, got \['cat', 'dog'\]"),

@@ -159,7 +159,7 @@ def test_a_pair_with_labels_is_no_example(model: nn.Module, batch: Any) -> None:
 
 def test_an_example_without_a_batch_dimension() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval()
-    with pytest.raises(InputError, match="one sample without a batch dimension: pass example.unsqueeze"):
+    with pytest.raises(InputError, match=r"one sample without a batch dimension: pass example\.unsqueeze"):
         offramp.attach_exits(model, torch.randn(3, 8, 8))
 
 
@@ -324,7 +324,7 @@ def test_a_squeeze_of_the_last_dimension_is_no_fault() -> None:
 
 def test_hooks_of_users_get_no_fake_tensors_and_are_not_called_by_engines() -> None:
     model, seen = Net().eval(), []
-    model.blocks[1].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    model.blocks[1].register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
     model.blocks[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net = offramp.attach_exits(model, X, heads=("linear",))
     assert all(
@@ -334,7 +334,7 @@ def test_hooks_of_users_get_no_fake_tensors_and_are_not_called_by_engines() -> N
     offramp.Engine(net)(X)
     assert len(seen) == count
     model(X)
-    assert len(seen) == count + 2  # they are the model's as before
+    assert len(seen) == count + 3  # they are the model's as before
 
 
 def test_hooks_that_change_values_are_part_of_the_graph() -> None:
@@ -415,7 +415,7 @@ def test_a_moved_or_cast_model_is_one_clear_error(move: Callable[[nn.Module], nn
     net = offramp.attach_exits(model, X, heads=("linear",))
     engine, loader = offramp.Engine(net), [(X, torch.tensor([0, 1, 2, 0]))]
     move(model)
-    for use in (lambda: engine(X), lambda: offramp.record_outputs(net, loader), lambda: net.forward_all(X)):
+    for use in (lambda: engine(X), lambda: offramp.train_exits(net, loader), lambda: net.forward_all(X)):
         with pytest.raises(InputError, match="was moved or cast after attach_exits: expected parameters in"):
             use()
 

@@ -18,6 +18,10 @@ X = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
 TRUTH = X[:, 0] + 0.3 * X[:, 1]
 
 
+def block() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+
+
 class Net(nn.Module):
     def __init__(self, outputs: int, last: Any = None) -> None:
         super().__init__()
@@ -142,9 +146,7 @@ def test_labels_of_a_model_that_ends_in_a_softmax_are_told() -> None:
 
 def test_wrong_activations() -> None:
     model = Net(4).eval()
-    with pytest.raises(
-        InputError, match="activation: expected one of softmax, log_softmax, sigmoid, or None"
-    ):
+    with pytest.raises(InputError, match="expected one of softmax, log_softmax, sigmoid, or None"):
         offramp.attach_exits(model, X[:2], activation="tanh")
     with pytest.raises(InputError, match="activation: expected one of sigmoid, or None; got 'softmax'"):
         offramp.attach_exits(model, X[:2], task="multi-label", activation="softmax")
@@ -242,9 +244,8 @@ def test_classes_masked_with_minus_infinity() -> None:
 
 @pytest.mark.parametrize("last", [lambda y: y * torch.nan, lambda y: y + torch.inf, lambda y: y - torch.inf])
 def test_answers_that_cannot_be_read(last: Any) -> None:
-    broken = Net(4, last).eval()
-    with pytest.raises(offramp.OfframpError, match="not finite|differ"):
-        net = offramp.attach_exits(broken, X[:2], heads=("linear",))
+    net = offramp.attach_exits(Net(4, last).eval(), X[:2], heads=("linear",))
+    with pytest.raises(InputError, match="the model's output is not finite"):
         trained(net, torch.zeros(40, dtype=torch.long))
 
 
