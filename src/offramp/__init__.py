@@ -167,7 +167,17 @@ __all__ = sorted(_PACKAGE_OF)
 def __getattr__(name: str) -> Any:
     if name not in _PACKAGE_OF:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
-    package = importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}")
+    home = f"{__name__}.{_PACKAGE_OF[name]}"
+    try:
+        package = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", home):
+            raise
+        raise ImportError(
+            f"offramp.{name} needs PyTorch and all of offramp, this is offramp-runtime, which runs exported "
+            "models only: in another environment, pip install offramp",
+            name=error.name,
+        ) from None
     value = globals()[name] = getattr(package, name)
     return value
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,3 +74,63 @@ def test_every_report_sample_leaves_where_the_search_said(made: Any, kind: str) 
         np.testing.assert_allclose(got.outputs[sure], wanted.outputs.numpy()[sure], atol=CLOSE, rtol=0)
     assert len(np.unique(got.position)) > 1
     assert engine.stats().samples == len(asked) * len(images)
+
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "guide" / "export.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of a new environment with nothing but what the guide's command installs."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    command = "pip install offramp-runtime"
+    assert command in GUIDE
+    install = [python, "-m", "pip", "install", "--quiet", ROOT / "packages" / "runtime"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if "Failed to establish a new connection" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def in_(python: Path, code: str, *arguments: object) -> str:
+    done = subprocess.run([python, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_pytorch_a_hundred_digits_get_the_same_answers(bare: Path, made: Any, tmp_path: Path) -> None:
+    built, images, folder = made
+    np.save(tmp_path / "images.npy", images[:100].numpy())
+    blocks = GUIDE.split("```python")[1:]
+    example = next(block for block in blocks if "no torch in this process" in block).split("```")[0]
+    code = f"""
+import os, sys
+import numpy as np
+os.chdir(sys.argv[1])
+images = np.load(sys.argv[2])
+{example}
+np.savez(sys.argv[3], outputs=out.outputs, position=out.position)
+assert "torch" not in sys.modules
+"""
+    (folder / "net").symlink_to(folder / "onnx")
+    in_(bare, code, folder, tmp_path / "images.npy", tmp_path / "out.npz")
+    got = np.load(tmp_path / "out.npz")
+    config = built.frontier.at(max_drop=0.005)
+    wanted = offramp.Engine(built.net, config)(images[:100])
+    assert (got["outputs"].argmax(1) == wanted.outputs.argmax(1).numpy()).all()
+    np.testing.assert_allclose(got["outputs"], wanted.outputs, atol=CLOSE, rtol=0)
+    assert (got["position"] == wanted.position.numpy()).all()
+
+
+def test_the_light_environment_holds_what_it_says(bare: Path) -> None:
+    listed = json.loads(subprocess.check_output([bare, "-m", "pip", "list", "--format", "json"], text=True))
+    names = {each["name"].lower() for each in listed}
+    assert names >= {"offramp-runtime", "numpy", "safetensors", "onnxruntime"}
+    assert not names & {"torch", "typer", "rich", "offramp"}
+    code = "import offramp\ntry: offramp.attach_exits\nexcept ImportError as e: print(e)"
+    assert "offramp.attach_exits needs PyTorch and all of offramp" in in_(bare, code)
+    assert in_(bare, "import offramp; print(offramp.__version__)").strip() == offramp.__version__
