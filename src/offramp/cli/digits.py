@@ -16,10 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from offramp.data import threads_for
 from offramp.errors import needs_extra
 
 SPLITS = {"train": 797, "search": 500, "report": 500}
 CANVAS = 14
+
+
+_TRAINING_STEP = 3 * 64 * 5.1e6  # multiply-accumulates: forward and backward, of a batch
 
 
 class ResidualBlock(nn.Module):
@@ -133,7 +137,7 @@ def train_backbone(
     """
     images, labels = data
     steps = math.ceil(len(images) / 64)
-    with torch.random.fork_rng(devices=[]):
+    with threads_for(_TRAINING_STEP, "Training the backbone"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DigitsResNet()
         optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=1e-3)

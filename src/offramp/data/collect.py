@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor
 from offramp._progress import progress_bar
 from offramp.data.inputs import InputSpec
 from offramp.data.row_store import Array, RowStore
+from offramp.data.threads import threads_for
 from offramp.errors import InputError
 
 
@@ -60,13 +62,15 @@ def collect(
     passes: int = 1,
     apart: bool = False,
     lasting: bool = True,
+    macs: float = math.inf,
     progress: bool | None = None,
 ) -> StoredRows:
     """Run ``compute`` over every batch of a loader that the folder has no rows of yet; rows in its order.
 
     Name the folder after everything that ``compute`` depends on; ``lasting`` says whether it outlives the
     process, and ``apart`` keeps rows of loaders with different first batches side by side, not those of the
-    last one alone. ``passes`` is how often to go through the loader (augmented views). ``InputError`` where
+    last one alone. ``passes`` is how often to go through the loader (augmented views), ``macs`` the
+    multiply-accumulates that ``compute`` takes for one sample. ``InputError`` where
     the loader or a batch does not fit, ``StorageError`` where the folder cannot be written or is full.
     """
     once = isinstance(loader, Iterator)
@@ -81,7 +85,8 @@ def collect(
         folder = folder / _update(hashlib.sha256(), first).hexdigest()[:16]
     store = RowStore(folder, lasting)
     total = None if once else operator.length_hint(loader) * passes or None
-    with progress_bar(label, total, progress) as advance:
+    work = macs * len(first.values[0])
+    with threads_for(work, label), progress_bar(label, total, progress) as advance:
         try:
             _fill(store, itertools.chain([first], batches), compute, advance)
         except _LoaderChangedError:

@@ -10,6 +10,7 @@ import operator
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from offramp._progress import progress_bar
 from offramp.core import ExitConfig
-from offramp.data import InputSpec, checked_batches
+from offramp.data import InputSpec, checked_batches, threads_for
 from offramp.errors import InputError
 from offramp.graph import evaluating
 from offramp.measure.cost import synchronize
+from offramp.network import work_of
 from offramp.runtime import Engine
 from offramp.training import checked_labels
 
@@ -72,9 +74,10 @@ def measure_loader(
     with progress_bar("Running the engine", batches, progress) as advance:
         for values, labels in checked_batches(spec, loader):
             inputs = _as_inputs(spec, values)
-            for _ in range(rounds):
-                quality = _timed(engine, (inputs, labels), times)
-                unmodified.append(_time_unmodified(engine, inputs))
+            with _threads(engine, len(values[0])):
+                for _ in range(rounds):
+                    quality = _timed(engine, (inputs, labels), times)
+                    unmodified.append(_time_unmodified(engine, inputs))
             qualities.append(quality)
             advance(len(qualities))
     return Measured(_result(engine, qualities, times), 1e3 * statistics.median(unmodified), len(qualities))
@@ -91,20 +94,30 @@ def run_configs(
     for config in configs:
         engine.prepare(config)
     times: list[list[float]] = [[] for _ in configs]
-    for _ in range(rounds):
-        results = []
-        for config, taken in zip(configs, times, strict=True):
-            engine.use(config)
-            engine.reset_stats()
-            qualities = [_timed(engine, batch, taken) for batch in batches]
-            results.append(_result(engine, qualities, taken))
+    with _threads(engine, _most_rows(engine, batches)):
+        for _ in range(rounds):
+            results = []
+            for config, taken in zip(configs, times, strict=True):
+                engine.use(config)
+                engine.reset_stats()
+                qualities = [_timed(engine, batch, taken) for batch in batches]
+                results.append(_result(engine, qualities, taken))
     return results
 
 
 def time_model(engine: Engine, batches: Sequence[LabelledInputs], rounds: int = 3) -> float:
     """Median milliseconds of one batch through the user's own model, without Offramp."""
-    times = [_time_unmodified(engine, inputs) for _ in range(rounds) for inputs, _labels in batches]
+    with _threads(engine, _most_rows(engine, batches)):
+        times = [_time_unmodified(engine, inputs) for _ in range(rounds) for inputs, _labels in batches]
     return 1e3 * statistics.median(times)
+
+
+def _threads(engine: Engine, rows: int) -> AbstractContextManager[None]:
+    return threads_for(rows * work_of(engine.net), "Running the engine")
+
+
+def _most_rows(engine: Engine, batches: Sequence[LabelledInputs]) -> int:
+    return max((len(engine.net.partition.spec.flatten(inputs)[0]) for inputs, _ in batches), default=0)
 
 
 def _time_unmodified(engine: Engine, inputs: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -34,6 +35,15 @@ def count_macs_of(net: ExitNetwork, length: int | None = None) -> CostTable:
                 "for search and Engine(costs=...)"
             ) from error
     return CostTable(backbone=backbone, heads=heads, unit="macs", meta={"batch_size": 1, "device": "meta"})
+
+
+def work_of(net: ExitNetwork) -> float:
+    """Multiply-accumulates of one sample, all heads included; infinite where some cannot be counted."""
+    try:
+        costs = mac_table(net)
+    except InputError:
+        return math.inf
+    return float(costs.full + costs.heads.sum())
 
 
 def counted_by(net: ExitNetwork, costs: CostTable | None) -> CostTable:

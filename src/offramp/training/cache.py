@@ -21,7 +21,7 @@ from offramp.data import WEIGHTS, Array, collect
 from offramp.errors import InputError
 from offramp.graph import eval_mode
 from offramp.heads import reduced
-from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, graph_digest, model_digest
+from offramp.network import ConfidenceFn, ExitIndex, ExitNetwork, graph_digest, model_digest, work_of
 from offramp.storage import document_digest
 from offramp.training.truth import Truth, checked_labels
 
@@ -101,7 +101,7 @@ def collect_rows(
         return {name: value.cpu().numpy() for name, value in compute(values, labels).items()}
 
     folder = folder.with_name(f"{folder.name}-{name}")
-    rows = collect(folder, net.partition.spec, loader, arrays, **options)
+    rows = collect(folder, net.partition.spec, loader, arrays, macs=work_of(net), **options)
     return {key: torch.from_numpy(array) for key, array in rows.arrays.items()}, name + rows.digest
 
 

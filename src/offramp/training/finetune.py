@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.data import named_batches
+from offramp.data import named_batches, threads_for
 from offramp.errors import InputError
 from offramp.heads import apply_head
-from offramp.network import ExitIndex, ExitNetwork
+from offramp.network import ExitIndex, ExitNetwork, work_of
 from offramp.training.cache import Cache, feature_mask
 from offramp.training.checkpoint import run_epochs
 from offramp.training.config import TrainConfig
@@ -49,11 +49,12 @@ def finetuned(
     gradients = [parameter.grad for parameter in parameters]
     mixed = _Mixed(net, heads, loader, cache, config, parameters, before)
     try:
-        run_epochs(
-            net, config, mixed.optimiser, {(-1, 0): nn.ParameterList(parameters), **heads}, mixed.epoch,
-            {"cache": cache.digest}, epochs=config.backbone_epochs, folder=base, name="backbone",
-            label="Training backbone and heads", every_epoch=True, progress=progress,
-        )  # fmt: skip
+        with threads_for(3 * config.batch_size * work_of(net), "Training backbone and heads"):
+            run_epochs(
+                net, config, mixed.optimiser, {(-1, 0): nn.ParameterList(parameters), **heads}, mixed.epoch,
+                {"cache": cache.digest}, epochs=config.backbone_epochs, folder=base, name="backbone",
+                label="Training backbone and heads", every_epoch=True, progress=progress,
+            )  # fmt: skip
         for head in heads.values():
             head.eval()
         yield

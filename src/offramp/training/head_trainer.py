@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.data import threads_for
 from offramp.errors import InputError
-from offramp.network import ExitIndex, ExitNetwork
+from offramp.network import ExitIndex, ExitNetwork, mac_table
 from offramp.training import survivors
 from offramp.training.cache import (
     Cache,
@@ -73,17 +74,29 @@ class HeadTrainer:
             "rows": hashlib.sha256(np.ascontiguousarray(self._rows).data).hexdigest(),
             "weights": None if weights is None else hashlib.sha256(weights.numpy().data).hexdigest(),
         }
-        run_epochs(
-            self._net, self._config, self._optimiser, self._heads, self._epoch, depends_on,
-            epochs=self._config.epochs, folder=base, name="heads", label="Training all heads",
-            every_epoch=False, progress=progress,
-        )  # fmt: skip
+        with threads_for(self._work(), "Training all heads"):
+            self._epochs(base, depends_on, progress)
         for exit_, head in self._heads.items():
             head.eval()
             if exit_ in self._absorbing:
                 scale = self._scales[self._absorbing[exit_]]
                 head.absorb_(scale.mean, scale.std)  # type: ignore[operator]
         return self._heads
+
+    def _work(self) -> float:
+        """Multiply-accumulates of one step: forward, and twice that backward."""
+        try:
+            heads = mac_table(self._net).heads
+        except InputError:
+            return math.inf
+        return 3.0 * self._config.batch_size * sum(float(heads[exit_]) for exit_ in self._heads)
+
+    def _epochs(self, base: Path | None, depends_on: Mapping[str, Any], progress: bool | None) -> None:
+        run_epochs(
+            self._net, self._config, self._optimiser, self._heads, self._epoch, depends_on,
+            epochs=self._config.epochs, folder=base, name="heads", label="Training all heads",
+            every_epoch=False, progress=progress,
+        )  # fmt: skip
 
     def _epoch(self, epoch: int) -> None:
         config, rows = self._config, len(self._rows)
