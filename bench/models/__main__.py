@@ -7,4 +7,4 @@ sys.path[0] = str(Path(__file__).parents[2])  # the project root, instead of thi
 
 from bench.shared.command import run
 
-run("models", {"run": "models"}, default="run")
+run("models", {"run": "models", "families": "families"}, default="run")

@@ -66,7 +66,7 @@ class EngineOutput:
 
     def __repr__(self) -> str:
         batch, *shape = self.outputs.shape
-        where = getattr(self.outputs, "device", "NumPy")
+        where = self.outputs.device if isinstance(self.outputs, Tensor) else "NumPy"
         return f"EngineOutput({batch} answers of shape {tuple(shape)}, on {where})"
 
 
