@@ -26,6 +26,28 @@ if SHIM not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SHIM, os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def untrained_heads_may_be_recorded() -> Iterator[None]:
+    """Many tests take untrained heads for functions like any other; one asks for the rule itself."""
+    from offramp.network import ExitNetwork
+
+    rule = ExitNetwork.untrained
+    ExitNetwork.untrained = property(lambda self: False)  # type: ignore[method-assign, assignment]
+    yield
+    ExitNetwork.untrained = rule  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def untrained_heads_are_refused(untrained_heads_may_be_recorded: None) -> Iterator[None]:
+    """As it is for users."""
+    from offramp.network import ExitNetwork
+
+    relaxed = ExitNetwork.untrained
+    ExitNetwork.untrained = property(ExitNetwork.has_initial_weights)  # type: ignore[method-assign, assignment]
+    yield
+    ExitNetwork.untrained = relaxed  # type: ignore[method-assign]
+
+
 @pytest.fixture
 def untouched_random_state() -> Iterator[None]:
     """Fails the test if it draws from torch's global random state."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.errors import OfframpError  # noqa: E402
+from offramp.graph import evaluating  # noqa: E402
 from offramp.tasks import select_output  # noqa: E402
 
 RESULTS = results.RESULTS / "families.json"
@@ -163,7 +164,7 @@ class FeatureTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 10) to (B, 3)."""
         tokens = x[..., None] * self.scale + self.shift
-        tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1)
+        tokens = torch.cat([self.cls.expand(x.shape[0], -1, -1), tokens], 1)
         return self.top(self.encoder(tokens)[:, 0])  # type: ignore[no-any-return]
 
 
@@ -269,7 +270,7 @@ FAMILIES: dict[str, Family] = {
     "torchvision:r3d_18": video_model("r3d_18", 4, 56),
     "torchvision:r2plus1d_18": video_model("r2plus1d_18", 4, 56),
     "torchvision:mc3_18": video_model("mc3_18", 4, 56),
-    "torchvision:s3d": video_model("s3d", 16, 64),
+    "torchvision:s3d": video_model("s3d", 16, 224),
     "torchvision:swin3d_t": video_model("swin3d_t", 4, 64),
     "torchvision:mvit_v2_s": video_model("mvit_v2_s", 16, 224),
     "hf:ALBERT": text("Albert", embedding_size=32),
@@ -477,7 +478,7 @@ def tried(name: str) -> dict[str, Any]:
         net = offramp.attach_exits(model, family.draw(3), **family.options)
         found["positions"] = len(net.positions) - 1
         batch = family.draw(5)
-        with torch.no_grad():
+        with evaluating(model):  # without fused attention, whose last bits differ
             output = model(**batch) if isinstance(batch, dict) else model(batch)
         wanted = select_output(output, None, scalar=True)
         equal = torch.equal(offramp.Engine(net)(batch).outputs, wanted)
@@ -504,7 +505,8 @@ def all_the_way(net: offramp.ExitNetwork, family: Family) -> int:
 def row(found: dict[str, Any]) -> str:
     """One line of the table."""
     outcome = re.sub(r"[|<>]", " ", found["outcome"])
-    searched = f"trained, {found['frontier']} configurations" if found["frontier"] else ""
+    plural = "" if found["frontier"] == 1 else "s"
+    searched = f"trained, {found['frontier']} configuration{plural}" if found["frontier"] else ""
     return f"| {found['kind']} | `{found['name']}` | {found['positions'] or ''} | {searched} | {outcome} |"
 
 

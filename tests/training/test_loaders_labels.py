@@ -177,9 +177,13 @@ def test_weights_in_some_batches_alone() -> None:
         train_exits(small.network(small.Vector), loader, config=QUICK)
 
 
+@pytest.mark.usefixtures("untrained_heads_are_refused")
 def test_untrained_heads_are_not_recorded() -> None:
-    net = small.network(small.Vector)
+    net = offramp.attach_exits(small.model(small.Vector), X[:2], heads=("linear",))
     with pytest.raises(InputError, match=r"the heads are not trained yet.*train_exits\(net, loader\) first"):
         record_outputs(net, batches(X, Y))
-    net.load_state_dict(small.network(small.Vector).state_dict())
-    record_outputs(net, batches(X, Y))  # weights from elsewhere
+    net.load_state_dict(net.state_dict())  # weights from elsewhere
+    record_outputs(net, batches(X, Y))
+    again = offramp.attach_exits(small.model(small.Vector), X[:2], heads=("linear",))
+    train_exits(again, batches(X, Y), config=QUICK)
+    record_outputs(again, batches(X, Y))

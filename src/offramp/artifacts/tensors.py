@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import atomic_write
@@ -32,7 +33,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def storable_state(module: nn.Module, what: str, advice: str = "") -> dict[str, Tensor]:
     """A module's state if a safetensors file can hold it, else an ``InputError`` about ``what``."""
     state = module.state_dict()
-    odd = [name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
+    odd = [name for name, value in state.items() if not _ordinary(value)]
     if odd:
         raise InputError(f"cannot store {what}: {odd[0]!r} is not an ordinary tensor{advice}")
     return state
+
+
+def _ordinary(value: object) -> bool:
+    return (
+        isinstance(value, Tensor) and not value.is_quantized and not is_traceable_wrapper_subclass(value)
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from offramp.errors import InputError
 from offramp.network.network import ExitNetwork
@@ -38,7 +39,12 @@ def graph_digest(net: ExitNetwork) -> str:
 
 
 def _digest_state(digest: Any, name: str, value: object) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and is_traceable_wrapper_subclass(value):  # such as torchao's int8 weights
+        inner, _ = value.__tensor_flatten__()
+        digest.update(f"{name}|{type(value).__qualname__}|{tuple(value.shape)}|".encode())
+        for attribute in inner:
+            _digest_state(digest, f"{name}.{attribute}", getattr(value, attribute))
+    elif isinstance(value, Tensor):
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(tensor_bytes(_values(digest, name, value)).data)
     elif isinstance(value, (tuple, list)):  # quantised layers pack weight and bias

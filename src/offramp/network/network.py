@@ -224,6 +224,10 @@ class ExitNetwork(nn.Module):
     @property
     def untrained(self) -> bool:
         """Whether every head that training would change still has its initial weights."""
+        return self.has_initial_weights()
+
+    def has_initial_weights(self) -> bool:
+        """The same, by how often the parameters were written to."""
         return bool(self._initial) and all(
             _versions(head) == self._initial[p, c] for p, c, head in self.trained_exits()
         )
