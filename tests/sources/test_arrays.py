@@ -9,6 +9,7 @@ import torch
 from data_files import Mean, Tokens, images_for, load, refused, samples
 from offramp.errors import InputError
 from offramp.sources.models import SourceModel
+from offramp.tasks import Regression
 
 
 def arrays(count=50, dtype=np.float32):
@@ -86,7 +87,7 @@ def test_arrays_by_the_names_of_the_model_and_no_labels(tmp_path):
 def test_numbers_to_be_predicted(tmp_path):
     x, _ = arrays()
     np.savez(tmp_path / "a.npz", x=x, y=x.mean((1, 2, 3), dtype=np.float64))
-    inputs, labels = samples(load(f"npz:{tmp_path / 'a.npz'}", images_for(1)).train)
+    inputs, labels = samples(load(f"npz:{tmp_path / 'a.npz'}", images_for(1), Regression(scale=1.0)).train)
     torch.testing.assert_close(labels, inputs.mean((1, 2, 3)))
 
 

@@ -71,7 +71,8 @@ def test_texts_that_are_twice_there_are_in_one_split(tmp_path):
 
 def test_a_column_says_the_split_and_a_folder_has_files(tmp_path):
     rows = [("good film", i % 2, name) for name in ("train", "val", "test") for i in range(4)]
-    path = write(tmp_path / "a.csv", rows, ("text", "label", "part"))
+    (tmp_path / "one").mkdir()
+    path = write(tmp_path / "one" / "a.csv", rows, ("text", "label", "part"))
     splits = load(f"csv:{path},split=part", text_source())
     assert [len(next(iter(loader))[1]) for loader in (splits.train, splits.search, splits.report)] == [
         4,
