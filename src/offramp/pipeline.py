@@ -6,7 +6,7 @@ import json
 import operator
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,12 +83,14 @@ def build(
     *,
     work_dir: str | Path | None = None,
     progress: bool | None = None,
+    ready: Callable[[ExitNetwork], None] | None = None,
 ) -> Built:
     """Attach, train, record, search.
 
     Heads train on one of the disjoint ``splits``, the search sees another, the third is only recorded. The
     trained ``model`` is not changed. A run that was killed goes on from ``work_dir``; ``progress`` None shows
-    bars when standard error is a terminal.
+    bars when standard error is a terminal; ``ready`` is called with the network once everything is checked,
+    before the work.
 
     Raises:
         InputError: a loader does not fit the model.
@@ -116,6 +118,8 @@ def build(
         )
     _check_labels(net, {"train": splits.train, **loaders}, config.quality == "labels", splits.label_hint)
     _check_room(net, splits, config.train, Path(work_dir or tempfile.gettempdir()).absolute())
+    if ready is not None:
+        ready(net)
     with _named("train"):
         training = train_exits(net, splits.train, config=config.train, work_dir=work_dir, progress=progress)
     records: dict[str, ExitRecords] = {}

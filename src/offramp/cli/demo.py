@@ -15,7 +15,7 @@ from offramp.cli.digits import Digits, augmented, batches, load_digits, train_ba
 from offramp.core import ExitConfig
 from offramp.measure import LabelledInputs, read_batches, run_configs, time_model
 from offramp.pipeline import BuildConfig, Built, build
-from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
+from offramp.report import LEGEND, frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.runtime import Engine
 from offramp.sources import Splits
 
@@ -46,7 +46,7 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     rows = frontier_rows(built.frontier, records, built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
     console.print(frontier_table(rows, records, built.costs.unit))
-    console.print("[dim]* no other row is as cheap and as good; points: against the full model[/]")
+    console.print(f"[dim]{LEGEND}[/]")
     console.print("\n[bold]4[/]  One engine, switched live on the same stream of batches of 64\n")
     engine = Engine(built.net, prepare=built.frontier)
     stream = read_batches(built.net.partition.spec, splits.report or ())

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.core import evenly
+from offramp.core import counted, evenly
 from offramp.errors import InputError
 from offramp.sources.preprocessing import ImageInput
 from offramp.sources.readings import Readings, Sample, left_out, place, reading, sets_among
 from offramp.sources.spec import Spec, require
-from offramp.sources.summary import counted
 
 SUFFIXES = {
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",

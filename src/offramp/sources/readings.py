@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offramp.core import counted
 from offramp.errors import InputError
 from offramp.sources.spec import Spec
 from offramp.sources.splits import split_of
-from offramp.sources.summary import counted, listed
+from offramp.sources.summary import listed
 
 Sample = tuple[Any, Any]
 """(what to read, label): the name of a class, a number, a row of numbers, or None."""

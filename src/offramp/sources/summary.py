@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from offramp.core import printable
+from offramp.core import counted, printable
 from offramp.errors import ArtifactError, InputError
 
 _COMPARED = ("transform", "mean", "std", "size", "key", "tokenizer", "max_length")
@@ -61,12 +61,18 @@ class DataSummary:
             raise ArtifactError("what it says of its data: expected whole numbers, and notes of text")
         return cls(**{**document, "notes": tuple(notes)})
 
-    def lines(self) -> list[str]:
-        """What people should see of it, one fact a line; names from files are made printable."""
+    def facts(self) -> dict[str, str]:
+        """What people should see of it, by label; names from files are made printable."""
         sizes = ", ".join(f"{name} {counted(size, 'sample')}" for name, size in self.splits.items())
-        facts = {"splits": sizes, "classes": self._classes(), "inputs": self._inputs()}
-        found = [f"{name}: {fact}" for name, fact in facts.items() if fact]
-        return [printable(line) for line in (*found, *(f"note: {note}" for note in self.notes))]
+        found = {
+            "model": self.model,
+            "data": self.data,
+            "splits": sizes,
+            "classes": self._classes(),
+            "inputs": self._inputs(),
+            "note": "; ".join(self.notes),
+        }
+        return {name: printable(fact) for name, fact in found.items() if fact}
 
     def names(self) -> dict[int, str]:
         """Index of the model's output -> name of its class."""
@@ -101,11 +107,6 @@ def in_words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "/".join(map(in_words, value))
     return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
-
-
-def counted(count: int, unit: str) -> str:
-    """ "1 sample", "1,200 samples"."""
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def listed(names: list[str], most: int = 3) -> str:
