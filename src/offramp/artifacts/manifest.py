@@ -52,7 +52,7 @@ def pinned(folder: Path) -> str:
 
 
 def load_summary(folder: Path, manifest: Mapping[str, Any]) -> DataSummary | None:
-    """What a build found in its model and data; None where nobody looked. ``ArtifactError``: it is damaged."""
+    """What a build found in its model and data; None where nobody looked. ``ArtifactError``: damaged."""
     if DATA not in manifest:
         return None
     try:

@@ -143,8 +143,8 @@ def price_of(text: str) -> str | float | None:
 def _check_length(name: str, more: int) -> None:
     if len(os.fsencode(name)) + more > _LONGEST_NAME:
         raise StorageError(
-            f"cannot write {name[:40]}...: its name is too long, expected at most {_LONGEST_NAME - more} bytes, "
-            f"got {len(os.fsencode(name))}; choose a shorter one"
+            f"cannot write {name[:40]}...: its name is too long, expected at most "
+            f"{_LONGEST_NAME - more} bytes, got {len(os.fsencode(name))}; choose a shorter one"
         )
 
 

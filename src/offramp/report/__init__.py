@@ -8,6 +8,6 @@ from offramp.report.tables import LEGEND, frontier_rows, frontier_table, shares
 from offramp.report.terminal import NARROWEST, dial_plot, dial_rows, dial_table
 
 __all__ = [
-    "LEGEND", "NARROWEST", "Doubt", "amount", "dial_plot", "dial_rows", "dial_table", "doubt_about", "frontier_rows", "frontier_table",
-    "require_matplotlib", "shares", "write_report",
+    "LEGEND", "NARROWEST", "Doubt", "amount", "dial_plot", "dial_rows", "dial_table", "doubt_about",
+    "frontier_rows", "frontier_table", "require_matplotlib", "shares", "write_report",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Exits that beat the full model by more than noise: a sign that the model is not given what it was trained on.
+"""Exits that beat the full model by more than noise: a sign that it is not given what it was trained on.
 
 Heads learn from the samples as they come, whatever was done to them; the model does not. So wrong
 preprocessing, or labels in another order than the model's outputs, shows as exits that are better than it.
@@ -81,8 +81,8 @@ def sign_test(differences: npt.NDArray[np.float64]) -> float:
 
 
 def _differences(records: ExitRecords, p: int, c: int) -> npt.NDArray[np.float64]:
-    own = records.quality[p, c].astype(np.float64) - records.final_quality
-    if records.groups is None:
-        return own
-    _, group = np.unique(records.groups, return_inverse=True)
-    return np.bincount(group, own).round(12)
+    own = records.quality[p, c].astype(np.float64) - records.final_quality.astype(np.float64)
+    if records.groups is not None:
+        _, group = np.unique(records.groups, return_inverse=True)
+        own = np.bincount(group, own).astype(np.float64).round(12)
+    return np.asarray(own, np.float64)

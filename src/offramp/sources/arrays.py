@@ -32,7 +32,9 @@ Array = npt.NDArray[Any]
 _SETS = (*NAMES, *ALIASES)
 _LABELS = ("y", "label", "labels", "target", "targets", "class")
 _INPUTS = ("x", "image", "images", "input", "inputs", "data", "features")
-_KEY = re.compile(rf"(?:(?P<before>{'|'.join(_SETS)})_?)?(?P<word>[^\W_]\w*?)(?:_(?P<after>{'|'.join(_SETS)}))?")
+_KEY = re.compile(
+    rf"(?:(?P<before>{'|'.join(_SETS)})_?)?(?P<word>[^\W_]\w*?)(?:_(?P<after>{'|'.join(_SETS)}))?"
+)
 _MOST_RATIO = 1100  # deflate makes nothing smaller than a 1,032nd
 _MAGIC = b"\x93NUMPY"
 
@@ -100,8 +102,8 @@ def _members(spec: Spec, path: Path) -> Iterator[tuple[str, Array]]:
             free -= info.file_size
             if info.file_size > _MOST_RATIO * (info.compress_size + 1) or free < 0:
                 raise spec.error(
-                    f"{path}: {info.filename!r} would be {info.file_size / 1e9:,.1f} GB, which it cannot hold or "
-                    "memory has no room for; give fewer samples"
+                    f"{path}: {info.filename!r} would be {info.file_size / 1e9:,.1f} GB, which it cannot "
+                    "hold or memory has no room for; give fewer samples"
                 )
             with archive.open(info) as member:
                 yield key, _array(member, info.file_size)
@@ -116,23 +118,30 @@ def _memory() -> int:
 
 
 def _array(member: IO[bytes], size: int) -> Array:
-    """An array as NumPy writes it, in the machine's byte order; ``ValueError`` where the header is not true."""
+    """An array as NumPy writes it, in the machine's byte order; ``ValueError``: its header is not true."""
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format is not known here")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded, because nothing in a file is run; save numbers or text")
+        raise ValueError(
+            "Object arrays cannot be loaded, because nothing in a file is run; save numbers or text"
+        )
     needed, there = math.prod(shape) * dtype.itemsize, size - member.tell()
     if min(shape, default=0) < 0 or needed != there:
         raise ValueError(f"an array of shape {shape} and {dtype} needs {needed:,} bytes, {there:,} are there")
     if not dtype.itemsize:
         raise ValueError(f"its items, {dtype}, have no size; save numbers or text")
     array = np.frombuffer(member.read(), dtype).reshape(shape, order="F" if fortran else "C")
-    if dtype.kind == "f" and dtype.itemsize > 8:  # PyTorch has no such numbers
+    return plain_numbers(array)
+
+
+def plain_numbers(array: Array) -> Array:
+    """An array with numbers that PyTorch knows: in the machine's byte order, at most double precision."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return array.astype(np.float64)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _meaning(key: str) -> tuple[str, str]:
@@ -180,8 +189,8 @@ def _check_input(spec: Spec, where: str, array: Array, images: ImageInput | None
         )
     if pixels and array.dtype == np.uint16 and array.size and array.max() <= 255:
         raise spec.error(
-            f"{where} is uint16 with values up to {array.max()}: nearly black as 16-bit images; save images of "
-            "8 bits as uint8"
+            f"{where} is uint16 with values up to {array.max()}: nearly black as 16-bit images; save "
+            "images of 8 bits as uint8"
         )
 
 

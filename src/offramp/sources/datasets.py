@@ -121,7 +121,9 @@ def _named_classes(spec: Spec) -> dict[str, int]:
     """classes=NAME/NAME/...: names of the model's outputs, in their order."""
     names = [name.strip() for name in spec.options["classes"].split("/")]
     if not all(names) or len(set(names)) != len(names):
-        raise spec.error(f"classes: expected distinct names with '/' between, got {spec.options['classes']!r}")
+        raise spec.error(
+            f"classes: expected distinct names with '/' between, got {spec.options['classes']!r}"
+        )
     return {name: i for i, name in enumerate(names)}
 
 
@@ -166,7 +168,8 @@ def _outputs(spec: Spec, model: nn.Module, example: Any, output: str | int | Non
         last = any(len(shape) == 4 and shape[3] in (1, 3) and shape[1] > 4 for shape in shapes.values())
         hint = "; channels come last: save (N, C, H, W), x.transpose(0, 3, 1, 2)" if last else ""
         raise spec.error(
-            f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: {error}{hint}"
+            f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: "
+            f"{error}{hint}"
         ) from error
     return int(select_output(answer, output, per_token=task.per_token).shape[-1])
 

@@ -202,7 +202,7 @@ def _conversions(paths: Sequence[str]) -> tuple[str, ...]:
         try:
             with open_image(path) as picture:
                 seen.update(_kinds(picture))
-        except Exception:  # noqa: S112 (named when it is read)
+        except Exception:
             continue
     of = f" of the {counted(len(looked), 'image')}" + (" looked at" if len(looked) < len(paths) else "")
     return tuple(f"{count:,}{of}: {what}" for what, count in sorted(seen.items()))
@@ -211,7 +211,9 @@ def _conversions(paths: Sequence[str]) -> tuple[str, ...]:
 def _kinds(picture: Any) -> Iterator[str]:
     if picture.mode in _DEPTHS:
         yield f"{'floating point' if picture.mode == 'F' else '16-bit'}, scaled to 8 bits per channel"
-    told = picture.format != "PNG" or "exif" in picture.info  # else Pillow decodes the whole image to find out
+    told = (
+        picture.format != "PNG" or "exif" in picture.info
+    )  # else Pillow decodes the whole image to find out
     if told and picture.getexif().get(0x0112, 1) not in (0, 1):
         yield "turned by their EXIF orientation"
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -223,7 +225,11 @@ def _kinds(picture: Any) -> Iterator[str]:
 
 
 def load_images(
-    transform: Callable[[Any], Tensor], mode: str, key: str | None, dtype: torch.dtype, pictures: Sequence[Any]
+    transform: Callable[[Any], Tensor],
+    mode: str,
+    key: str | None,
+    dtype: torch.dtype,
+    pictures: Sequence[Any],
 ) -> Any:
     """B images, PIL's or paths of files -> (B, C, H, W), by the name ``key`` if there is one.
 
@@ -271,9 +277,10 @@ def to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if values.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
             raise InputError(
-                f"floating-point pixels: expected 0 to 1, got {low:.4g} to {high:.4g}; scale them, or save 8 bits"
+                f"floating-point pixels: expected 0 to 1, got {low:.4g} to {high:.4g}; scale them, or save "
+                "8 bits"
             )
-        return np.rint(255 * values.astype(np.float64)).astype(np.uint8)
+        return np.asarray(np.rint(255 * values.astype(np.float64)), np.uint8)
     if low < 0 or high > 65535:
         raise InputError(f"16-bit pixels: expected 0 to 65535, got {low:.0f} to {high:.0f}; scale them")
-    return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
+    return np.asarray((values.astype(np.int64) + 128) // 257, np.uint8)

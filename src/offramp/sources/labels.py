@@ -54,7 +54,9 @@ def simplified(name: str) -> str:
     return _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-def parse_labels(labels: Sequence[str | None], where: str, floating: bool, known: Mapping[str, int]) -> list[object]:
+def parse_labels(
+    labels: Sequence[str | None], where: str, floating: bool, known: Mapping[str, int]
+) -> list[object]:
     """Labels as text to numbers (``floating``), to indices where all are whole (1.0 is 1), else as they are.
 
     Names that the model knows stay names, also where they are numbers. ``InputError``: a label that is no
@@ -85,7 +87,9 @@ def _matched(found: Sequence[str], known: Mapping[str, int], where: str) -> dict
         simple: dict[str, set[int]] = defaultdict(set)
         for name, index in known.items():
             simple[simplified(name)].add(index)
-        meant = {name: {known[name]} if name in known else simple.get(simplified(name), set()) for name in found}
+        meant = {
+            name: {known[name]} if name in known else simple.get(simplified(name), set()) for name in found
+        }
         if not any(meant.values()):
             return None
         several = next((name for name, indices in meant.items() if len(indices) > 1), None)
@@ -109,14 +113,14 @@ def _check_distinct(numbers: Mapping[str, int], where: str) -> None:
 def _indices(found: Sequence[str], outputs: int, where: str) -> dict[str, int]:
     numbers = {name: int(name) for name in found}
     _check_distinct(numbers, where)
-    if 0 <= min(numbers.values()) and max(numbers.values()) < outputs:
+    if min(numbers.values()) >= 0 and max(numbers.values()) < outputs:
         return numbers
     if len(found) == outputs and found == sorted(found, key=int):
         return {name: i for i, name in enumerate(found)}
     raise InputError(
         f"{where}: names of classes that are numbers are indices of the model's outputs: expected 0 to "
-        f"{outputs - 1}, got {min(numbers.values())} to {max(numbers.values())}; rename them, or name them in "
-        "the order of the outputs: classes=NAME/NAME/..."
+        f"{outputs - 1}, got {min(numbers.values())} to {max(numbers.values())}; rename them, or name them "
+        "in the order of the outputs: classes=NAME/NAME/..."
     )
 
 
@@ -134,8 +138,8 @@ def _mismatch(
         wanted = "expected the model's names of classes"
     fix = "or name them in the order of the outputs: classes=NAME/NAME/..." if len(found) == outputs else ""
     return InputError(
-        f"{where}: {wanted}, got {len(found)} ({_few(found)}){why}{own}; use the model trained for these classes"
-        + (f", {fix}" if fix else "")
+        f"{where}: {wanted}, got {len(found)} ({_few(found)}){why}{own}; use the model trained for these "
+        "classes" + (f", {fix}" if fix else "")
     )
 
 

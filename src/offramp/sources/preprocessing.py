@@ -160,7 +160,7 @@ class TextInput:
 
     def described(self) -> dict[str, Any]:
         """What tells this tokenizer from another, as plain values: a digest of its words, and its place."""
-        words = getattr(self.tokenizer, "get_vocab", dict)()
+        words: Any = getattr(self.tokenizer, "get_vocab", dict)()
         digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         return {"tokenizer": digest[:12], "tokenizer_from": self.name}
 

@@ -104,8 +104,8 @@ def load_splits(
 ) -> Splits:
     """The DATA for a model; ``InputError`` where something is not there, or does not fit the model.
 
-    ``stored`` is what a build found: its transform, tokenizer, length and classes are used where the DATA name
-    none, and others are refused.
+    ``stored`` is what a build found: its transform, tokenizer, length and classes are used where the DATA
+    name none, and others are refused.
     """
     spec = parse_spec("DATA", data, DATA_SCHEMES)
     if not spec.scheme:
@@ -281,7 +281,7 @@ def _class_names(loader: Any) -> list[str]:
 
 def _samples(loader: Any) -> int | None:
     """How many samples a loader says it has."""
-    data = getattr(loader, "dataset", None)
+    data: Any = getattr(loader, "dataset", None)
     return len(data) if hasattr(data, "__len__") else None
 
 

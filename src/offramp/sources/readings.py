@@ -66,7 +66,7 @@ def place(spec: Spec) -> Path:
 
 
 def named_file(spec: Spec) -> Path:
-    """The file that a specification names; ``InputError`` where there is none, or it is a pipe or a device."""
+    """The file that a specification names; ``InputError``: there is none, or it is a pipe or a device."""
     path = place(spec)
     with reading(spec, path):
         if not path.exists():

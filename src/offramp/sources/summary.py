@@ -1,4 +1,4 @@
-"""What was found in a model and its data: printed by every build, stored in the artifact, used when it runs."""
+"""What was found in a model and its data: printed by every build, stored in the artifact, used to run it."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class DataSummary:
 def check_same_inputs(where: str, stored: DataSummary, inputs: Mapping[str, Any]) -> None:
     """Refuse inputs that are prepared otherwise than those of the build: ``InputError`` that names both."""
     for key in _COMPARED:
-        was, now = stored.inputs.get(key), inputs.get(key)
-        if key in stored.inputs and key in inputs and in_words(was) != in_words(now):
+        was, now = (in_words(each.get(key)) for each in (stored.inputs, inputs))
+        if key in stored.inputs and key in inputs and was != now:
             raise InputError(
-                f"{where}: the artifact was built with {key} {in_words(was)}, this has {key} {in_words(now)}; "
-                f"its exits are for the former: give the same (it was built from MODEL {stored.model} and "
-                f"DATA {stored.data}), or build again"
+                f"{where}: the artifact was built with {key} {was}, this has {key} {now}; its "
+                f"exits are for the former: give the same (it was built from MODEL {stored.model} and DATA "
+                f"{stored.data}), or build again"
             )
 
 

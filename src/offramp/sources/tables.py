@@ -37,7 +37,7 @@ _LONGEST = 2**31 - 1  # characters of a field: a mail is longer than the module'
 
 @dataclass(frozen=True)
 class Columns:
-    """Names and places of the columns that are used; ``texts`` are one, or two that the model takes as a pair."""
+    """Names and places of the columns that are used; ``texts`` are one, or two for a pair."""
 
     texts: tuple[str, ...]
     label: str | None
@@ -127,8 +127,9 @@ def _is_quoted(spec: Spec, file: Path) -> bool:
 
 
 def _parsed(lines: Iterator[str], delimiter: str, quoted: bool) -> Any:
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    if quoted:
+        return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _delimiter(spec: Spec, file: Path, encoding: str) -> str:
@@ -167,7 +168,7 @@ def _rows(
     try:
         with file.open(encoding=encoding, newline="") as stream:
             table = _parsed(_lines(stream), delimiter, quoted)
-            row = next((row for row in table if any(map(str.strip, row))), [])
+            row: list[str] = next((row for row in table if any(map(str.strip, row))), [])
             columns = _columns(spec, file, [] if row == [_END] else [name.strip() for name in row], delimiter)
             ended = row == [_END]
             for row in table:
@@ -176,7 +177,9 @@ def _rows(
                     continue
                 yield _row(spec, file, columns, row, table.line_num, quoted)
             if not ended:
-                raise spec.error(f'{file}: a quote (") is opened and never closed; the rows after it are lost')
+                raise spec.error(
+                    f'{file}: a quote (") is opened and never closed; the rows after it are lost'
+                )
     finally:
         csv.field_size_limit(allowed)
 
@@ -193,7 +196,9 @@ def _row(
         raise spec.error(f"{file}, line {line}: no label in column {columns.label!r}; leave the row out")
     split = "" if columns.split is None else row[columns.places[columns.split]].strip()
     if columns.split is not None and not split:
-        raise spec.error(f"{file}, line {line}: column {columns.split!r} is empty; expected train, val or test")
+        raise spec.error(
+            f"{file}, line {line}: column {columns.split!r} is empty; expected train, val or test"
+        )
     return split, texts[0] if len(texts) == 1 else texts, label, columns
 
 
@@ -250,9 +255,7 @@ def _named(spec: Spec, file: Path, names: list[str], role: str, wanted: str, del
     return wanted
 
 
-def _unknown(
-    spec: Spec, file: Path, names: list[str], role: str, wanted: str, delimiter: str
-) -> InputError:
+def _unknown(spec: Spec, file: Path, names: list[str], role: str, wanted: str, delimiter: str) -> InputError:
     hint = ""
     if len(names) == 1:
         mark = "a tab" if delimiter == "\t" else repr(delimiter)
