@@ -29,7 +29,7 @@ from offramp.sources.splits import ALIASES, NAMES
 
 Array = npt.NDArray[Any]
 
-_SETS = (*NAMES, *ALIASES)
+_SETS = sorted((*NAMES, *ALIASES), key=len, reverse=True)  # "validation" before "val"
 _LABELS = ("y", "label", "labels", "target", "targets", "class")
 _INPUTS = ("x", "image", "images", "input", "inputs", "data", "features")
 _KEY = re.compile(
@@ -126,7 +126,7 @@ def _array(member: IO[bytes], size: int) -> Array:
     shape, fortran, dtype = read(member)
     if dtype.hasobject:
         raise ValueError(
-            "Object arrays cannot be loaded, because nothing in a file is run; save numbers or text"
+            "Object arrays cannot be loaded: nothing in a file is run; save numbers or text"
         )
     needed, there = math.prod(shape) * dtype.itemsize, size - member.tell()
     if min(shape, default=0) < 0 or needed != there:
@@ -211,7 +211,8 @@ def _labels(
     if array.dtype.kind in "SU":
         if array.ndim != 1:
             raise spec.error(f"{where}: expected one name for each sample, got shape {array.shape}")
-        text = [each.decode("utf-8") if isinstance(each, bytes) else str(each) for each in array.tolist()]
+        with reading(spec, named_file(spec)):
+            text = [each.decode("utf-8") if isinstance(each, bytes) else str(each) for each in array.tolist()]
         return parse_labels([each.strip() for each in text], where, task == "regression", source.classes)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise spec.error(f"{where}: expected finite numbers, got NaN or infinity; leave those samples out")

@@ -165,7 +165,7 @@ def _outputs(spec: Spec, model: nn.Module, example: Any, output: str | int | Non
             answer = model(**example) if isinstance(example, Mapping) else model(example)
     except Exception as error:
         shapes = {name: tuple(value.shape) for name, value in named.items()}
-        last = any(len(shape) == 4 and shape[3] in (1, 3) and shape[1] > 4 for shape in shapes.values())
+        last = any(len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) for shape in shapes.values())
         hint = "; channels come last: save (N, C, H, W), x.transpose(0, 3, 1, 2)" if last else ""
         raise spec.error(
             f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: "
@@ -192,7 +192,7 @@ def _numbering(
     labels = [label for _, label in samples if label is not None]
     if not labels:
         return {}, None
-    named = {label for label in labels if isinstance(label, str)} if isinstance(labels[0], str) else set()
+    named = {label for label in labels if isinstance(label, str)}
     if named:
         if not all(isinstance(label, str) for label in labels):
             raise spec.error("labels are names in one set and numbers in another; give the same in all")

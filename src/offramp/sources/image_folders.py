@@ -171,7 +171,7 @@ def _left_out(found: Any, unused: Sequence[str]) -> tuple[str, ...]:
     return (
         *left_out(unused, "folder", "called neither train, val nor test"),
         *left_out(others, "file", why),
-        *left_out([path for each in found for path in each.special], "pipe or device", "no regular files"),
+        *left_out([path for each in found for path in each.special], "pipe, socket or device", "no regular files"),
         *left_out([path for each in found for path in each.loose], "image", "in no class's folder"),
         *left_out(
             [name for each in found for name, samples in each.classes.items() if not samples],

@@ -105,7 +105,7 @@ def _check_distinct(numbers: Mapping[str, int], where: str) -> None:
     for name, index in numbers.items():
         if index in first:
             raise InputError(
-                f"{where}: {first[index]!r} and {name!r} would both be class {index}; give the class one name"
+                f"{where}: {first[index]!r} and {name!r} would both be class {index}; give it one name"
             )
         first[index] = name
 

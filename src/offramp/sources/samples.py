@@ -48,7 +48,7 @@ class SampleReader:
             return [{name: value[i] for name, value in given.items()} for i in range(rows.pop())], False
         if isinstance(given, (np.ndarray, Tensor)):
             one = (
-                given.ndim == len(self.shape) if not self._is_picture(given) else self._is_one_picture(given)
+                given.ndim <= len(self.shape) if not self._is_picture(given) else self._is_one_picture(given)
             )
             return ([given], True) if one else (list(given), False)
         if isinstance(given, Iterable):

@@ -31,7 +31,7 @@ _BYTE_ORDER_MARKS = (  # the longer first: one begins with another
     (codecs.BOM_UTF16_BE, "utf-16"), (codecs.BOM_UTF8, "utf-8-sig"),
 )  # fmt: skip
 _SUFFIXES = (".csv", ".tsv")
-_END = "\x00end of the table\x00"
+_END = "\x00\x00\x00"
 _LONGEST = 2**31 - 1  # characters of a field: a mail is longer than the module's default
 
 
@@ -153,10 +153,8 @@ def _delimiter(spec: Spec, file: Path, encoding: str) -> str:
 
 def _lines(stream: Any) -> Iterator[str]:
     """Lines, and a last row of its own: where that is swallowed, a quote was not closed."""
-    line = "\n"
-    for line in stream:
-        yield line
-    yield ("" if line.endswith(("\n", "\r")) else "\n") + _END
+    yield from stream
+    yield _END
 
 
 def _rows(
@@ -170,16 +168,12 @@ def _rows(
             table = _parsed(_lines(stream), delimiter, quoted)
             row: list[str] = next((row for row in table if any(map(str.strip, row))), [])
             columns = _columns(spec, file, [] if row == [_END] else [name.strip() for name in row], delimiter)
-            ended = row == [_END]
             for row in table:
-                ended = row == [_END]
-                if ended or not row or (len(row) == columns.count == 1 and not row[0].strip()):
+                if row and row[-1].endswith(_END) and row != [_END]:
+                    raise spec.error(f'{file}: a quote (") is opened and never closed before its end')
+                if row == [_END] or not any(map(str.strip, row)):
                     continue
                 yield _row(spec, file, columns, row, table.line_num, quoted)
-            if not ended:
-                raise spec.error(
-                    f'{file}: a quote (") is opened and never closed; the rows after it are lost'
-                )
     finally:
         csv.field_size_limit(allowed)
 
@@ -242,7 +236,7 @@ def _column(
     """The column for a role: the one named, else the one that is usually called so, in any case."""
     if role in spec.options:
         return _named(spec, file, names, role, spec.options[role], delimiter)
-    found = [name for name in names if name.casefold() in usual]
+    found = [name for name in dict.fromkeys(names) if name.casefold() in usual]
     exact = [name for name in found if name.casefold() == role]
     if len(found) > 1 and len(exact) != 1:
         raise spec.error(f"{file}: columns {', '.join(found)} could all be the {role}; say {role}=COLUMN")
