@@ -128,7 +128,7 @@ def test_a_configuration_is_chosen_and_switched(inside):
     assert predictor.engine.config == predictor.frontier.at(min_quality=0)
     predictor.use(predictor.frontier.full_model)
     assert "2 named classes" in repr(predictor)
-    with pytest.raises(InputError, match="use: expected a configuration, or max_cost"):
+    with pytest.raises(InputError, match="use: expected a configuration, or one of max_cost"):
         predictor.use()
     with pytest.raises(InputError, match="batch_size: expected a whole number above 0, got 0"):
         offramp.load_predictor("art", batch_size=0)
@@ -159,7 +159,9 @@ def test_the_model_can_be_given(inside):
         assert offramp.load_predictor("art", model)(WHITE).label == "Bright"
     with pytest.raises(InputError, match="model: expected a torch.nn.Module or a MODEL as text, got a int"):
         offramp.load_predictor("art", 3)
-    with pytest.raises(InputError, match=r"bare does not say which model it was built for; give it: load_pred"):
+    with pytest.raises(
+        InputError, match=r"bare does not say which model it was built for; give it: load_pred"
+    ):
         offramp.load_predictor("bare")
     bare = offramp.load_predictor("bare", shades.model())
     assert bare(torch.full((3, 8, 8), 0.9)).label == 0
@@ -171,7 +173,9 @@ def test_the_model_can_be_given(inside):
 
 def test_nothing_is_run_because_a_file_names_it(inside, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"built for shades:model, which is not in this folder, and nothing is"):
+    with pytest.raises(
+        InputError, match=r"built for shades:model, which is not in this folder, and nothing is"
+    ):
         offramp.load_predictor(inside / "art")
     with pytest.raises(InputError, match=r"transform=shades:transform, which is not in this folder; name it"):
         offramp.load_predictor(inside / "art", "shades:model")
@@ -181,7 +185,9 @@ def test_another_preprocessing_is_refused(inside, tmp_path):
     names = ["timm:test_resnet,pretrained=false,classes=2,size=32", "imagefolder:photos"]
     pytest.importorskip("timm")
     project = load_project(*names)
-    config = BuildConfig(heads=("linear",), cuts=("layer1.0",), train=TrainConfig(epochs=1), task=project.task)
+    config = BuildConfig(
+        heads=("linear",), cuts=("layer1.0",), train=TrainConfig(epochs=1), task=project.task
+    )
     built = build(project.model, project.splits, config)
     offramp.save(tmp_path / "art", built.net, built.frontier, built.costs, summary=built.summary)
     assert offramp.load_predictor(tmp_path / "art")(WHITE).label in ("Bright", "Dark")

@@ -33,7 +33,10 @@ def save_bert(folder, vocabulary=WORDS):
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     save_bert(folder / "bert")
-    rows = [f"{'good' if i % 2 else 'bad'} film {'the ' * i},the film,{'Positive' if i % 2 else 'Negative'}" for i in range(40)]
+    rows = [
+        f"{'good' if i % 2 else 'bad'} film {'the ' * i},the film,{'Positive' if i % 2 else 'Negative'}"
+        for i in range(40)
+    ]
     (folder / "a.csv").write_text("\n".join(["text,other,label", *rows]))
     for name, options in (("one", "max_length=6"), ("two", "pair=other,max_length=8")):
         project = load_project(f"hf:{folder / 'bert'}", f"csv:{folder / 'a.csv'},{options}")

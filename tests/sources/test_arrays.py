@@ -132,7 +132,9 @@ def test_names_in_any_case(tmp_path, x, y):
     assert torch.equal(strongest(inputs), found)
 
 
-@pytest.mark.parametrize("given", ["X_val", "x_valid", "dev_x", "validation_images", "eval_data", "x_holdout"])
+@pytest.mark.parametrize(
+    "given", ["X_val", "x_valid", "dev_x", "validation_images", "eval_data", "x_holdout"]
+)
 def test_other_names_of_sets(tmp_path, given):
     pixels, labels = arrays()
     other = {"X_val": "y_val", "x_valid": "y_valid", "dev_x": "dev_y", "validation_images": "validation_y"}
@@ -145,7 +147,9 @@ def test_other_names_of_sets(tmp_path, given):
 
 
 def test_names_of_the_models_own_inputs_are_left_alone():
-    assert [_meaning(key) for key in ("attention_mask", "train_input_ids", "Trainable", "token_type_ids")] == [
+    assert [
+        _meaning(key) for key in ("attention_mask", "train_input_ids", "Trainable", "token_type_ids")
+    ] == [
         ("", "attention_mask"),
         ("train", "input_ids"),
         ("", "Trainable"),
@@ -167,12 +171,25 @@ def test_names_of_the_models_own_inputs_are_left_alone():
         lambda y: np.array([b"Red", b"green ", b"BLUE"])[y],
         lambda y: np.array(["red", "green", "blue"])[y],
     ],
-    ids=["big-endian", "uint64", "float", "longdouble", "one-hot", "one-hot-bool", "column", "digits", "bytes", "text"],
+    ids=[
+        "big-endian",
+        "uint64",
+        "float",
+        "longdouble",
+        "one-hot",
+        "one-hot-bool",
+        "column",
+        "digits",
+        "bytes",
+        "text",
+    ],
 )
 def test_labels_of_all_types(tmp_path, convert):
     x, y = arrays()
     np.savez(tmp_path / "a.npz", x=x, y=convert(y))
-    known = {"red": 0, "green": 1, "blue": 2} if convert(y).dtype.kind in "SU" and convert(y).itemsize > 1 else {}
+    known = (
+        {"red": 0, "green": 1, "blue": 2} if convert(y).dtype.kind in "SU" and convert(y).itemsize > 1 else {}
+    )
     splits = load(f"npz:{tmp_path / 'a.npz'}", images_for(classes=known))
     for loader in (splits.train, splits.search, splits.report):
         inputs, labels = samples(loader)
@@ -200,7 +217,9 @@ def test_images_of_16_bits_are_scaled(tmp_path):
         assert splits.summary.notes == ("16-bit images, scaled to 8 bits per channel",)
     np.savez(tmp_path / "c.npz", x=(255 * x).astype(np.uint16), y=y)
     refused(f"npz:{tmp_path / 'c.npz'}", images_for(), "x is uint16 with values up to 25.: nearly black")
-    refused(f"npz:{tmp_path / 'a.npz'}", SourceModel(Mean().eval()), "x is uint16, and the model does not say")
+    refused(
+        f"npz:{tmp_path / 'a.npz'}", SourceModel(Mean().eval()), "x is uint16, and the model does not say"
+    )
 
 
 def test_a_set_without_labels(tmp_path):

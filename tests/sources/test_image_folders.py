@@ -202,7 +202,9 @@ def pictures(tmp_path, save, count=10):
         for i in range(count):
             save(tmp_path / name / str(i), name == "bright")
     splits = load(f"imagefolder:{tmp_path}", images_for(2))
-    inputs, labels = zip(*(samples(each) for each in (splits.train, splits.search, splits.report)), strict=True)
+    inputs, labels = zip(
+        *(samples(each) for each in (splits.train, splits.search, splits.report)), strict=True
+    )
     return torch.cat(inputs).mean((1, 2, 3)), torch.cat(labels), splits.summary.notes
 
 
@@ -278,7 +280,10 @@ def test_a_palette_with_transparency(tmp_path):
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.full((6, 5), 200, np.float32), "floating-point pixels: expected 0 to 1, got 200 to 200; scale them"),
+        (
+            np.full((6, 5), 200, np.float32),
+            "floating-point pixels: expected 0 to 1, got 200 to 200; scale them",
+        ),
         (np.full((6, 5), np.nan, np.float32), "floating-point pixels: expected 0 to 1, got nan"),
         (np.full((6, 5), -1, np.int32), "16-bit pixels: expected 0 to 65535, got -1 to -1; scale them"),
         (np.full((6, 5), 10**6, np.int32), "16-bit pixels: expected 0 to 65535, got 1000000 to"),
@@ -366,7 +371,10 @@ def test_folders_beside_the_sets_are_named(tmp_path):
             draw(tmp_path / name / colour, colour, 8)
     with pytest.warns(DataWarning, match="1 folder is not used, called neither train, val nor test: extra/"):
         load(f"imagefolder:{tmp_path}", images_for())
-    for name, message in (("val", "expected a set 'train', got val"), ("validation", "both 'val' and 'valid")):
+    for name, message in (
+        ("val", "expected a set 'train', got val"),
+        ("validation", "both 'val' and 'valid"),
+    ):
         other = tmp_path / f"of-{name}"
         for each in ("val", name, *(["train"] if name != "val" else [])):
             draw(other / each / "red", "red", 4)

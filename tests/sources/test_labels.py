@@ -14,7 +14,11 @@ SIGNS = {"positive": 0, "negative": 1}
         (["Positive", "Negative"], SIGNS, {"Positive": 0, "Negative": 1}),
         (["NEGATIVE"], SIGNS, {"NEGATIVE": 1}),
         (["B", "A"], {"a": 1, "b": 0}, {"A": 1, "B": 0}),
-        (["guinea_pig", "Great-Dane"], {"Guinea pig": 3, "great dane": 7}, {"guinea_pig": 3, "Great-Dane": 7}),
+        (
+            ["guinea_pig", "Great-Dane"],
+            {"Guinea pig": 3, "great dane": 7},
+            {"guinea_pig": 3, "Great-Dane": 7},
+        ),
         ([" cat ", "STRASSE"], {"cat": 2, "straße": 5}, {" cat ": 2, "STRASSE": 5}),
         (["1", "3"], {"1": 0, "2": 1, "3": 2}, {"1": 0, "3": 2}),  # stars: names, not indices
     ],
@@ -26,7 +30,11 @@ def test_the_models_names_whatever_their_case(names, known, wanted):
 @pytest.mark.parametrize(
     ("names", "known", "message"),
     [
-        (["positive", "neg"], SIGNS, r"got 2 \(neg, positive\); .* no class called 'neg'; its own are positive"),
+        (
+            ["positive", "neg"],
+            SIGNS,
+            r"got 2 \(neg, positive\); .* no class called 'neg'; its own are positive",
+        ),
         (["pos", "neg"], SIGNS, r"expected the model's names of classes, got 2 \(neg, pos\).*classes=NAME"),
         (["Cat", "cat"], {"cat": 0, "dog": 1}, "'Cat' and 'cat' would both be class 0; give it one name"),
         (["CAT"], {"cat": 0, "Cat": 1, "dog": 2}, "'CAT' can be more than one of the model's classes"),
@@ -50,7 +58,11 @@ def test_names_that_are_numbers_are_indices():
 @pytest.mark.parametrize(
     ("names", "outputs", "message"),
     [
-        ([str(i) for i in range(1, 11)], 10, r"expected 0 to 9, got 1 to 10; rename them, or name them in the"),
+        (
+            [str(i) for i in range(1, 11)],
+            10,
+            r"expected 0 to 9, got 1 to 10; rename them, or name them in the",
+        ),
         (["0", "12"], 10, "expected 0 to 9, got 0 to 12"),
         (["-1", "0"], 10, "got -1 to 0"),
         (["1", "01"], 10, "'01' and '1' would both be class 1"),

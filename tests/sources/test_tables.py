@@ -186,12 +186,16 @@ def test_the_delimiter_is_found(tmp_path, delimiter):
     assert read(quoted)[0] == ALL
 
 
-@pytest.mark.parametrize(("given", "delimiter"), [("tab", "\t"), ("\\t", "\t"), (",", ","), ("^", "^"), ("space", " ")])
+@pytest.mark.parametrize(
+    ("given", "delimiter"), [("tab", "\t"), ("\\t", "\t"), (",", ","), ("^", "^"), ("space", " ")]
+)
 def test_the_delimiter_is_given(tmp_path, given, delimiter):
     rows = [(text.replace(" ", "_"), label) for text, label in ROWS]
     path = text_file(tmp_path / "a.csv", table(delimiter, rows))
     assert len(read(path, f",delimiter={given}")[0]) == 20
-    refused(f"csv:{path},delimiter=::", text_source(), "delimiter: expected one character, or tab, .*; got '::'")
+    refused(
+        f"csv:{path},delimiter=::", text_source(), "delimiter: expected one character, or tab, .*; got '::'"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -224,15 +228,24 @@ def test_quotes_in_tsv_are_ordinary_characters(tmp_path):
     ("text", "message"),
     [
         ('text,label\n"good,1\nbad,0\n', r"a quote \(\"\) is opened and never closed before its end"),
-        ("text,label\ngood, very,1\nbad,0\n", "line 2: expected 2 columns, got 3; put quotes around texts with"),
+        (
+            "text,label\ngood, very,1\nbad,0\n",
+            "line 2: expected 2 columns, got 3; put quotes around texts with",
+        ),
         ("text,label\ngood,1\nbad\n", "line 3: expected 2 columns, got 1"),
         ("text,label\ngood,1\nbad,\n", "line 3: no label in column 'label'; leave the row out"),
         ("text,text,label\na,b,1\n", "two columns 'text'; rename one"),
         ("words\ngood\n", r"no column 'text'; it has words, and no delimiter was found in it but ','"),
         ("text;label\n", "no rows in .*a.csv"),
         ("", "has no column 'text'; it has none"),
-        ("text,label\na,0.5\nb,1.5\n", "column 'label': expected classes, got the number 0.5; .* --task regression"),
-        ("text,label\n" + "".join(f"a{i},1\nb{i},5\n" for i in range(9)), "expected labels 0 to 1 because the model has 2 outputs, got 1 to 5"),
+        (
+            "text,label\na,0.5\nb,1.5\n",
+            "column 'label': expected classes, got the number 0.5; .* --task regression",
+        ),
+        (
+            "text,label\n" + "".join(f"a{i},1\nb{i},5\n" for i in range(9)),
+            "expected labels 0 to 1 because the model has 2 outputs, got 1 to 5",
+        ),
         ("text,label\na," + "9" * 31 + "\n", "expected classes, got the number 9999"),
         ("text,class,target\na,1,2\n", "columns class, target could all be the label; say label=COLUMN"),
     ],
@@ -244,7 +257,9 @@ def test_tables_with_a_fault_are_one_message(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["sentiment", "category", "target", "class", "Label", " LABELS ", "intent"])
 def test_columns_that_are_usually_the_label(tmp_path, name):
-    path = text_file(tmp_path / "a.csv", table(columns=("id", name, "Review"), rows=[(0, b, a) for a, b in ROWS]))
+    path = text_file(
+        tmp_path / "a.csv", table(columns=("id", name, "Review"), rows=[(0, b, a) for a, b in ROWS])
+    )
     found, splits = read(path)
     assert found == ALL
     assert splits.summary.notes == (f"texts in column 'Review', labels in column {name.strip()!r}",)
@@ -320,7 +335,10 @@ def test_tables_of_sets_in_any_case(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (("train", "fold1"), "expected sets called train, search, report, training, .*got 'fold1'; rename it"),
+        (
+            ("train", "fold1"),
+            "expected sets called train, search, report, training, .*got 'fold1'; rename it",
+        ),
         (("train", ""), "column 'part' is empty; expected train, val or test"),
         (("Train", "train"), "both 'Train' and 'train' would be the train split"),
     ],
