@@ -8,7 +8,7 @@ from offramp.report.doubts import doubt_about, sign_test
 
 
 def records(exit_right, full_right, samples, groups=None, exits=2):
-    """Exits of one head, right for the first ``exit_right`` samples; the model for the last ``full_right``."""
+    """Exits are right for the first ``exit_right`` samples, the model for the last ``full_right``."""
     quality = np.zeros((exits + 1, 1, samples), np.float32)
     quality[1:, 0, :exit_right] = 1
     full = np.arange(samples) >= samples - full_right

@@ -26,7 +26,8 @@ class Shade(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()) for _ in range(3)])
+        blocks = [nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()) for _ in range(3)]
+        self.blocks = nn.Sequential(*blocks)
         for block in self.blocks:
             block[0].weight.data = torch.eye(3)[:, :, None, None]
 
@@ -157,7 +158,7 @@ def test_the_model_can_be_given(inside):
 
     for model in (shades.model(), "shades:model"):
         assert offramp.load_predictor("art", model)(WHITE).label == "Bright"
-    with pytest.raises(InputError, match="model: expected a torch.nn.Module or a MODEL as text, got a int"):
+    with pytest.raises(InputError, match=r"model: expected a torch.nn.Module or a MODEL as text, got a int"):
         offramp.load_predictor("art", 3)
     with pytest.raises(
         InputError, match=r"bare does not say which model it was built for; give it: load_pred"

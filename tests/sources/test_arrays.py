@@ -265,10 +265,10 @@ def member(header, content=b"", version=b"\x01\x00"):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (member("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,)}"), r"needs 40,000,000,000 bytes, 0"),
+        (member("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,)}"), "needs 40,0"),
         (member("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"), "cannot be read"),
         (member("{'descr': '<U0', 'fortran_order': False, 'shape': (10000000000000,)}"), "have no size"),
-        (member("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"x"), "Object arrays cannot be loaded"),
+        (member("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"x"), "Object arrays"),
         (member("{'descr': __import__('os'), 'fortran_order': False, 'shape': ()}"), "cannot be read"),
         (member("{'descr': '<f4'}"), "cannot be read"),
         (member("((((", version=b"\x01\x00"), "cannot be read"),

@@ -7,24 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_files import Tokens, load, refused
+from data_files import Tokens, Words, load, refused
 from offramp.sources import DataWarning
 from offramp.sources.models import SourceModel
 from offramp.sources.preprocessing import TextInput
-
-
-class Words:
-    """A tokenizer of whole words: a word's id is its length."""
-
-    model_input_names = ("input_ids", "attention_mask")
-
-    def __call__(self, texts, padding, truncation, max_length, return_tensors):
-        assert (padding, truncation, return_tensors) == ("max_length", True, "pt")
-        ids = torch.zeros(len(texts), max_length, dtype=torch.int64)
-        for i, text in enumerate(texts):
-            for j, word in enumerate(text.split()[:max_length]):
-                ids[i, j] = min(len(word), 9)
-        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
 def text_source(classes=None):

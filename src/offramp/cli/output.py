@@ -154,10 +154,11 @@ def check_writable(folder: Path) -> None:
 
     nearest = folder.absolute()
     _check_length(nearest.name, _BESIDE)
+    for part in nearest.parts[:-1]:
+        _check_length(part, 0)
     with storage_errors(folder):
         while not nearest.exists():
             nearest = nearest.parent
-            _check_length(nearest.name, 0)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StorageError(
             f"cannot write {folder}: {nearest} is not a folder you may write to; choose another"
