@@ -59,7 +59,7 @@ def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):
     assert code == 0, err
     figures = json.loads(out)
     assert figures["unit"] == "seconds"
-    assert figures["configurations"][0]["of_plain"] > 0
+    assert figures["configurations"][0]["relative_to_unmodified"] > 0
     manifest = read_manifest(tmp_path / "seconds")
     costs = load_costs(tmp_path / "seconds", manifest)
     assert costs.by_batch is not None

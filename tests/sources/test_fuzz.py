@@ -4,7 +4,6 @@ The long version takes 20,000 inputs for each reader.
 """
 
 import io
-import os
 import resource
 import tempfile
 import time
@@ -24,7 +23,7 @@ from offramp.sources.preprocessing import TextInput
 from offramp.sources.summary import DataSummary
 
 SHORT = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-LONG = settings(SHORT, max_examples=int(os.environ.get("N","20000")))
+LONG = settings(SHORT, max_examples=20_000)
 MOST_SECONDS, MOST_MEGABYTES = 5, 1500
 
 

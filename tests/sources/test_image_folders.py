@@ -343,7 +343,7 @@ def test_what_is_left_out_is_counted_and_named(folder, monkeypatch):
             splits = load(f"imagefolder:{folder}", images_for())
     text = "\n".join(str(each.message) for each in said)
     assert "3 files are not used, not read as images (2 .heic, 1 .txt): " in text
-    assert "2 pipe, socket or devices are not used, no regular files: " in text
+    assert "2 special files are not used, a pipe, socket or device: " in text
     assert "1 image is not used, in no class's folder: " in text
     assert "1 folder is not used, without images: hollow" in text
     assert "pipe.png" in text

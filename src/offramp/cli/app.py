@@ -364,8 +364,8 @@ def run(
                 "quality": result.quality,
                 "relative_macs": result.relative_macs,
                 "batches": measured.batches,
-                "milliseconds_per_batch": result.milliseconds,
-                "plain_milliseconds_per_batch": unmodified,
+                "milliseconds": result.milliseconds,
+                "unmodified_milliseconds": unmodified,
                 "exit_shares": by_position,
             }
         )

@@ -45,7 +45,7 @@ def load_predictor(
         batch_size: most samples that are run together.
         device: where to run; None leaves the model where it is.
         restore_backbone: first load the weights stored in the artifact into the model.
-        input_exits: modules that were given as exits at the input, by name, as for ``load``.
+        input_exits: modules that were given as exits at the input, by name; ``load`` takes the same.
 
     Raises:
         ArtifactError: missing, damaged, or made for another model.

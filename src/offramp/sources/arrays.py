@@ -125,9 +125,7 @@ def _array(member: IO[bytes], size: int) -> Array:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if dtype.hasobject:
-        raise ValueError(
-            "Object arrays cannot be loaded: nothing in a file is run; save numbers or text"
-        )
+        raise ValueError("Object arrays cannot be loaded: nothing in a file is run; save numbers or text")
     needed, there = math.prod(shape) * dtype.itemsize, size - member.tell()
     if min(shape, default=0) < 0 or needed != there:
         raise ValueError(f"an array of shape {shape} and {dtype} needs {needed:,} bytes, {there:,} are there")

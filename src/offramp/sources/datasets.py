@@ -165,7 +165,9 @@ def _outputs(spec: Spec, model: nn.Module, example: Any, output: str | int | Non
             answer = model(**example) if isinstance(example, Mapping) else model(example)
     except Exception as error:
         shapes = {name: tuple(value.shape) for name, value in named.items()}
-        last = any(len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) for shape in shapes.values())
+        last = any(
+            len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) for shape in shapes.values()
+        )
         hint = "; channels come last: save (N, C, H, W), x.transpose(0, 3, 1, 2)" if last else ""
         raise spec.error(
             f"calling the model with the first samples, {shapes}, fails: {type(error).__name__}: "

@@ -165,19 +165,19 @@ def _paths(found: Found) -> Iterator[str]:
 
 
 def _left_out(found: Any, unused: Sequence[str]) -> tuple[str, ...]:
-    others = [path for each in found for path in each.others]
+    others, special, loose = (
+        [path for each in found for path in getattr(each, kind)] for kind in ("others", "special", "loose")
+    )
+    empty = [name for each in found for name, samples in each.classes.items() if not samples]
     kinds = Counter(_suffix(path) or "no ending" for path in others)
     why = f"not read as images ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common(6))})"
     return (
         *left_out(unused, "folder", "called neither train, val nor test"),
         *left_out(others, "file", why),
-        *left_out([path for each in found for path in each.special], "pipe, socket or device", "no regular files"),
-        *left_out([path for each in found for path in each.loose], "image", "in no class's folder"),
-        *left_out(
-            [name for each in found for name, samples in each.classes.items() if not samples],
-            "folder", "without images",
-        ),
-    )  # fmt: skip
+        *left_out(special, "special file", "a pipe, socket or device"),
+        *left_out(loose, "image", "in no class's folder"),
+        *left_out(empty, "folder", "without images"),
+    )
 
 
 @cache

@@ -67,10 +67,10 @@ def parse_labels(
         return [None if label is None else _number(label, where) for label in labels]
     if known and there and {simplified(label) for label in there} <= {simplified(name) for name in known}:
         return list(labels)
-    whole = {label: _INTEGRAL.fullmatch(label) for label in there}
-    if all(whole.values()):
-        return [None if label is None else int(whole[label][1]) for label in labels]  # type: ignore[index]
-    broken = next((label for label in sorted(there) if _is_number(label) and not whole[label]), None)
+    integral = {label: _INTEGRAL.fullmatch(label) for label in there}
+    if all(integral.values()):
+        return [None if label is None else int(integral[label][1]) for label in labels]  # type: ignore[index]
+    broken = next((label for label in sorted(there) if _is_number(label) and not integral[label]), None)
     if broken is not None and all(map(_is_number, there)):
         raise InputError(
             f"{where}: expected classes, got the number {broken[:40]}; for numbers to be predicted say "

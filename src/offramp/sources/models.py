@@ -23,6 +23,7 @@ from offramp.sources.preprocessing import (
     timm_images,
     torchvision_images,
 )
+from offramp.sources.readings import place
 from offramp.sources.spec import Scheme, Spec, near, require, unreachable
 
 _VISION = ("pretrained", "weights", "classes", "size", "mean", "std")
@@ -198,7 +199,7 @@ def _made(spec: Spec, make: Callable[[], Any]) -> Any:
 
 
 def _load_weights(spec: Spec, model: nn.Module) -> None:
-    path = Path(spec.options["weights"]).expanduser()
+    path = place(spec, "weights")
     if not path.is_file():
         raise spec.error(f"weights: no file {path}")
     state = _state(spec, path)
@@ -249,10 +250,10 @@ def _state(spec: Spec, path: Path) -> dict[str, torch.Tensor]:
 
 def _hugging_face(spec: Spec) -> SourceModel:
     transformers = require("transformers", "text", f"MODEL {spec.text}")
-    place = Path(spec.name).expanduser()
-    if not place.is_dir() and (spec.name[0] in "./~" or spec.name.count("/") > 1):
-        raise spec.error(f"no folder {place}; for a model of the hub say hf:NAME or hf:OWNER/NAME")
-    name = str(place) if place.is_dir() else spec.name
+    folder = place(spec)
+    if not folder.is_dir() and (spec.name[0] in "./~" or spec.name.count("/") > 1):
+        raise spec.error(f"no folder {folder}; for a model of the hub say hf:NAME or hf:OWNER/NAME")
+    name = str(folder) if folder.is_dir() else spec.name
     config = _pretrained(spec, transformers.AutoConfig, name)
     kind = next((head for head in _HEADS for it in config.architectures or () if it.endswith(head)), None)
     if kind is None:

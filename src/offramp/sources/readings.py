@@ -54,14 +54,18 @@ def reading(spec: Spec, path: Path) -> Iterator[None]:
         raise spec.error(f"{path} cannot be read: {said}") from error
 
 
-def place(spec: Spec) -> Path:
-    """The path that a specification names; ``InputError`` where the system has no such user or name."""
+def place(spec: Spec, name: str | None = None) -> Path:
+    """The path that a specification, or its option ``name``, names.
+
+    ``InputError`` where the system has no such user or no names like it.
+    """
+    text = spec.name if name is None else spec.options[name]
     try:
-        path = Path(spec.name).expanduser()
+        path = Path(text).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        raise spec.error(f"{spec.name[:80]} is no path here: {said}; check it") from error
+        raise spec.error(f"{text[:80]} is no path here: {said}; check it") from error
     return path
 
 

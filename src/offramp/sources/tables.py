@@ -36,7 +36,7 @@ _LONGEST = 2**31 - 1  # characters of a field: a mail is longer than the module'
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """Names and places of the columns that are used; ``texts`` are one, or two for a pair."""
 
     texts: tuple[str, ...]
@@ -58,7 +58,7 @@ def read_tables(spec: Spec, source: SourceModel, text: TextInput, floating: bool
     if length > text.longest:
         raise spec.error(f"max_length: the model takes at most {text.longest} tokens, got {length}")
     rows: dict[str, list[tuple[Any, str | None]]] = {}
-    used: Columns | None = None
+    used: TableColumns | None = None
     for name, file in files.items():
         with reading(spec, file):
             encoding = _encoding(file)
@@ -87,13 +87,13 @@ def read_tables(spec: Spec, source: SourceModel, text: TextInput, floating: bool
     )
 
 
-def _notes(used: Columns) -> tuple[str, ...]:
+def _notes(used: TableColumns) -> tuple[str, ...]:
     label = "no labels" if used.label is None else f"labels in column {used.label!r}"
     texts = " and ".join(map(repr, used.texts))
     return (f"texts in column{'s' * (len(used.texts) > 1)} {texts}, {label}",)
 
 
-def _label_hint(used: Columns) -> str:
+def _label_hint(used: TableColumns) -> str:
     if used.label is not None or not used.others:
         return ""
     return f"the table also has {', '.join(used.others)}: say label=COLUMN, if one of these is it"
@@ -159,7 +159,7 @@ def _lines(stream: Any) -> Iterator[str]:
 
 def _rows(
     spec: Spec, file: Path, encoding: str, delimiter: str
-) -> Iterator[tuple[str, Any, str | None, Columns]]:
+) -> Iterator[tuple[str, Any, str | None, TableColumns]]:
     """(set, text or a pair of texts, label, columns) of every row."""
     allowed = csv.field_size_limit(_LONGEST)
     quoted = _is_quoted(spec, file)
@@ -179,8 +179,8 @@ def _rows(
 
 
 def _row(
-    spec: Spec, file: Path, columns: Columns, row: list[str], line: int, quoted: bool
-) -> tuple[str, Any, str | None, Columns]:
+    spec: Spec, file: Path, columns: TableColumns, row: list[str], line: int, quoted: bool
+) -> tuple[str, Any, str | None, TableColumns]:
     if len(row) != columns.count:
         hint = "put quotes around texts with delimiters in them" if quoted else "quotes=true if it has quotes"
         raise spec.error(f"{file}, line {line}: expected {columns.count} columns, got {len(row)}; {hint}")
@@ -196,7 +196,7 @@ def _row(
     return split, texts[0] if len(texts) == 1 else texts, label, columns
 
 
-def _columns(spec: Spec, file: Path, names: list[str], delimiter: str) -> Columns:
+def _columns(spec: Spec, file: Path, names: list[str], delimiter: str) -> TableColumns:
     texts = _text_columns(spec, file, names, delimiter)
     label = _column(spec, file, names, "label", _LABELS, delimiter)
     split = _column(spec, file, names, "split", (), delimiter)
@@ -204,7 +204,7 @@ def _columns(spec: Spec, file: Path, names: list[str], delimiter: str) -> Column
     twice = [name for name, count in Counter(names).items() if count > 1 and name in used]
     if twice:
         raise spec.error(f"{file} has two columns {twice[0]!r}; rename one")
-    return Columns(
+    return TableColumns(
         texts=texts,
         label=label,
         split=split,
