@@ -170,6 +170,9 @@ def _check_arrays(
     sizes = {len(array) if array.ndim else -1 for array in measured}
     if len(sizes) != 1 or -1 in sizes:
         raise spec.error(f"{where}expected arrays of one length, got {sorted(sizes)} rows")
+    hollow = next((array.shape for array in measured if not array.size), None)
+    if hollow is not None:
+        raise spec.error(f"{where}expected samples, got an array of shape {hollow}, which holds nothing")
     for word, array in arrays.items():
         _check_input(spec, f"{where}{word}", array, images)
 
