@@ -445,3 +445,11 @@ def test_names_given_in_the_order_of_the_outputs(folder):
     assert torch.equal(inputs.mean((2, 3)).argmax(1), labels)
     refused(f"imagefolder:{folder},classes=red/green", images_for(), "no class called 'blue'")
     refused(f"imagefolder:{folder},classes=red/red/blue", images_for(), "classes: expected distinct names")
+
+
+def test_a_transform_that_fails_is_named(folder):
+    def broken(picture):
+        raise ZeroDivisionError(f"of {picture.mode}")
+
+    message = "preparing the first samples fails: ZeroDivisionError: of RGB"
+    refused(f"imagefolder:{folder}", images_for(), message, transform=broken)

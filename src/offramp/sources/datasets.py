@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from offramp.errors import InputError
 from offramp.graph import evaluating
 from offramp.sources.arrays import read_arrays
 from offramp.sources.image_folders import read_image_folder
@@ -67,7 +68,7 @@ def load_samples(
     for name, most in _limits(spec).items():
         if name in splits:
             splits[name] = limited(splits[name], lambda sample: str(sample[1]), most)
-    example = to_device_of(source.model, found.read([what for what, _ in splits["train"][:2]]))
+    example = to_device_of(source.model, _first_inputs(spec, found, splits["train"][:2]))
     outputs = _outputs(spec, source.model, example, output, task)
     number, classes = _numbering(spec, found.sets, source, outputs)
 
@@ -91,6 +92,16 @@ def load_samples(
         summary=_summary(spec, source, found, splits, number),
         label_hint=found.label_hint,
     )
+
+
+def _first_inputs(spec: Spec, found: Readings, samples: Sequence[Sample]) -> Any:
+    """The first samples as inputs; whatever fails is an ``InputError``: transforms are the user's."""
+    try:
+        return found.read([what for what, _ in samples])
+    except InputError as error:
+        raise spec.error(f"the first samples: {error}") from error
+    except Exception as error:
+        raise spec.error(f"preparing the first samples fails: {type(error).__name__}: {error}") from error
 
 
 def _summary(

@@ -86,12 +86,15 @@ class ImageInput:
             warnings.warn(message, stacklevel=2)
 
     def of_array(self, pixels: Any) -> Tensor:
-        """Prepare one image (H, W), (H, W, C) or (C, H, W) of uint8."""
+        """Prepare one image (H, W), (H, W, C) or (C, H, W) of uint8; ``InputError`` for another shape."""
         image = require("PIL.Image", "torchvision", "preparing images")
+        shape = tuple(pixels.shape)
         if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[-1] not in (1, 3):
             pixels = pixels.transpose(1, 2, 0)
         if pixels.ndim == 3 and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
+        if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] not in (2, 3, 4)):
+            raise InputError(f"images: expected shape (H, W), (H, W, C) or (C, H, W) each, got {shape}")
         return self.transform(image.fromarray(pixels).convert(self.mode))
 
     def described(self) -> dict[str, Any]:
