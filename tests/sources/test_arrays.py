@@ -278,7 +278,7 @@ def member(header, content=b"", version=b"\x01\x00"):
         (member("{'descr': '<f4'}"), "cannot be read"),
         (member("((((", version=b"\x01\x00"), "cannot be read"),
         (member("{}", version=b"\x09\x00"), "cannot be read"),
-        (member("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 0)}"), "which holds nothing"),
+        (member("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 0)}"), "holds nothing"),
         (b"\x93NUMPY", "cannot be read"),
         (b"no array", "cannot be read"),
         (b"", "cannot be read"),
