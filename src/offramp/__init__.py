@@ -58,6 +58,11 @@ if TYPE_CHECKING:
         MultiEngine as MultiEngine,
         keep_memory as keep_memory,
     )
+    from offramp.serving import (
+        Prediction as Prediction,
+        Predictor as Predictor,
+        load_predictor as load_predictor,
+    )
     from offramp.solver import search as search
     from offramp.streaming import (
         StreamAnswer as StreamAnswer,
@@ -136,6 +141,11 @@ _HOME = {
         "Execution",
         "MultiEngine",
         "keep_memory",
+    ),
+    "serving": (
+        "Prediction",
+        "Predictor",
+        "load_predictor",
     ),
     "solver": ("search",),
     "streaming": (

@@ -6,7 +6,7 @@ import json
 import operator
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from offramp.heads import reduced
 from offramp.measure import measure_cost, record_outputs
 from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
-from offramp.sources import Splits
+from offramp.sources import DataSummary, Splits
 from offramp.tasks import Task
 from offramp.training import (
     DTYPES,
@@ -63,13 +63,17 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class Built:
-    """A network with trained heads, its frontier, and the records it was searched and is reported on."""
+    """A network with trained heads, its frontier, and the records it was searched and is reported on.
+
+    ``summary`` is what was found in the data, where somebody looked: for ``save(..., summary=)``.
+    """
 
     net: ExitNetwork
     frontier: Frontier
     costs: CostTable
     records: Mapping[str, ExitRecords]
     training: TrainReport
+    summary: DataSummary | None = None
 
 
 def build(
@@ -79,12 +83,14 @@ def build(
     *,
     work_dir: str | Path | None = None,
     progress: bool | None = None,
+    ready: Callable[[ExitNetwork], None] | None = None,
 ) -> Built:
     """Attach, train, record, search.
 
     Heads train on one of the disjoint ``splits``, the search sees another, the third is only recorded. The
     trained ``model`` is not changed. A run that was killed goes on from ``work_dir``; ``progress`` None shows
-    bars when standard error is a terminal.
+    bars when standard error is a terminal; ``ready`` is called with the network once everything is checked,
+    before the work.
 
     Raises:
         InputError: a loader does not fit the model.
@@ -110,8 +116,10 @@ def build(
             f"train split: expected at most {net.outputs} classes because the model has {net.outputs} "
             f"outputs, got {splits.classes}; use the model trained for these classes"
         )
-    _check_labels(net, {"train": splits.train, **loaders}, config.quality == "labels")
+    _check_labels(net, {"train": splits.train, **loaders}, config.quality == "labels", splits.label_hint)
     _check_room(net, splits, config.train, Path(work_dir or tempfile.gettempdir()).absolute())
+    if ready is not None:
+        ready(net)
     with _named("train"):
         training = train_exits(net, splits.train, config=config.train, work_dir=work_dir, progress=progress)
     records: dict[str, ExitRecords] = {}
@@ -128,7 +136,14 @@ def build(
             )
     costs = measure_cost(net)
     frontier = search(records["search"], costs, max_exits=config.max_exits, progress=progress)
-    return Built(net=net, frontier=frontier, costs=costs, records=records, training=training)
+    return Built(
+        net=net,
+        frontier=frontier,
+        costs=costs,
+        records=records,
+        training=training,
+        summary=splits.summary,
+    )
 
 
 @contextmanager
@@ -140,7 +155,7 @@ def _named(split: str) -> Iterator[None]:
         raise InputError(f"{split} split: {error}") from error
 
 
-def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed: bool) -> None:
+def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed: bool, hint: str) -> None:
     """Find out before hours of work, on first batches, that labels do not fit, or are missing."""
     for name, loader in loaders.items():
         if isinstance(loader, Iterator):
@@ -153,7 +168,7 @@ def _check_labels(net: ExitNetwork, loaders: Mapping[str, Iterable[Any]], needed
             elif labels is None and needed and name != "train":
                 raise InputError(
                     "the loader gives no labels; judge by agreement with the full model instead "
-                    "(quality='agreement', on the command line --agreement)"
+                    f"(quality='agreement', on the command line --agreement){hint and f'; or {hint}'}"
                 )
 
 
@@ -200,5 +215,6 @@ def summary(built: Built) -> str:
             "expected_cost": [end.relative_cost for end in ends],
             "expected_quality": [end.quality for end in ends],
             "samples": {name: records.samples for name, records in built.records.items()},
+            "data": None if built.summary is None else built.summary.to_dict(),
         }
     )

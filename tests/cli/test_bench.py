@@ -51,7 +51,7 @@ def test_it_measures_and_prints(invoke):
     code, out, err = invoke("--batch-size", "2", "--threads", "1")
     assert code == 0, err
     assert "figures on the report split" in out
-    assert "batches of 2, 1 threads, per sample: the unmodified model takes" in " ".join(out.split())
+    assert "batches of 2, 1 thread, per sample: the unmodified model takes" in " ".join(out.split())
 
 
 def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):
@@ -59,7 +59,7 @@ def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):
     assert code == 0, err
     figures = json.loads(out)
     assert figures["unit"] == "seconds"
-    assert figures["configurations"][0]["of_plain"] > 0
+    assert figures["configurations"][0]["relative_to_unmodified"] > 0
     manifest = read_manifest(tmp_path / "seconds")
     costs = load_costs(tmp_path / "seconds", manifest)
     assert costs.by_batch is not None
@@ -80,8 +80,10 @@ def test_an_artifact_in_seconds_runs_like_any_other(invoke, artifact, tmp_path):
         (["--batch-size", "0"], "expected batch_size to be an integer of at least 1"),
         (["--dtype", "int3"], "dtype: expected"),
         (["--int8", "--dtype", "bfloat16"], "choose one"),
+        (["--threads", "1000000"], "--threads: expected 1 to "),
+        (["--threads", "0"], "on this machine, got 0"),
     ],
-    ids=["unit", "batch", "dtype", "both"],
+    ids=["unit", "batch", "dtype", "both", "threads", "none"],
 )
 def test_wrong_options_are_refused(invoke, options, message):
     code, _, err = invoke(*options)

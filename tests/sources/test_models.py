@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -13,7 +14,13 @@ from torch import nn
 
 from offramp.errors import InputError, MissingExtraError
 from offramp.sources.datasets import DATA_SCHEMES, load_samples
-from offramp.sources.models import MODEL_SCHEMES, load_source, of_callable
+from offramp.sources.models import (
+    MODEL_SCHEMES,
+    _class_names,
+    _vision_source,
+    load_source,
+    of_callable,
+)
 from offramp.sources.project import load_input_exits
 from offramp.sources.spec import parse_spec
 from offramp.tasks.base import make_task
@@ -343,3 +350,38 @@ def test_an_exit_at_the_input_reads_the_same_tokens_and_channels(own_bert, bert,
     monkeypatch.setattr("offramp.sources.project.load_source_model", lambda *_: grey)
     with pytest.raises(InputError, match="--input-exit a=timm:x: it takes 1 channels, the model 3"):
         load_input_exits(["a=timm:x"], source)
+
+
+def edit_config(folder, **changed):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_code_that_comes_with_a_model_is_not_run(own_bert, monkeypatch):
+    (own_bert / "own.py").write_text("raise SystemExit('ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    edit_config(own_bert, auto_map={"AutoConfig": "own.Config"}, model_type="of-my-own")
+    message = (
+        r"bert comes with code of its own, which is not run; load it yourself, .*package.module:callable"
+    )
+    refused(f"hf:{own_bert}", message)
+
+
+def test_names_of_classes_by_either_table(own_bert):
+    made_up = {"LABEL_0": 0, "LABEL_1": 1}
+    for by_index, by_name, wanted in (
+        ({0: "no", 1: "yes"}, made_up, {"no": 0, "yes": 1}),
+        ({0: "LABEL_0", 1: "LABEL_1"}, {"yes": 1, "no": 0}, {"no": 0, "yes": 1}),
+        ({0: "LABEL_0", 1: "LABEL_1"}, made_up, {}),
+    ):
+        assert _class_names(None, SimpleNamespace(id2label=by_index, label2id=by_name)) == wanted
+    spec = parse_spec("MODEL", f"hf:{own_bert}", MODEL_SCHEMES)
+    wrong = SimpleNamespace(id2label={0: "no", 1: "yes"}, label2id={"no": 1, "yes": 0})
+    with pytest.raises(InputError, match=r"its config.json contradicts itself: id2label is .*; mend it"):
+        _class_names(spec, wrong)
+
+
+def test_two_classes_of_one_name_have_none():
+    names = ["crane", "bird", "crane"]
+    source = _vision_source(parse_spec("MODEL", SMALL, MODEL_SCHEMES), nn.Identity(), None, names)
+    assert source.classes == {"bird": 1}

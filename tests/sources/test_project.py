@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from data_files import COLOURS, draw, images_for
 from offramp.errors import InputError
 from offramp.sources.preprocessing import Adapted
 from offramp.sources.project import (
@@ -256,3 +258,69 @@ def test_a_device_that_is_not_there():
         load_splits("user_code:nested", source, make_task("classification")).example[1].device.type == "meta"
     )
     assert next(load_source_model("user_code:model", "cpu").model.parameters()).device.type == "cpu"
+
+
+SHADES = """
+import numpy as np, torch
+def bright(picture): return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+def dark(picture): return bright(picture) / 2
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photos of two classes, and what a build with a transform of one's own found in them."""
+    (tmp_path / "user_shades.py").write_text(SHADES)
+    for name in COLOURS:
+        draw(tmp_path / "photos" / name, name, 8)
+    return load_splits("imagefolder:photos,transform=user_shades:dark", images_for(), CLASSES).summary
+
+
+CLASSES = make_task("classification")
+
+
+def test_a_run_uses_the_preprocessing_of_the_build(photos):
+    assert photos.inputs["transform"] == "user_shades:dark"
+    splits = load_splits("imagefolder:photos", images_for(), CLASSES, stored=photos)
+    assert next(iter(splits.train))[0].max() <= 0.5
+    message = (
+        "built with transform user_shades:dark, this has transform user_shades:bright; its exits are for"
+    )
+    with pytest.raises(InputError, match=message):
+        load_splits("imagefolder:photos,transform=user_shades:bright", images_for(), CLASSES, stored=photos)
+
+
+def test_a_run_uses_the_classes_of_the_build(photos, tmp_path):
+    for name in ("red", "green"):
+        draw(tmp_path / "few" / name.upper(), name, 8)
+    splits = load_splits("imagefolder:few", images_for(), CLASSES, stored=photos)
+    assert {label for _, labels in splits.train for label in labels.tolist()} == {1, 2}
+    draw(tmp_path / "few" / "pink", "red", 8)
+    with pytest.raises(InputError, match="no class called 'pink'; its own are blue, green, red"):
+        load_splits("imagefolder:few", images_for(), CLASSES, stored=photos)
+
+
+def test_a_transform_that_a_file_names_is_not_imported_from_elsewhere(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "photos")
+    message = (
+        "built with transform=user_shades:dark, which is not in this folder; name it, if you want it run"
+    )
+    with pytest.raises(InputError, match=message):
+        load_splits(f"imagefolder:{tmp_path / 'photos'}", images_for(), CLASSES, stored=photos)
+
+
+def test_another_normalisation_than_the_builds_is_refused(photos):
+    found = load_splits("imagefolder:photos", images_for(), CLASSES).summary
+    other = replace(images_for(), images=replace(images_for().images, std=(0.5,) * 3))
+    with pytest.raises(
+        InputError, match=r"with std 1/1/1, this has std 0.5/0.5/0.5; its exits are for the former"
+    ):
+        load_splits("imagefolder:photos", other, CLASSES, stored=found)
+
+
+def test_what_loaders_of_ones_own_say_is_kept():
+    summary = load_data("user_code:listed").summary
+    assert (summary.data, summary.inputs) == ("user_code:listed", {"kind": "loaders"})
+    assert summary.splits == {"train": 2, "search": 2}
+    assert summary.classes == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert load_data("user_code:good").summary.splits == {}

@@ -6,11 +6,12 @@ from offramp.artifacts.manifest import (
     load_costs,
     load_frontier,
     load_records,
+    load_summary,
     read_manifest,
 )
 from offramp.artifacts.multitask import load_tasks, save_tasks
 
 __all__ = [
-    "check_replaceable", "load", "load_costs", "load_frontier", "load_records", "load_tasks",
+    "check_replaceable", "load", "load_costs", "load_frontier", "load_records", "load_summary", "load_tasks",
     "read_manifest", "replace_frontier", "save", "save_tasks",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.artifacts.manifest import (
+    DATA,
     DESCRIPTION,
     RECORDS,
     check_replaceable,
@@ -32,6 +33,7 @@ from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError
 from offramp.graph import INPUT, Partition, TraceOptions, partition, unwrapped
 from offramp.network import ExitNetwork, HeadPlacement, answer_options, model_digest, network_on
+from offramp.sources import DataSummary
 from offramp.storage import atomic_folder
 from offramp.tasks import Task, make_task
 
@@ -46,6 +48,7 @@ def save(
     *,
     records: Mapping[str, ExitRecords] | None = None,
     include_backbone: bool = False,
+    summary: DataSummary | None = None,
 ) -> None:
     """Write an artifact folder, whole or not at all; an artifact already there is replaced.
 
@@ -56,6 +59,7 @@ def save(
         costs: its costs.
         records: by name ("search", "report"), to search and report again later without the model.
         include_backbone: also store the backbone's weights.
+        summary: what model and data turned out to be, for ``offramp run`` and ``load_predictor``.
 
     Raises:
         StorageError: the folder cannot be written, is full, or holds something else than an artifact.
@@ -81,7 +85,8 @@ def save(
         if include_backbone:
             state = storable_state(net.backbone, "the backbone", "; save with include_backbone=False")
             save_tensors(folder / BACKBONE, state)
-        write_manifest(folder, _description(net))
+        found = {} if summary is None else {DATA: summary.to_dict()}
+        write_manifest(folder, {**_description(net), **found})
 
 
 def load(
@@ -149,7 +154,7 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
         for name in manifest["files"]:
             shutil.copyfile(source / name, folder / name)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
-        write_manifest(folder, {key: manifest[key] for key in DESCRIPTION})
+        write_manifest(folder, {key: manifest[key] for key in (*DESCRIPTION, DATA) if key in manifest})
 
 
 def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:

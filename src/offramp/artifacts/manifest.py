@@ -8,6 +8,7 @@ from typing import Any
 
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError
+from offramp.sources import DataSummary
 from offramp.storage import FolderFormat, document_digest, read_as
 
 ARTIFACT = FolderFormat(
@@ -15,6 +16,8 @@ ARTIFACT = FolderFormat(
 )
 RECORDS = "records-{}.safetensors"
 DESCRIPTION = ("backbone", "network", "inputs")
+DATA = "data"
+"""Section of the manifest: what was found in model and data, where somebody looked."""
 _FIELDS: dict[str, dict[str, Any]] = {  # sections of the manifest; [str] is a list of strings
     "backbone": {"digest": str, "class": str},
     "network": {
@@ -46,6 +49,16 @@ def pinned(folder: Path) -> str:
     document = ARTIFACT.unchecked(folder)
     kept = {key: document.get(key) for key in DESCRIPTION}
     return document_digest({**kept, "heads": document["files"].get("heads.safetensors")})
+
+
+def load_summary(folder: Path, manifest: Mapping[str, Any]) -> DataSummary | None:
+    """What a build found in its model and data; None where nobody looked. ``ArtifactError``: damaged."""
+    if DATA not in manifest:
+        return None
+    try:
+        return DataSummary.from_dict(manifest[DATA])
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}; build it again") from error
 
 
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:

@@ -7,10 +7,14 @@ certificate. Results for a machine go to standard output with ``--json``.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +34,9 @@ from offramp.cli.output import (
     pick,
     price_of,
     print_json,
+    say,
     show_artifact,
+    show_found,
     show_measured,
 )
 from offramp.cli.show import show
@@ -46,10 +52,15 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _state = {"debug": False, "interrupted": False}
+_OF_THE_SYSTEM = {
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EIO, errno.EINVAL,
+}  # fmt: skip
+"""What the system says about paths and disks: messages, no faults of the program."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +93,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
                 raise
             # an interrupt inside an import or the tracer can come out as another error
             message, code = _explain(KeyboardInterrupt() if _state["interrupted"] else error)
-            print(message, file=sys.stderr)
+            say(message)
             raise typer.Exit(code) from None
 
     return run
@@ -97,6 +108,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "", 1
     if isinstance(error, PermissionError) and error.filename is not None:
         return f"error: permission denied: {error.filename}; choose a path that you may read", 1
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = "standard output" if error.filename is None else str(error.filename)
+        return f"error: {where}: {error.strerror}; choose another path, or make room", 1
     name = f"{type(error).__name__}: {error}"
     return f"unexpected error: {name}\nrun again with --debug and report the traceback", 70
 
@@ -179,8 +193,17 @@ def build(
     work = out.absolute().with_name(f".{out.absolute().name}.work")
     project = load_project(model, data, task=task, output=output, input_exits=input_exit or (), device=device)
     config = replace(config, task=project.task, input_exits=project.input_exits)
-    built = run_build(project.model, project.splits, config, work_dir=work)
-    save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
+    ready = None if json_ else functools.partial(show_found, project.splits.summary)
+    built = run_build(project.model, project.splits, config, work_dir=work, ready=ready)
+    save(
+        out,
+        built.net,
+        built.frontier,
+        built.costs,
+        records=built.records,
+        include_backbone=store_backbone,
+        summary=built.summary,
+    )
     shutil.rmtree(work, ignore_errors=True)
     if json_:
         print(summary(built))
@@ -318,6 +341,7 @@ def run(
     json_: options.Json = False,
 ) -> None:
     """Run the engine over your data under one configuration and measure it; by default the full model."""
+    from offramp.artifacts import load_summary, read_manifest
     from offramp.core import ExitConfig
     from offramp.measure import measure_loader
     from offramp.report import shares
@@ -325,7 +349,8 @@ def run(
     from offramp.sources import load_splits
 
     source, net, frontier, costs = open_artifact(artifact, model, input_exit, device)
-    splits = load_splits(data, source, net.task, net.output)
+    stored = load_summary(artifact, read_manifest(artifact))
+    splits = load_splits(data, source, net.task, net.output, stored)
     config = pick(frontier, max_cost, max_drop, min_quality, tradeoff) or ExitConfig()
     loader = getattr(splits, split, None) if split in ("train", "search", "report") else None
     if loader is None:
@@ -339,8 +364,8 @@ def run(
                 "quality": result.quality,
                 "relative_macs": result.relative_macs,
                 "batches": measured.batches,
-                "milliseconds_per_batch": result.milliseconds,
-                "plain_milliseconds_per_batch": unmodified,
+                "milliseconds": result.milliseconds,
+                "unmodified_milliseconds": unmodified,
                 "exit_shares": by_position,
             }
         )
@@ -359,13 +384,15 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Early-exit report",
 ) -> None:
     """Write one self-contained HTML page with the plots and the table of an artifact."""
-    from offramp.artifacts import load_costs, load_frontier, load_records, read_manifest
+    from offramp.artifacts import load_costs, load_frontier, load_records, load_summary, read_manifest
     from offramp.report import write_report
 
     manifest = read_manifest(artifact)
     records = load_records(artifact, manifest, "report")
     frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
-    print(f"wrote {write_report(out, frontier, records, costs, title=title)}")
+    summary = load_summary(artifact, manifest)
+    notes = {} if summary is None else summary.facts()
+    print(f"wrote {write_report(out, frontier, records, costs, title=title, notes=notes)}")
 
 
 for _command in (show, bench, export):
@@ -383,7 +410,22 @@ def main() -> None:
         signal.signal(signal.SIGINT, stop)
     arguments = sys.argv[1:]
     _state["debug"] = "--debug" in arguments
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="offramp")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what was printed now: at the end of the process an error could not be told any more."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        message, code = _explain(error)
+        say(message)
+        with contextlib.suppress(OSError):  # nothing more can be written there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(code)

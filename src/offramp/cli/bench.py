@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +38,16 @@ def bench(
 ) -> None:
     """Measure what every segment and exit costs on this machine, and search the dial on that."""
     from offramp.artifacts import check_replaceable, load_records, read_manifest, save
-    from offramp.core import evaluate
+    from offramp.core import counted, evaluate
     from offramp.measure import measure_cost
     from offramp.runtime import Execution, keep_memory as keep_freed_memory
     from offramp.solver import search as find_frontier
 
     if unit not in UNITS:
         raise InputError(f"--unit: expected {' or '.join(UNITS)}, got {unit!r}")
+    most = 16 * (os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise InputError(f"--threads: expected 1 to {most} on this machine, got {threads}")
     execution = Execution(compile=compile_, dtype=dtype, channels_last=channels_last, int8=int8)
     if out is not None:
         check_writable(out)
@@ -64,15 +68,16 @@ def bench(
     assert eager is not None
     if json_:
         rows = [
-            {"quality": each.quality, "cost": each.cost, "of_plain": each.cost / eager}
+            {"quality": each.quality, "cost": each.cost, "relative_to_unmodified": each.cost / eager}
             for each in evaluate(records[split], costs, frontier)
         ]
         print_json({"unit": unit, "measured": dict(measured), "split": split, "configurations": rows})
         return
     show_measured(frontier, records[split], costs, split)
     figure = f"{1e3 * eager:.3g} ms" if unit == "seconds" else f"{eager:.3g} J"
+    used = counted(measured["threads"], "thread")
     print(
-        f"batches of {measured['batch_size']}, {measured['threads']} threads, per sample: the unmodified "
+        f"batches of {measured['batch_size']}, {used}, per sample: the unmodified "
         f"model takes {figure}; without exits the engine takes {costs.full / eager:.1%} of that"
     )
     if out is not None:

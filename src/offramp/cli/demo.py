@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from offramp._progress import progress_bar
 from offramp.artifacts import save
 from offramp.cli.digits import Digits, augmented, batches, load_digits, train_backbone
-from offramp.core import ExitConfig
+from offramp.core import ExitConfig, counted, printable
 from offramp.measure import LabelledInputs, read_batches, run_configs, time_model
 from offramp.pipeline import BuildConfig, Built, build
-from offramp.report import frontier_rows, frontier_table, require_matplotlib, write_report
+from offramp.report import LEGEND, frontier_rows, frontier_table, require_matplotlib, write_report
 from offramp.runtime import Engine
 from offramp.sources import Splits
 
@@ -38,15 +39,15 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     console.print("[bold]2[/]  Attaching exits to the frozen network, training and searching them")
     built = build(model, splits, BuildConfig(max_exits=3), progress=progress)
     exits, positions = len(built.training.exits), len(built.net.positions) - 1
-    console.print(f"   {exits} candidate exits at {positions} positions, at most 3 enabled at a time")
-    console.print(
-        f"   full model {built.costs.full / 1e6:.2f} M MACs, {len(built.frontier)} configurations found"
-    )
+    places = f"{counted(exits, 'candidate exit')} at {counted(positions, 'position')}"
+    console.print(f"   {places}, at most 3 enabled at a time")
+    found = counted(len(built.frontier), "configuration")
+    console.print(f"   full model {built.costs.full / 1e6:.2f} M MACs, {found} found")
     records = built.records["report"]
     rows = frontier_rows(built.frontier, records, built.costs)
     console.print("\n[bold]3[/]  The dial, on the report split (500 digits nothing was chosen on)\n")
     console.print(frontier_table(rows, records, built.costs.unit))
-    console.print("[dim]* no other row is as cheap and as good; points: against the full model[/]")
+    console.print(f"[dim]{LEGEND}[/]")
     console.print("\n[bold]4[/]  One engine, switched live on the same stream of batches of 64\n")
     engine = Engine(built.net, prepare=built.frontier)
     stream = read_batches(built.net.partition.spec, splits.report or ())
@@ -54,12 +55,13 @@ def run_demo(out: Path, console: Console, *, progress: bool | None = None, seed:
     artifact, report = out / "artifact", out / "report.html"
     save(artifact, built.net, built.frontier, built.costs, records=built.records, include_backbone=True)
     write_report(report, built.frontier, records, built.costs, title="Offramp on handwritten digits")
-    console.print(f"\n[bold]5[/]  Saved {artifact} and {report}", soft_wrap=True)
+    folder, page = (escape(printable(path)) for path in (artifact, report))
+    console.print(f"\n[bold]5[/]  Saved {folder} and {page}", soft_wrap=True)
     console.print(
-        f"\n   Next: open {report} in a browser\n"
-        f"         offramp show {artifact}      (the dial, and a plot of it)\n"
-        f"         offramp eval {artifact}      (the dial, on the report split)\n"
-        f"         offramp search {artifact}    (search again, with other options)\n"
+        f"\n   Next: open {page} in a browser\n"
+        f"         offramp show {folder}      (the dial, and a plot of it)\n"
+        f"         offramp eval {folder}      (the dial, on the report split)\n"
+        f"         offramp search {folder}    (search again, with other options)\n"
         "         offramp build --help                      (the same for your own model)",
         highlight=False,
         soft_wrap=True,
@@ -98,7 +100,7 @@ def _live(
             "quality": result.quality,
             "relative_macs": result.relative_macs,
             "milliseconds": result.milliseconds,
-            "plain_milliseconds": unmodified,
+            "unmodified_milliseconds": unmodified,
         }
         for label, result in zip(picked, results, strict=True)
     ]

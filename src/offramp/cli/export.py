@@ -42,7 +42,7 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write the network for another runtime, with every configuration or with the one you pick."""
-    from offramp.core import Frontier
+    from offramp.core import Frontier, counted
     from offramp.export.manifest import check_replaceable
 
     if to not in KINDS:
@@ -73,7 +73,8 @@ def export(
         difference = f"largest difference {check['largest_difference']:.1e}"
         compared = f"compared with PyTorch on {check['runtime']}: {difference}"
     print(
-        f"wrote {out}: {len(written.spans)} spans, {len(written.exits)} exits, {len(taken)} configurations, "
+        f"wrote {out}: {counted(len(written.spans), 'span')}, {counted(len(written.exits), 'exit')}, "
+        f"{counted(len(taken), 'configuration')}, "
         f"{sum(sizes.values()) / 1e6:.1f} MB\n{compared}\n"
         f'next: from offramp.export.{runtime} import {engine}; engine = {engine}("{out}")'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from offramp.errors import InputError, StorageError
 if TYPE_CHECKING:
     from offramp.core import CostTable, ExitConfig, ExitRecords, Frontier
     from offramp.network import ExitNetwork
-    from offramp.sources import SourceModel
+    from offramp.sources import DataSummary, SourceModel
+
+_LONGEST_NAME = 255  # bytes, on the file systems in use
+_BESIDE = len("..01234567.tmp")  # what the name of a folder gets while it is written
 
 
 def open_artifact(
@@ -43,6 +47,23 @@ def pick(
     return frontier.at(max_cost=max_cost, max_drop=max_drop, min_quality=min_quality, tradeoff=tradeoff)
 
 
+def say(message: str) -> None:
+    """A message on standard error; characters that would steer the terminal are replaced."""
+    from offramp.core import printable
+
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+
+
+def show_found(summary: DataSummary | None, net: ExitNetwork) -> None:
+    """Print what was found in model and data, and where exits can sit."""
+    from offramp.core import counted, printable
+
+    for name, fact in (summary.facts() if summary else {}).items():
+        print(f"{name + ':':10}{fact}")
+    names = ", ".join(map(printable, net.positions[1:]))
+    print(f"positions: {counted(len(net.positions) - 1, 'position')} after {names}", flush=True)
+
+
 def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
     """Print what configurations do on the artifact's report records, or its search records without any."""
     from offramp.artifacts import load_costs, load_records, read_manifest
@@ -60,15 +81,22 @@ def show_artifact(folder: Path, frontier: Frontier, as_json: bool) -> None:
 
 def show_measured(frontier: Frontier, records: ExitRecords, costs: CostTable, split: str) -> None:
     """Print a table of what configurations do on a split."""
-    from offramp.report import frontier_rows, frontier_table
+    from offramp.core import counted
+    from offramp.report import LEGEND, doubt_about, frontier_rows, frontier_table
 
-    console = Console()
-    console.print(f"{len(frontier)} configurations, figures on the {split} split ({records.samples} samples)")
+    console, doubt = Console(highlight=False), doubt_about(records)
+    console.print(
+        f"{counted(len(frontier), 'configuration')}, figures on the {split} split "
+        f"({counted(records.samples, 'sample')})"
+    )
     if split == "search":
         console.print(
             "[yellow]these samples were searched on: expect less on new ones; give a report split[/]"
         )
     console.print(frontier_table(frontier_rows(frontier, records, costs), records, costs.unit))
+    console.print(LEGEND)
+    if doubt is not None:
+        console.print(str(doubt), markup=False, soft_wrap=True)
 
 
 def calibration_records(artifact: Path, split: str | None, file: Path | None) -> tuple[ExitRecords, str]:
@@ -112,11 +140,22 @@ def price_of(text: str) -> str | float | None:
         raise InputError(f"--regularise: expected 'auto', 'none' or a number, got {text!r}") from None
 
 
+def _check_length(name: str, more: int) -> None:
+    if len(os.fsencode(name)) + more > _LONGEST_NAME:
+        raise StorageError(
+            f"cannot write {name[:40]}...: its name is too long, expected at most "
+            f"{_LONGEST_NAME - more} bytes, got {len(os.fsencode(name))}; choose a shorter one"
+        )
+
+
 def check_writable(folder: Path) -> None:
     """Refuse, before the work and with a ``StorageError``, a folder that cannot be made or written."""
     from offramp.storage import storage_errors
 
     nearest = folder.absolute()
+    _check_length(nearest.name, _BESIDE)
+    for part in nearest.parts[:-1]:
+        _check_length(part, 0)
     with storage_errors(folder):
         while not nearest.exists():
             nearest = nearest.parent

@@ -29,19 +29,22 @@ def show(
     With one of the four options, the configuration that it chooses is marked. The figures are promised for
     new samples, or called in-sample; `offramp eval` shows those of the report split.
     """
-    from offramp.artifacts import load_costs, load_frontier, read_manifest
+    from offramp.artifacts import load_costs, load_frontier, load_summary, read_manifest
     from offramp.report import amount, dial_rows, dial_table
 
     manifest = read_manifest(artifact)
     frontier, costs = load_frontier(artifact, manifest), load_costs(artifact, manifest)
     chosen = pick(frontier, max_cost, max_drop, min_quality, tradeoff)
-    rows = dial_rows(frontier, chosen)
+    rows, summary = dial_rows(frontier, chosen), load_summary(artifact, manifest)
     if json_:
-        print_json(_document(artifact, frontier, costs.unit, rows))
+        data = None if summary is None else summary.to_dict()
+        print_json({**_document(artifact, frontier, costs.unit, rows), "data": data})
         return
     console = Console(highlight=False)
     for line in _header(artifact, manifest, frontier, amount(costs.full, costs.unit)):
         console.print(line, markup=False, soft_wrap=True)
+    for name, fact in (summary.facts() if summary is not None else {}).items():
+        console.print(f"{name}: {fact}", markup=False, soft_wrap=True)
     console.print()
     console.print(dial_table(rows, frontier.in_sample, None if every else 16, console.width))
     if len(rows) > 16 and not every:
@@ -50,12 +53,13 @@ def show(
 
 
 def _header(artifact: Path, manifest: Any, frontier: Frontier, full_cost: str) -> list[str]:
-    from offramp.core import figures_come_from, percent
+    from offramp.core import counted, figures_come_from, percent, printable
 
     figures, described = frontier.full_model.expected, manifest["network"]
     assert figures is not None  # the full model of a frontier has figures
     return [
-        f"{artifact}: {len(frontier)} configurations of exits for a {manifest['backbone']['class']}, "
+        f"{artifact}: {counted(len(frontier), 'configuration')} of exits for a "
+        f"{printable(manifest['backbone']['class'])}, "
         f"{described['task']}",
         f"figures {figures_come_from(frontier)}; drop in points",
         f"full model: quality {percent(figures.full_quality)}, cost {full_cost}",

@@ -10,6 +10,7 @@ from offramp.core.config import ExitChoice, ExitConfig, config_to_dict
 from offramp.core.costs import CostTable, check_match, single_exits
 from offramp.core.display import (
     UNKNOWN,
+    counted,
     data_frame,
     escaped,
     evenly,
@@ -45,7 +46,8 @@ __all__ = [
     "UNKNOWN", "BatchCosts", "Certificate", "CostTable", "EngineStats", "ExitChoice", "ExitConfig",
     "ExitRecords", "Expected", "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache",
     "ResolvedConfig", "RunStats", "auroc", "best_parts", "check_match", "check_tradeoffs", "check_words",
-    "config_to_dict", "data_frame", "dial_curves", "escaped", "evaluate", "evaluate_together", "evenly",
+    "config_to_dict", "counted",
+    "data_frame", "dial_curves", "escaped", "evaluate", "evaluate_together", "evenly",
     "exact_cost", "expected", "figures_come_from", "freeze", "full_quality", "html_table", "is_count",
     "is_number", "leaves", "names_of", "part_sizes", "percent", "plots", "points", "points_interval",
     "printable", "rankings", "resolve", "short", "simulate", "single_exits",

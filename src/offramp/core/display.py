@@ -42,6 +42,11 @@ def short(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
+def counted(count: int, unit: str) -> str:
+    """A number with its unit: "1 sample", "1,200 samples"."""
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+
+
 def percent(fraction: float) -> str:
     """A fraction as "43.1%"; a dash where it is not known."""
     return UNKNOWN if math.isnan(fraction) else f"{100 * fraction:.1f}%"

@@ -10,6 +10,7 @@ Same arguments, same bytes. Every name is escaped; the page's own policy forbids
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from offramp.core import (
     points_interval,
     single_exits,
 )
+from offramp.errors import StorageError
 from offramp.report import figures
+from offramp.report.doubts import Doubt, doubt_about
 from offramp.report.kept import kept_section
 from offramp.report.page import FEW, Page, Row, amount, drop_interval, gained
 from offramp.report.template import CSS, SHELL, cells, grid
-from offramp.storage import write_text
+from offramp.storage import storage_errors, write_text
 
+_MANIFEST = "manifest.json"  # of artifacts and exports
 _HOW_EXPECTED = {
     True: "the figures called in-sample come from those and are optimistic.",
     False: "the figures promised for new samples were cross-fitted on those.",
@@ -65,8 +69,21 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
+    _check_no_part(Path(path))
     write_text(Path(path), render_report(frontier, records, costs, title=title, notes=notes))
     return Path(path)
+
+
+def _check_no_part(path: Path) -> None:
+    """Refuse to write over a part of an artifact or an export: ``StorageError``."""
+    with storage_errors(path):
+        described = path.absolute().parent / _MANIFEST
+        if not described.is_file() or not path.exists():
+            return
+        names = re.findall(r'"([^"/]+)"\s*:\s*{\s*"bytes"', described.read_text(errors="replace"))
+        parts = [part for name in (_MANIFEST, *names) if (part := described.with_name(name)).is_file()]
+        if any(part.samefile(path) for part in parts):
+            raise StorageError(f"{path} is a part of the artifact in {path.parent}; choose another file")
 
 
 def render_report(
@@ -90,8 +107,11 @@ def render_report(
 
 def _headline(page: Page) -> str:
     row, spent, name = page.chosen, text(page.spent), page.measure
+    doubt = doubt_about(page.records)
     cost, own, full = percent(row.outcome.relative_cost), points(row.outcome.quality), points(page.full)
-    if not row.config.choices:
+    if doubt is not None:
+        sentence = "Early exits beat the full model: do the preprocessing and the classes fit it?"
+    elif not row.config.choices:
         sentence = f"No early exit pays here: the rule picks the full model itself ({full} points of {name})."
     elif row.drop >= 0:
         sentence = f"At {cost} of {_FULL} {spent}, this model keeps {own} of its {full} points of {name}."
@@ -110,9 +130,21 @@ def _headline(page: Page) -> str:
         keys.insert(2, (f"{promised} points", f"promised for new samples{interval}"))
     tiles = "".join(f"<li><b>{value}</b> <span>{label}</span></li>" for value, label in keys)
     return (
-        f"<h1>{sentence}</h1>\n<ul class=keys>{tiles}</ul>\n"
+        f"<h1>{sentence}</h1>\n{_question(doubt)}<ul class=keys>{tiles}</ul>\n"
         f"<p class=quiet>This is configuration {row.number}: {page.rule}. Its figures here are from the "
         "report split, which had no part in the choice.</p>\n"
+    )
+
+
+def _question(doubt: Doubt | None) -> str:
+    """What makes the headline ask; nothing where it does not."""
+    if doubt is None:
+        return ""
+    said = text(str(doubt).partition(": do the ")[0])
+    return (
+        f"<p><b>{said[:1].upper()}{said[1:]}.</b> Heads learn from the samples as they come; the model does "
+        "not. If its quality here is not the one you know, look at the preprocessing and the order of the "
+        "classes before anything else on this page.</p>\n"
     )
 
 

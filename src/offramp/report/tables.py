@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from offramp.core import (
     CostTable,
@@ -16,7 +17,11 @@ from offramp.core import (
     config_to_dict,
     evaluate,
     full_quality,
+    printable,
 )
+
+LEGEND = "* no other row is as cheap and as good; points: against the full model"
+"""What a ``frontier_table`` does not say by itself."""
 
 
 def frontier_rows(frontier: Frontier, records: ExitRecords, costs: CostTable) -> list[dict[str, Any]]:
@@ -68,7 +73,7 @@ def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: s
     promised = any(row["promised_drop"] is not None for row in rows)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("#", unit, "quality", "points", *(["promised"] if promised else []), "exits"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=max(6, len(name)))
+        table.add_column(Text(printable(name)), justify="right", no_wrap=True, min_width=max(6, len(name)))
     table.add_column("where samples leave", no_wrap=True)
     shown = thinned(with_exits(rows), most)
     for row, best in zip(shown, non_dominated(shown), strict=True):
@@ -79,7 +84,7 @@ def frontier_table(rows: Sequence[dict[str, Any]], records: ExitRecords, unit: s
             _gained(row["drop"]),
             *([_gained(row["promised_drop"])] if promised else []),
             str(len(row["choices"])),
-            shares(row["exit_shares"], records.positions),
+            Text(shares(row["exit_shares"], records.positions)),
         )
     table.add_row("full ", "100.0%", f"{full_quality(records):.2%}", "", *([""] if promised else []), "0", "")
     return table
@@ -114,4 +119,4 @@ def shares(values: Sequence[float], positions: Sequence[str], most: int = 3) -> 
     """The largest shares by name, in order of depth."""
     names = (*positions, "output")
     largest = sorted(range(len(values)), key=lambda i: -values[i])[:most]
-    return ", ".join(f"{names[i]} {values[i]:.0%}" for i in sorted(largest) if values[i] >= 0.005)
+    return ", ".join(f"{printable(names[i])} {values[i]:.0%}" for i in sorted(largest) if values[i] >= 0.005)

@@ -103,7 +103,7 @@ class Engine:
         self._partition.check_unchanged()
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
-        self._by_length = self._costs is mac_table(net)
+        self._by_length = costs is None or costs.unit in ("seconds", "joules")
         self._planners = PlanCache[Execution, Planner]()
         self._plans = PlanCache[tuple[ExitConfig, Execution], EnginePlan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from offramp.sources.preprocessing import (
     timm_images,
     torchvision_images,
 )
+from offramp.sources.readings import place
 from offramp.sources.spec import Scheme, Spec, near, require, unreachable
 
 _VISION = ("pretrained", "weights", "classes", "size", "mean", "std")
@@ -47,7 +49,8 @@ class SourceModel:
     """A model in eval mode, and what is known about it.
 
     How it takes images and text (None where it takes none, or nobody knows; ``fault`` says why it should but
-    does not), the rows of its embedding of tokens, and its classes: name -> index of the output.
+    does not), the rows of its embedding of tokens, and its classes: name -> index of the output. ``spec`` is
+    what it was named by.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class SourceModel:
     vocabulary: int | None = None
     classes: Mapping[str, int] = field(default_factory=dict)
     fault: str = ""
+    spec: str = ""
 
     def check(self, index: int, batch: object) -> None:
         """Refuse a loader's batch with pixels or token ids that the model cannot have been trained for."""
@@ -73,7 +77,7 @@ def load_source(spec: Spec) -> SourceModel:
     """
     source = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}[spec.scheme](spec)
     source.model.eval()
-    return source
+    return replace(source, spec=spec.text)
 
 
 def of_callable(model: nn.Module) -> SourceModel:
@@ -166,7 +170,9 @@ def _vision_source(spec: Spec, model: nn.Module, images: ImageInput, names: Sequ
         if min(std) <= 0:
             raise spec.error(f"std: expected numbers above 0, got {min(std)}")
         images = renormalised(images, mean, std)
-    return SourceModel(model=model, images=images, classes={name: i for i, name in enumerate(names)})
+    unique = {name for name, count in Counter(names).items() if count == 1}  # ImageNet has two cranes
+    classes = {name: i for i, name in enumerate(names) if name in unique}
+    return SourceModel(model=model, images=images, classes=classes)
 
 
 def _made(spec: Spec, make: Callable[[], Any]) -> Any:
@@ -193,7 +199,7 @@ def _made(spec: Spec, make: Callable[[], Any]) -> Any:
 
 
 def _load_weights(spec: Spec, model: nn.Module) -> None:
-    path = Path(spec.options["weights"]).expanduser()
+    path = place(spec, "weights")
     if not path.is_file():
         raise spec.error(f"weights: no file {path}")
     state = _state(spec, path)
@@ -244,11 +250,11 @@ def _state(spec: Spec, path: Path) -> dict[str, torch.Tensor]:
 
 def _hugging_face(spec: Spec) -> SourceModel:
     transformers = require("transformers", "text", f"MODEL {spec.text}")
-    place = Path(spec.name).expanduser()
-    if not place.is_dir() and (spec.name[0] in "./~" or spec.name.count("/") > 1):
-        raise spec.error(f"no folder {place}; for a model of the hub say hf:NAME or hf:OWNER/NAME")
-    name = str(place) if place.is_dir() else spec.name
-    config = _made(spec, lambda: transformers.AutoConfig.from_pretrained(name))
+    folder = place(spec)
+    if not folder.is_dir() and (spec.name[0] in "./~" or spec.name.count("/") > 1):
+        raise spec.error(f"no folder {folder}; for a model of the hub say hf:NAME or hf:OWNER/NAME")
+    name = str(folder) if folder.is_dir() else spec.name
+    config = _pretrained(spec, transformers.AutoConfig, name)
     kind = next((head for head in _HEADS for it in config.architectures or () if it.endswith(head)), None)
     if kind is None:
         found = ", ".join(config.architectures or ()) or "a configuration without architectures"
@@ -257,22 +263,44 @@ def _hugging_face(spec: Spec) -> SourceModel:
         )
     auto = getattr(transformers, f"AutoModel{kind}")
     if spec.flag("pretrained", True):
-        model, loading = _made(spec, lambda: auto.from_pretrained(name, output_loading_info=True))
+        model, loading = _pretrained(spec, auto, name, output_loading_info=True)
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])
             raise spec.error(
                 f"it holds no weights for {len(missing)} tensors{_few(missing)}; fine-tune it first"
             )
     else:
-        model = _made(spec, lambda: auto.from_config(config))
-    generic = all(str(label).startswith("LABEL_") for label in config.label2id)
-    source = SourceModel(
-        model=model, classes={} if generic else {str(k): int(v) for k, v in config.label2id.items()}
-    )
+        model = _made(spec, lambda: auto.from_config(config, trust_remote_code=False))
+    source = SourceModel(model=model, classes=_class_names(spec, config))
     if kind == "ForImageClassification":
-        processor = _made(spec, lambda: transformers.AutoImageProcessor.from_pretrained(name))
+        processor = _pretrained(spec, transformers.AutoImageProcessor, name)
         return replace(source, images=processor_images(processor, model.main_input_name))
     return _with_text(spec, source, transformers, name)
+
+
+def _pretrained(spec: Spec, kind: Any, name: str, **options: Any) -> Any:
+    """What a class of transformers loads; code that comes with it is not run, nor is anybody asked."""
+    try:
+        return _made(spec, lambda: kind.from_pretrained(name, trust_remote_code=False, **options))
+    except InputError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise spec.error(
+            f"{name} comes with code of its own, which is not run; load it yourself, in a function that you "
+            "name instead: package.module:callable"
+        ) from error
+
+
+def _class_names(spec: Spec, config: Any) -> dict[str, int]:
+    """Name of a class -> index, by either table that a configuration has; those that it makes up are none."""
+    by_name = {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    by_index = {str(name): int(index) for index, name in (config.id2label or {}).items()}
+    known = [table for table in (by_index, by_name) if not all(name.startswith("LABEL_") for name in table)]
+    if len(known) == 2 and known[0] != known[1]:
+        raise spec.error(
+            f"its config.json contradicts itself: id2label is {known[0]}, label2id {known[1]}; mend it"
+        )
+    return known[0] if known else {}
 
 
 def _with_text(spec: Spec, source: SourceModel, transformers: Any, name: str) -> SourceModel:
@@ -295,7 +323,7 @@ def _with_text(spec: Spec, source: SourceModel, transformers: Any, name: str) ->
     most = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     longest = min(int(most), int(tokenizer.model_max_length))
     keys = tuple(key for key in ("input_ids", "attention_mask") if key in tokenizer.model_input_names)
-    return replace(source, text=TextInput(tokenizer, keys, longest))
+    return replace(source, text=TextInput(tokenizer, keys, longest, where))
 
 
 def _tokenizer(spec: Spec, transformers: Any, where: str) -> Any:
@@ -304,7 +332,7 @@ def _tokenizer(spec: Spec, transformers: Any, where: str) -> Any:
             f"no tokenizer in {where}; save it there with tokenizer.save_pretrained, or name one: "
             "tokenizer=DIR"
         )
-    tokenizer = _made(spec, lambda: transformers.AutoTokenizer.from_pretrained(where))
+    tokenizer = _pretrained(spec, transformers.AutoTokenizer, where)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of nothing
         raise spec.error(f"the tokenizer of {where} knows no words; name another: tokenizer=DIR")
     if tokenizer.pad_token is None:

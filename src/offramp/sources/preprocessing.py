@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,13 +86,27 @@ class ImageInput:
             warnings.warn(message, stacklevel=2)
 
     def of_array(self, pixels: Any) -> Tensor:
-        """Prepare one image (H, W), (H, W, C) or (C, H, W) of uint8."""
+        """Prepare one image (H, W), (H, W, C) or (C, H, W) of uint8; ``InputError`` for another shape."""
         image = require("PIL.Image", "torchvision", "preparing images")
+        shape = tuple(pixels.shape)
         if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[-1] not in (1, 3):
             pixels = pixels.transpose(1, 2, 0)
         if pixels.ndim == 3 and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
+        if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] not in (2, 3, 4)):
+            raise InputError(f"images: expected shape (H, W), (H, W, C) or (C, H, W) each, got {shape}")
         return self.transform(image.fromarray(pixels).convert(self.mode))
+
+    def described(self) -> dict[str, Any]:
+        """What tells this preparation from another, as plain values; "steps" for people to read."""
+        steps = self.transform.func.__name__ if isinstance(self.transform, partial) else repr(self.transform)
+        return {
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
+            "size": [int(value) for value in self.size],
+            "key": self.key,
+            "steps": " ".join((steps if " at 0x" not in steps else type(self.transform).__name__).split()),
+        }
 
     def rescaling(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Factor and offset (C, 1, 1) from this normalisation to one by another mean and std."""
@@ -119,18 +135,37 @@ def _first(batch: object, key: str | None) -> Any:
 
 @dataclass(frozen=True)
 class TextInput:
-    """How a model wants text: by a tokenizer of transformers, its inputs by name, at most so many tokens."""
+    """How a model wants text: by a tokenizer of transformers, its inputs by name, at most so many tokens.
+
+    ``name`` is where the tokenizer is from.
+    """
 
     tokenizer: Any
     keys: tuple[str, ...]
     longest: int
+    name: str = ""
 
-    def encode(self, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-        """Texts to tensors (B, length) of int64, cut or padded."""
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return {key: tokens[key] for key in self.keys}
+    def encode(self, texts: Sequence[str | tuple[str, str]], length: int) -> dict[str, Tensor]:
+        """Texts, or pairs of them, to tensors (B, length) of int64, cut or padded.
+
+        Pairs come with "token_type_ids", by which a model tells one text from the other, if it has such.
+        """
+        options = {
+            "padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"
+        }  # fmt: skip
+        if isinstance(texts[0], str):
+            tokens = self.tokenizer(list(texts), **options)
+            return {key: tokens[key] for key in self.keys}
+        first, second = (list(part) for part in zip(*texts, strict=True))
+        tokens = self.tokenizer(first, second, **options)
+        types = ("token_type_ids",) * ("token_type_ids" in self.tokenizer.model_input_names)
+        return {key: tokens[key] for key in (*self.keys, *types)}
+
+    def described(self) -> dict[str, Any]:
+        """What tells this tokenizer from another, as plain values: a digest of its words, and its place."""
+        words: Any = getattr(self.tokenizer, "get_vocab", dict)()
+        digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        return {"tokenizer": digest[:12], "tokenizer_from": self.name}
 
 
 def check_tokens(batch: object, vocabulary: int) -> None:

@@ -22,10 +22,14 @@ from offramp.data import LABEL_KEYS
 from offramp.errors import InputError
 from offramp.sources.datasets import DATA_SCHEMES, load_samples, to_device_of
 from offramp.sources.models import MODEL_SCHEMES, SourceModel, load_source, of_callable
-from offramp.sources.preprocessing import Adapted
+from offramp.sources.preprocessing import Adapted, Transform
 from offramp.sources.spec import Scheme, Spec, numbers_in, parse_spec, scheme_hint, split_options
 from offramp.sources.splits import NAMES, Check, Guarded, Splits
+from offramp.sources.summary import DataSummary, check_same_inputs
 from offramp.tasks import Task, make_task
+
+_PREPARING = ("transform", "max_length", "tokenizer", "classes")
+"""Options of DATA that say how samples become inputs and labels: a run takes the build's."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def load_source_model(text: str, device: str | None = None, what: str = "MODEL")
         model = _called(spec, MODEL_SCHEMES)
         if not isinstance(model, nn.Module):
             raise spec.error(f"expected it to return a torch.nn.Module, got {type(model).__name__}")
-        source = of_callable(model)
+        source = replace(of_callable(model), spec=text)
     if device is not None:
         try:
             source.model.to(torch.device(device))
@@ -91,15 +95,66 @@ def load_source_model(text: str, device: str | None = None, what: str = "MODEL")
     return source
 
 
-def load_splits(data: str, source: SourceModel, task: Task, output: str | int | None = None) -> Splits:
-    """The DATA for a model; ``InputError`` where something is not there, or does not fit the model."""
+def load_splits(
+    data: str,
+    source: SourceModel,
+    task: Task,
+    output: str | int | None = None,
+    stored: DataSummary | None = None,
+) -> Splits:
+    """The DATA for a model; ``InputError`` where something is not there, or does not fit the model.
+
+    ``stored`` is what a build found: its transform, tokenizer, length and classes are used where the DATA
+    name none, and others are refused.
+    """
     spec = parse_spec("DATA", data, DATA_SCHEMES)
     if not spec.scheme:
         splits = load_data(data, source.check)
-        return replace(splits, example=to_device_of(source.model, splits.example))
+        summary = None if splits.summary is None else replace(splits.summary, model=source.spec)
+        return replace(splits, example=to_device_of(source.model, splits.example), summary=summary)
+    if stored is not None:
+        spec, source = with_stored(spec, source, stored)
+    splits = load_samples(spec, source, task, output, load_transform(spec))
+    if stored is not None and splits.summary is not None:
+        check_same_inputs(f"DATA {data}", stored, splits.summary.inputs)
+    return splits
+
+
+def load_transform(spec: Spec) -> Transform | None:
+    """The function that the option "transform" names, None without it."""
     name = spec.options.get("transform")
-    transform = None if name is None else _found(parse_spec(f"DATA {data}: transform", name, ()), ())
-    return load_samples(spec, source, task, output, transform)
+    if name is None:
+        return None
+    found: Transform = _found(parse_spec(f"{spec.what} {spec.text}: transform", name, ()), ())
+    return found
+
+
+def with_stored(spec: Spec, source: SourceModel, stored: DataSummary) -> tuple[Spec, SourceModel]:
+    """DATA with the options of the build's that it does not have, and a model with the build's classes.
+
+    ``InputError``: the build's transform is a function that is not in the working directory, so that nothing
+    is run merely because a file names it.
+    """
+    scheme, _, _ = stored.data.partition(":")
+    options = dict(spec.options)
+    if scheme == spec.scheme:
+        named = split_options(stored.data)[1]
+        wanted = {name: named[name] for name in _PREPARING if name in named and name not in options}
+        if "transform" in wanted and not is_own(wanted["transform"]):
+            raise spec.error(
+                f"the artifact was built with transform={wanted['transform']}, which is not in this folder; "
+                "name it, if you want it run"
+            )
+        options = {**wanted, **options}
+    known = source.classes if "classes" in options else {**source.classes, **stored.classes}
+    return replace(spec, options=options), replace(source, classes=known)
+
+
+def is_own(text: str) -> bool:
+    """Whether ``package.module:callable`` lies in the working directory; nothing is imported to find out."""
+    first = text.partition(":")[0].partition(".")[0]
+    here = Path.cwd()
+    return (here / f"{first}.py").is_file() or (here / first / "__init__.py").is_file()
 
 
 def load_data(text: str, check: Check | None = None) -> Splits:
@@ -124,12 +179,20 @@ def load_data(text: str, check: Check | None = None) -> Splits:
             )
         loaders[split] = Guarded(f"DATA {text}: {split}", loader, check)
     example = found.get("example_inputs")
+    names = _class_names(found["train"])
     return Splits(
         train=loaders["train"],
         search=loaders["search"],
         report=loaders.get("report"),
         example=_example(spec, loaders["train"]) if example is None else example,
-        classes=_class_count(found["train"]),
+        classes=len(names) or None,
+        summary=DataSummary(
+            data=text,
+            inputs={"kind": "loaders"},
+            splits={name: size for name in loaders if (size := _samples(found[name])) is not None},
+            classes={name: i for i, name in enumerate(names)},
+            matched="as the data set says" if names else "",
+        ),
     )
 
 
@@ -206,13 +269,20 @@ def _found(spec: Spec, schemes: Sequence[Scheme]) -> Any:
     return function
 
 
-def _class_count(loader: Any) -> int | None:
-    """How many classes a loader's data set says it has, as those of torchvision do."""
+def _class_names(loader: Any) -> list[str]:
+    """The classes that a loader's data set says it has, as those of torchvision do; distinct names."""
     data = getattr(loader, "dataset", None)
     while data is not None and not hasattr(data, "classes"):
         data = getattr(data, "dataset", None)  # a Subset
     classes = getattr(data, "classes", None)
-    return len(classes) if isinstance(classes, (list, tuple)) else None
+    names = [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []
+    return names if len(set(names)) == len(names) else [f"{i} {name}" for i, name in enumerate(names)]
+
+
+def _samples(loader: Any) -> int | None:
+    """How many samples a loader says it has."""
+    data: Any = getattr(loader, "dataset", None)
+    return len(data) if hasattr(data, "__len__") else None
 
 
 def _example(spec: Spec, loader: Iterable[Any]) -> Any:

@@ -17,9 +17,15 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.sources.summary import DataSummary
 
 NAMES = ("train", "search", "report")
-ALIASES = {"val": "search", "valid": "search", "validation": "search", "dev": "search", "test": "report"}
+ALIASES = {
+    "training": "train", "val": "search", "valid": "search", "validation": "search", "dev": "search",
+    "development": "search", "eval": "search", "evaluation": "search", "test": "report", "testing": "report",
+    "holdout": "report", "hold-out": "report", "hold_out": "report",
+}  # fmt: skip
+"""What others call the splits -> the split; in any case."""
 _DIVISIONS: dict[frozenset[str], dict[str, tuple[Sequence[str], Sequence[float]]]] = {
     frozenset({"train"}): {"train": (NAMES, (0.6, 0.2, 0.2))},
     frozenset({"train", "search"}): {"search": (("search", "report"), (0.5, 0.5))},
@@ -43,6 +49,8 @@ class Splits:
         classes: how many there are, where the data say so.
         groups: by split ("search", "report"), (N,) whole numbers: which samples belong together, such as
             views of one picture.
+        summary: what was found in the data, where somebody looked.
+        label_hint: where labels could be, for the error where there are none.
     """
 
     train: Iterable[Any]
@@ -51,6 +59,8 @@ class Splits:
     example: Any
     classes: int | None = None
     groups: Mapping[str, Any] = field(default_factory=dict)
+    summary: DataSummary | None = None
+    label_hint: str = ""
 
 
 class Guarded:
@@ -103,6 +113,12 @@ def divided(
     return {name: shuffled(members, seed) for name, members in found.items()}
 
 
+def split_of(name: str) -> str | None:
+    """The split that the name of a set means, in any case; None where it is no such name."""
+    name = name.strip().casefold()
+    return name if name in NAMES else ALIASES.get(name)
+
+
 def three_sets(
     found: Mapping[str, Mapping[str, Sequence[Any]]], seed: int, where: str
 ) -> dict[str, list[Any]]:
@@ -121,7 +137,10 @@ def three_sets(
     """
     named: dict[str, str] = {}
     for name in found:
-        split = ALIASES.get(name, name or "train")
+        split = split_of(name or "train")
+        if split is None:
+            known = ", ".join((*NAMES, *ALIASES))
+            raise InputError(f"{where}: expected sets called {known}, got {name!r}; rename it")
         if split in named:
             raise InputError(
                 f"{where}: both {named[split]!r} and {name!r} would be the {split} split; keep one"
@@ -130,7 +149,7 @@ def three_sets(
     if "train" not in named:
         raise InputError(f"{where}: expected a set 'train', got {', '.join(sorted(found))}")
     sets = {split: found[name] for split, name in named.items()}
-    division = {} if named.get("search") == "search" else _DIVISIONS.get(frozenset(sets), {})
+    division = {} if named.get("search", "").casefold() == "search" else _DIVISIONS.get(frozenset(sets), {})
     splits: dict[str, list[Any]] = {}
     for split, groups in sets.items():
         if split in division:
@@ -153,24 +172,3 @@ def limited(members: Sequence[Any], group_of: Callable[[Any], object], most: int
     counts: dict[object, itertools.count[int]] = defaultdict(itertools.count)
     ranks = [(next(counts[group_of(member)]), i) for i, member in enumerate(members)]
     return [members[i] for i in sorted(i for _, i in sorted(ranks)[:most])]
-
-
-def class_numbers(names: Iterable[str], known: Mapping[str, int], outputs: int, where: str) -> dict[str, int]:
-    """Name of a class -> index of the model's output.
-
-    The model's own names (``known``) count where it knows all that are here. Else the names are numbered in
-    alphabetical order, as the ImageFolder layout has it, which makes sense only where there are as many as
-    outputs: ``InputError`` otherwise.
-    """
-    found = sorted(set(names))
-    if all(name in known for name in found):
-        return {name: known[name] for name in found}
-    if len(found) != outputs:
-        strange = next(name for name in found if name not in known)
-        why = f"; the model has no class called {strange!r}" if known else ""
-        few = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-        raise InputError(
-            f"{where}: expected {outputs} classes because the model has {outputs} outputs, "
-            f"got {len(found)} ({few}){why}; use the model trained for these classes"
-        )
-    return {name: i for i, name in enumerate(found)}
