@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.storage import arrays as arrays_module, atomic
 from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
-from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, scratch, write_text
+from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, write_text
 from offramp.storage.documents import canonical, parse_document
+from offramp.storage.lock import scratch
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -162,6 +162,7 @@ def build(
     from offramp.artifacts import check_replaceable, save
     from offramp.pipeline import BuildConfig, build as run_build, summary
     from offramp.sources import load_project
+    from offramp.storage import folder_lock
     from offramp.training import TrainConfig
 
     config = BuildConfig(
@@ -179,9 +180,11 @@ def build(
     work = out.absolute().with_name(f".{out.absolute().name}.work")
     project = load_project(model, data, task=task, output=output, input_exits=input_exit or (), device=device)
     config = replace(config, task=project.task, input_exits=project.input_exits)
-    built = run_build(project.model, project.splits, config, work_dir=work)
-    save(out, built.net, built.frontier, built.costs, records=built.records, include_backbone=store_backbone)
-    shutil.rmtree(work, ignore_errors=True)
+    with folder_lock(work):  # until it is removed
+        built = run_build(project.model, project.splits, config, work_dir=work)
+        parts = (built.net, built.frontier, built.costs)
+        save(out, *parts, records=built.records, include_backbone=store_backbone)
+        shutil.rmtree(work, ignore_errors=True)
     if json_:
         print(summary(built))
         return

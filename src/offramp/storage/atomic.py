@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,15 +141,3 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}; copy it again") from error
-
-
-@contextmanager
-def scratch(work_dir: str | Path | None) -> Iterator[Path]:
-    """The user's folder, kept; or a temporary one, removed at the end (``StorageError``: no place for it)."""
-    if work_dir is not None:
-        yield Path(work_dir)
-        return
-    with storage_errors(Path(tempfile.gettempdir())):
-        temporary = tempfile.TemporaryDirectory(prefix="offramp-")
-    with temporary as folder:
-        yield Path(folder)
