@@ -88,7 +88,7 @@ def test_what_is_stored_already_needs_no_room(monkeypatch, tmp_path):
     [progress] = work.glob("features-*/progress.json")
     for stored in progress.parent.glob("*.bin"):  # half of it is no longer there
         stored.write_bytes(stored.read_bytes()[: stored.stat().st_size // 2])
-    with pytest.raises(StorageError, match="has 0.0 GB free; give fewer"):
+    with pytest.raises(StorageError, match=r"has 0.0 GB free; give fewer"):
         builds.run(work, tmp_path / "again")
 
 

@@ -1,8 +1,8 @@
 """An append-only store of rows on disk: one raw file per array, read back as a memory map.
 
-Every few seconds the number of rows that count is written to ``progress.json``, with a digest of each block of
-them; a run that was killed goes on from there. What is stored is compared with the digests before it is used:
-rows from the first damaged block on are computed again.
+Every few seconds the number of rows that count is written to ``progress.json``, with a digest of each block;
+a run that was killed goes on from there. What is stored is compared with the digests before it is used: rows
+from the first damaged block on are computed again.
 """
 
 from __future__ import annotations
@@ -85,9 +85,8 @@ class RowStore:
         for end, digests in state["blocks"]:
             _sizes([end["rows"], end["batches"]])
             self._blocks.append((StoreProgress(**end), list(digests)))
-        whole = self._whole_blocks()
-        del self._blocks[whole:]
-        self.progress = self._blocks[-1][0] if whole else StoreProgress()
+        del self._blocks[self._whole_blocks() :]
+        self.progress = self._blocks[-1][0]  # IndexError: no block is whole
 
     def _whole_blocks(self) -> int:
         """How many blocks of rows are as they were written, from the first on."""

@@ -15,6 +15,6 @@ from offramp.storage.lock import folder_lock, scratch
 
 __all__ = [
     "FolderFormat", "atomic_folder", "atomic_write", "check_replaceable", "document_digest", "dump_document",
-    "folder_lock", "load_arrays", "parse_document", "read_as", "read_text", "save_arrays", "scratch", "storage_errors",
-    "write_text",
+    "folder_lock", "load_arrays", "parse_document", "read_as", "read_text", "save_arrays", "scratch",
+    "storage_errors", "write_text",
 ]  # fmt: skip
