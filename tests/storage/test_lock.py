@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -136,9 +138,9 @@ def test_whoever_has_not_signed_is_another_process(tmp_path, content):
 
 def test_where_there_are_no_locks_everybody_is_let_in(tmp_path, monkeypatch):
     def none_here(*_):
-        raise OSError(lock.errno.ENOLCK, "No locks available")
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", none_here)
+    monkeypatch.setattr(fcntl, "flock", none_here)
     with folder_lock(tmp_path):
         pass
 

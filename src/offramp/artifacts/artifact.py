@@ -9,8 +9,8 @@ backbone.safetensors   only if asked for; else the backbone is referenced by the
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from offramp.artifacts.manifest import (
+    ARTIFACT,
     DESCRIPTION,
     RECORDS,
     check_replaceable,
-    file_of,
     load_costs,
     load_frontier,
+    load_tensors,
     read_manifest,
     write_manifest,
 )
-from offramp.artifacts.tensors import load_tensors, save_tensors, storable_state
+from offramp.artifacts.tensors import save_tensors, storable_state
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError, InputError, OfframpError
 from offramp.graph import INPUT, Partition, partition
@@ -94,6 +95,8 @@ def load(
 ) -> tuple[ExitNetwork, Frontier, CostTable]:
     """Read an artifact and attach its heads to a model.
 
+    Everything is of one artifact, also where it is replaced by another meanwhile.
+
     Args:
         path: of the folder.
         model: the backbone it was made for, with the same weights, in any mode, on any device.
@@ -110,15 +113,55 @@ def load(
         ArtifactError: missing, damaged, truncated, of a newer version, or made for another model.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    _check_backbone(folder, manifest, model, restore_backbone)
-    frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
-    described = manifest["network"]
+    return attached(folder, read_stored(folder, restore_backbone), model, input_exits or {}, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What an artifact holds, each file compared with one manifest; ``backbone`` only where asked for."""
+
+    manifest: Mapping[str, Any]
+    frontier: Frontier
+    costs: CostTable
+    heads: Mapping[str, Tensor]
+    example: Mapping[str, Tensor]
+    backbone: Mapping[str, Tensor] | None
+
+
+def read_stored(folder: Path, restore_backbone: bool) -> Stored:
+    """Read an artifact, again where it is replaced meanwhile; ``ArtifactError``: it is damaged or no one."""
+
+    def read() -> Stored:
+        manifest = read_manifest(folder)
+        if restore_backbone and BACKBONE not in manifest["files"]:
+            raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
+        return Stored(
+            manifest=manifest,
+            frontier=load_frontier(folder, manifest),
+            costs=load_costs(folder, manifest),
+            heads=load_tensors(folder, manifest, "heads.safetensors"),
+            example=load_tensors(folder, manifest, "example.safetensors"),
+            backbone=load_tensors(folder, manifest, BACKBONE) if restore_backbone else None,
+        )
+
+    return ARTIFACT.consistent(folder, read)
+
+
+def attached(
+    folder: Path,
+    stored: Stored,
+    model: nn.Module,
+    input_exits: Mapping[str, nn.Module],
+    parts: Partition | None,
+) -> tuple[ExitNetwork, Frontier, CostTable]:
+    """What ``load`` returns; ``folder`` is where it was read, for errors."""
+    _check_backbone(folder, stored, model)
+    described = stored.manifest["network"]
     try:  # before any weight of a given module is touched
-        _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, costs)
+        _check_fit((INPUT, *described["cuts"]), described["heads"], stored.frontier, stored.costs)
     except InputError as error:
         raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
-    return _attach(folder, manifest, model, input_exits or {}, parts), frontier, costs
+    return _attach(folder, stored, model, input_exits, parts), stored.frontier, stored.costs
 
 
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
@@ -130,12 +173,11 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
     manifest = read_manifest(source)
     described = manifest["network"]
     _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, load_costs(source, manifest))
-    check_replaceable(source)
     with atomic_folder(source) as folder:
-        for name in manifest["files"]:
-            shutil.copyfile(source / name, folder / name)
+        ARTIFACT.copy_files(source, folder, manifest)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         write_manifest(folder, {key: manifest[key] for key in DESCRIPTION})
+        ARTIFACT.copy_strangers(source, folder, manifest)
 
 
 def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:
@@ -184,13 +226,10 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
     }
 
 
-def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module, restore: bool) -> None:
-    """Refuse another backbone than the artifact's; with ``restore``, give it the stored weights first."""
-    stored = BACKBONE in manifest["files"]
-    if restore:
-        if not stored:
-            raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-        weights, own = load_tensors(folder / BACKBONE), model.state_dict()
+def _check_backbone(folder: Path, stored: Stored, model: nn.Module) -> None:
+    """Refuse another backbone than the artifact's; where weights were read, give it those first."""
+    weights, own = stored.backbone, model.state_dict()
+    if weights is not None:
         wrong = sorted(key for key in weights.keys() | own.keys() if _kind(weights, key) != _kind(own, key))
         if wrong:  # seen before anything is loaded: the model stays as it was
             raise ArtifactError(
@@ -198,12 +237,13 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module,
                 f"is {_kind(weights, wrong[0])} in the artifact and {_kind(own, wrong[0])} in the model"
             )
         model.load_state_dict(weights)
-    wanted, got = manifest["backbone"]["digest"], model_digest(model)
-    if wanted != got:
-        hint = "pass restore_backbone=True" if stored else "load the weights that it was built with"
+    backbone, got = stored.manifest["backbone"], model_digest(model)
+    if backbone["digest"] != got:
+        there = BACKBONE in stored.manifest["files"]
+        hint = "pass restore_backbone=True" if there else "load the weights that it was built with"
         raise ArtifactError(
-            f"{folder} was made for another model: expected a {manifest['backbone']['class']} with weights "
-            f"{wanted[:12]}, got a {type(model).__qualname__} with {got[:12]}; {hint}"
+            f"{folder} was made for another model: expected a {backbone['class']} with weights "
+            f"{backbone['digest'][:12]}, got a {type(model).__qualname__} with {got[:12]}; {hint}"
         )
 
 
@@ -212,27 +252,26 @@ def _kind(state: Mapping[str, Any], name: str) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module) -> Partition:
+def _cut(folder: Path, stored: Stored, model: nn.Module) -> Partition:
     """The model, traced with the stored example and cut where it was."""
-    described, inputs = manifest["network"], manifest["inputs"]
-    stored = load_tensors(file_of(folder, manifest, "example.safetensors"))
-    if set(stored) != set(inputs["names"]):
-        raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored)}")
+    described, inputs = stored.manifest["network"], stored.manifest["inputs"]
+    if set(stored.example) != set(inputs["names"]):
+        raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored.example)}")
     state = (*model.parameters(), *model.buffers())
     device = state[0].device if state else torch.device("cpu")
-    example: Any = {name: stored[name].to(device) for name in inputs["names"]}
+    example: Any = {name: stored.example[name].to(device) for name in inputs["names"]}
     called = example if inputs["keyword"] else tuple(example.values())
     return partition(model, called, cuts=described["cuts"], layouts=described["layouts"])
 
 
 def _attach(
     folder: Path,
-    manifest: Mapping[str, Any],
+    stored: Stored,
     model: nn.Module,
     input_exits: Mapping[str, nn.Module],
     parts: Partition | None,
 ) -> ExitNetwork:
-    described = manifest["network"]
+    described = stored.manifest["network"]
     if "kinds" not in described:
         raise ArtifactError(f"{folder}: made by a version whose heads were others; build it again")
     if parts is not None and {cut.name: cut.layout for cut in parts.cuts} != described["layouts"]:
@@ -242,7 +281,7 @@ def _attach(
     try:
         heads, at_input = _placed(folder, described, input_exits)
         net = network_on(
-            _cut(folder, manifest, model) if parts is None else parts,
+            _cut(folder, stored, model) if parts is None else parts,
             heads=heads,
             task=make_task(described["task"], **described.get("task_options", {})),
             confidence=described["confidence"],
@@ -251,7 +290,7 @@ def _attach(
             input_exits=at_input,
             mask=described.get("mask"),
         )
-        net.load_state_dict(load_tensors(file_of(folder, manifest, "heads.safetensors")))
+        net.load_state_dict(stored.heads)
     except ArtifactError:
         raise
     except (OfframpError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:

@@ -8,7 +8,6 @@ process is let in.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -22,14 +21,9 @@ from pathlib import Path
 
 from offramp.errors import StorageError
 from offramp.storage.atomic import storage_errors
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows)
-    fcntl = None  # type: ignore[assignment]
+from offramp.storage.system import HAS_LOCKS, try_lock
 
 LOCK = ".lock"
-_NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass
@@ -102,25 +96,22 @@ def _leave(key: str) -> None:
 
 def _locked(path: Path, folder: Path) -> int:
     """The open lock file; -1 where the system has no locks."""
-    if fcntl is None:  # pragma: no cover (Windows)
+    if not HAS_LOCKS:  # pragma: no cover (Windows)
         return -1
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # whoever had it may have removed the folder
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
-                _sign(descriptor)
-                return descriptor
-        except OSError as error:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            if error.errno in _NONE_HERE:
-                return -1
-            if isinstance(error, BlockingIOError):
-                raise StorageError(_in_use(folder, holder)) from None
-            raise
-        os.close(descriptor)  # the file was removed meanwhile
+        free = try_lock(descriptor)
+        if free and _is_at(path, descriptor):
+            _sign(descriptor)
+            return descriptor
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        if free is None:
+            return -1
+        if not free:
+            raise StorageError(_in_use(folder, holder))
+        # the file was removed meanwhile: the lock would be on none
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
