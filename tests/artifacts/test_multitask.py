@@ -13,6 +13,7 @@ from torch import nn
 import offramp
 import small
 from multitask_nets import Guess, Shared, data
+from offramp.artifacts import multitask
 from offramp.artifacts.artifact import replace_frontier
 from offramp.artifacts.manifest import pinned, read_manifest, write_manifest
 from offramp.artifacts.multitask import load_tasks, save_tasks
@@ -212,5 +213,4 @@ def test_tasks_replaced_while_they_are_read_are_read_again(made, tmp_path, monke
 
     monkeypatch.setattr(multitask, "read_stored", swapping)
     _, found, _ = load_tasks(folder, model, input_exits={"what": {"guess": Guess()}})
-    assert found == frontiers or found == others or swapped
-    assert {len(frontier) == 1 for frontier in found.values()} in ({True}, {False})
+    assert found == others != frontiers

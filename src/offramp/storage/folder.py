@@ -105,10 +105,13 @@ class FolderFormat:
         for _ in range(_ATTEMPTS - 1):
             before = _state(folder)
             try:
-                return read()
+                found = read()
             except ArtifactError:
                 if _state(folder) == before:
                     raise
+                continue
+            if _state(folder) == before:
+                return found
         return read()
 
     def unchecked(self, folder: Path) -> dict[str, Any]:
