@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core import EngineStats, ExitConfig, PlanCache, leaves
-from offramp.errors import InputError
-from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export
+from offramp.errors import ArtifactError, InputError
+from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export, stamp
 
 Array = npt.NDArray[Any]
 
@@ -58,6 +59,7 @@ class ExportedEngine(ABC, Generic[Prepared]):
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
         self.folder = Path(folder)
+        self._stamp = stamp(self.folder)
         self.export = read_export(self.folder, self.kind)
         self.frontier, self.costs = self.export.frontier, self.export.costs
         self.positions = self.export.signature.positions
@@ -120,6 +122,15 @@ class ExportedEngine(ABC, Generic[Prepared]):
             self._macs += macs
             self._exits += left
         return out
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, with an ``ArtifactError``, what is read inside if the folder is not the one checked."""
+        yield
+        if stamp(self.folder) != self._stamp:
+            raise ArtifactError(
+                f"{self.folder} was replaced or changed since it was checked; make a new engine"
+            )
 
     @abstractmethod
     def _build(self, config: ExitConfig) -> Prepared:
@@ -201,7 +212,8 @@ class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
     def _loaded(self, graph: SpanGraph | ExitGraph) -> Call:
         """One for all configurations. Only ever called while a plan is built, which one thread does."""
         if graph.file not in self._calls:
-            self._calls[graph.file] = self._load(graph)
+            with self.unchanged():
+                self._calls[graph.file] = self._load(graph)
         return self._calls[graph.file]
 
     def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:

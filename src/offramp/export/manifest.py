@@ -21,32 +21,18 @@ import numpy as np
 
 from offramp.core import CostTable, ExitConfig, Frontier, ResolvedConfig, resolve
 from offramp.errors import ArtifactError
+from offramp.export.schema import BATCH as BATCH, Port as Port, check_parts, check_types
 from offramp.storage import FolderFormat
 
 EXPORT = FolderFormat(what="an exported network", name="offramp.export", version=1, made_by="offramp export")
-BATCH = "batch"
+WEIGHTS = "weights.bin"
+"""What ONNX graphs of one folder share."""
+_GRAPHS = (".onnx", ".pte")
 MASK = "mask"
 
 check_replaceable = EXPORT.check_replaceable
 
 G = TypeVar("G", bound="Graph")
-
-
-@dataclass(frozen=True)
-class Port:
-    """A tensor that enters or leaves a graph: name there, shape (B, ...) and NumPy's name of the dtype.
-
-    The shape has "batch" for B, and only plain numbers where there is not one row per sample.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether it has one row per sample."""
-        return self.shape[:1] == (BATCH,)
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class Graph:
     @property
     def masked(self) -> bool:
         """Whether the last input is the mask."""
-        return self.inputs[-1].name == MASK
+        return bool(self.inputs) and self.inputs[-1].name == MASK
 
 
 @dataclass(frozen=True)
@@ -136,6 +122,15 @@ class Export:
             exists[graph.position, graph.head] = True
         return resolve(self.signature.positions, self.signature.heads, exists, config)
 
+    def thresholds(self) -> list[list[float | str]]:
+        """Of each exit, for each configuration of the frontier; "inf" where it is off."""
+        found = []
+        for config in self.frontier:
+            chosen = {(position, head): float(value) for position, head, value in self.resolve(config)}
+            row = [chosen.get((each.position, each.head), math.inf) for each in self.exits]
+            found.append([value if math.isfinite(value) else str(value) for value in row])
+        return found
+
 
 def every_config(frontier: Frontier) -> list[ExitConfig]:
     """Every configuration that ``frontier.at`` can return."""
@@ -154,11 +149,6 @@ def long_spans(export: Export) -> list[tuple[int, int]]:
 
 def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> None:
     """Describe a folder and every other file in it."""
-    thresholds = []  # of each exit; "inf" where it is off
-    for config in export.frontier:
-        chosen = {(position, head): float(value) for position, head, value in export.resolve(config)}
-        row = [chosen.get((each.position, each.head), math.inf) for each in export.exits]
-        thresholds.append([value if math.isfinite(value) else str(value) for value in row])
     signature = asdict(export.signature)
     named = zip(signature.pop("names"), signature["inputs"], strict=True)
     signature["inputs"] = [{"name": name, "graph_name": port.pop("name"), **port} for name, port in named]
@@ -170,7 +160,7 @@ def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> 
         "exits": [*map(_graph_to_dict, export.exits)],
         "frontier": json.loads(export.frontier.to_json()),
         "costs": json.loads(export.costs.to_json()),
-        "thresholds": thresholds,
+        "thresholds": export.thresholds(),
         "check": export.check,
         "made_with": made_with,
     }
@@ -186,11 +176,35 @@ def read_export(folder: Path, kind: str) -> Export:
             f"write one with `offramp export --to {kind}`"
         )
     try:
-        return _read(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(
-            f"{folder}: its manifest is damaged, {type(error).__name__}: {error}; export it again"
-        ) from error
+        check_types(document)
+        export = _read(document)
+        check_parts(export, document["files"], document["thresholds"])
+    except (ArtifactError, ValueError) as error:  # an InputError is a ValueError
+        raise ArtifactError(f"{folder}: its manifest is damaged, {error}; export it again") from error
+    _check_links(folder, document["files"])
+    return export
+
+
+def stamp(folder: Path) -> object:
+    """What is another where graphs or their weights are replaced: which files they are, and of when."""
+    try:
+        return [
+            (entry.name, entry.stat().st_ino, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in sorted(folder.iterdir())
+            if entry.name == WEIGHTS or entry.suffix in _GRAPHS
+        ]
+    except (OSError, ValueError):  # nothing there: reading says so
+        return None
+
+
+def _check_links(folder: Path, files: Mapping[str, Any]) -> None:
+    """Refuse what the runtime would read and no checksum covers."""
+    if (folder / WEIGHTS).exists() and WEIGHTS not in files:
+        raise ArtifactError(f"{folder}: {WEIGHTS} is not in its list of files; export it again")
+    for name in files:
+        path = folder / name
+        if path.is_symlink() and path.resolve().parent != folder.resolve():
+            raise ArtifactError(f"{path}: is a link out of the folder; put the file itself there")
 
 
 def _graph_to_dict(graph: Graph) -> dict[str, Any]:
@@ -201,9 +215,6 @@ def _graph_to_dict(graph: Graph) -> dict[str, Any]:
 
 def _read(document: Mapping[str, Any]) -> Export:
     spans, fused = ([_graph(SpanGraph, each) for each in document[name]] for name in ("spans", "fused"))
-    stops = [0, *(span.stop for span in spans)]
-    if [span.start for span in spans] != stops[:-1] or stops[-1] != len(document["positions"]):
-        raise ValueError(f"its spans do not lead from position 0 to {len(document['positions'])}")
     inputs, classes = document["inputs"], document["classes"]
     signature = Signature(
         **{name: document[name] for name in ("task", "confidence", "keyword", "mask_input")},
