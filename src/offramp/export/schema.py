@@ -193,7 +193,8 @@ def _check_spans(export: Export, single: bool) -> None:
         )
         _require(_answers(export, spans[0].outputs, True), "spans: the graph does not give an answer")
         return
-    here = activations(export)
+    here, places = activations(export), [(span.start, span.stop) for span in (*spans, *export.fused)]
+    _require(len(set(places)) == len(places), "fused: expected no span that is there already")
     for span in (*spans, *export.fused):
         _require(
             {span.start, span.stop} <= here.keys() and span.start < span.stop,
