@@ -149,12 +149,13 @@ def long_spans(export: Export) -> list[tuple[int, int]]:
 
 def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> None:
     """Describe a folder and every other file in it."""
-    signature = asdict(export.signature)
+    signature, at_mask = asdict(export.signature), export.signature.mask_input
     named = zip(signature.pop("names"), signature["inputs"], strict=True)
     signature["inputs"] = [{"name": name, "graph_name": port.pop("name"), **port} for name, port in named]
     description = {
         "kind": export.kind,
         **signature,
+        "mask": None if at_mask is None else export.signature.names[at_mask],
         "spans": [*map(_graph_to_dict, export.spans)],
         "fused": [*map(_graph_to_dict, export.fused)],
         "exits": [*map(_graph_to_dict, export.exits)],
@@ -178,7 +179,7 @@ def read_export(folder: Path, kind: str) -> Export:
     try:
         check_types(document)
         export = _read(document)
-        check_parts(export, document["files"], document["thresholds"])
+        check_parts(export, document)
     except (ArtifactError, ValueError) as error:  # an InputError is a ValueError
         raise ArtifactError(f"{folder}: its manifest is damaged, {error}; export it again") from error
     _check_links(folder, document["files"])

@@ -126,9 +126,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_parts(export: Export, files: Mapping[str, Any], thresholds: Sequence[Any]) -> None:
-    """Refuse, with a ``ValueError``, parts that do not belong together; ``files`` are those listed."""
+def check_parts(export: Export, document: Mapping[str, Any]) -> None:
+    """Refuse, with a ``ValueError``, parts of a ``document`` that do not belong together."""
+    files, thresholds = document["files"], document["thresholds"]
     _check_signature(export)
+    at_mask = export.signature.mask_input
+    named = None if at_mask is None else export.signature.names[at_mask]
+    _require(document.get("mask", named) == named, f"mask: expected {named!r}, as mask_input says")
     single = export.kind == "onnx-single"
     _check_spans(export, single)
     _check_exits(export, single)
