@@ -194,7 +194,8 @@ def resolve(
             raise InputError(f"no head {choice.head!r} at {choice.position!r}; it has: {known}")
         if plan and at <= plan[-1][0]:
             raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
-        plan.append((at, head, np.float32(choice.threshold)))
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            plan.append((at, head, np.float32(choice.threshold)))
     return plan
 
 

@@ -108,7 +108,8 @@ class OrtSingle(ExportedEngine[_Setting]):
             found.append(self._session.run(_ANSWER, feeds))
         outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
         at = position.astype(np.int64)
-        return OrtOutput(outputs, at, confidence), float(spent[at].sum())
+        with np.errstate(over="ignore"):  # costs may be anything finite
+            return OrtOutput(outputs, at, confidence), float(spent[at].sum())
 
 
 def runtime() -> Any:

@@ -83,7 +83,7 @@ def _checked(
             f"{path}: expected a file written by offramp ({kind}), got another safetensors file"
         )
     try:
-        document = parse_document(header["offramp"], kind, newest)
+        document = parse_document(header["offramp"], kind, newest, finite=True)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}; copy it again or write it anew") from error
     claimed = document.pop("sha256", None)

@@ -116,7 +116,9 @@ class FolderFormat:
 
     def unchecked(self, folder: Path) -> dict[str, Any]:
         """The manifest with its table of files, or an ``ArtifactError``; no digest has been compared."""
-        document = read_as(folder / MANIFEST, lambda text: parse_document(text, self.name, self.version))
+        document = read_as(
+            folder / MANIFEST, lambda text: parse_document(text, self.name, self.version, finite=True)
+        )
         files = document.get("files")
         if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
             raise ArtifactError(
