@@ -29,7 +29,7 @@ from offramp.artifacts.manifest import (
     write_manifest,
 )
 from offramp.artifacts.tensors import save_tensors, storable_state
-from offramp.core import CostTable, ExitRecords, Frontier
+from offramp.core import CostTable, ExitRecords, Frontier, check_arguments
 from offramp.errors import ArtifactError, InputError, OfframpError
 from offramp.graph import INPUT, Partition, partition
 from offramp.network import ExitNetwork, HeadPlacement, model_digest, network_on
@@ -63,8 +63,23 @@ def save(
         InputError: a name of records is not a plain word; frontier, costs or records are of another network;
             or the backbone to include has state that is not made of tensors.
     """
+    check_arguments(
+        "save",
+        {
+            "path": (path, (str, Path)),
+            "net": (net, ExitNetwork),
+            "frontier": (frontier, Frontier),
+            "costs": (costs, CostTable),
+        },
+    )
+    if isinstance(records, ExitRecords):
+        raise InputError("save(records=...): expected records by name; give records={'search': records}")
     for name, each in (records or {}).items():
-        if not name.isidentifier():
+        if not isinstance(each, ExitRecords):
+            raise InputError(
+                f"save(records=...): expected ExitRecords as {name!r}, got {type(each).__name__}"
+            )
+        if not isinstance(name, str) or not name.isidentifier():
             raise InputError(f"records: expected plain names such as 'search', got {name!r}")
         if (each.positions, each.heads) != (net.positions, net.head_names):
             raise InputError(
@@ -112,6 +127,7 @@ def load(
     Raises:
         ArtifactError: missing, damaged, truncated, of a newer version, or made for another model.
     """
+    check_arguments("load", {"path": (path, (str, Path)), "model": (model, nn.Module)})
     folder = Path(path)
     return attached(folder, read_stored(folder, restore_backbone), model, input_exits or {}, parts)
 
@@ -169,6 +185,7 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 
     An ``ArtifactError`` if it is damaged, an ``InputError`` if the frontier is of another network.
     """
+    check_arguments("replace_frontier", {"path": (path, (str, Path)), "frontier": (frontier, Frontier)})
     source = Path(path)
     manifest = read_manifest(source)
     described = manifest["network"]

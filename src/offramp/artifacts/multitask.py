@@ -15,7 +15,7 @@ from torch import nn
 
 from offramp.artifacts.artifact import Stored, attached, read_stored, save
 from offramp.artifacts.manifest import ARTIFACT, pinned, pinned_by
-from offramp.core import CostTable, ExitRecords, Frontier, names_of
+from offramp.core import CostTable, ExitRecords, Frontier, check_arguments, names_of
 from offramp.errors import ArtifactError, InputError
 from offramp.network import ExitNetwork, check_names
 from offramp.storage import atomic_folder, check_replaceable, dump_document, is_file, parse_document, read_as
@@ -49,6 +49,15 @@ def save_tasks(
             ``save`` refuses.
         StorageError: the folder cannot be written, is full, or holds something else.
     """
+    check_arguments(
+        "save_tasks",
+        {
+            "path": (path, (str, Path)),
+            "networks": (networks, Mapping),
+            "frontiers": (frontiers, Mapping),
+            "costs": (costs, Mapping),
+        },
+    )
     check_names(networks)
     for kind, given in (("frontier", frontiers), ("costs", costs)):
         if set(given) != set(networks):
@@ -95,6 +104,7 @@ def load_tasks(
     Raises:
         ArtifactError: missing, damaged, of a newer version, or made for another model.
     """
+    check_arguments("load_tasks", {"path": (path, (str, Path)), "model": (model, nn.Module)})
     folder, given = Path(path), input_exits or {}
     stored = ARTIFACT.consistent(folder, lambda: _read_stored(folder, restore_backbone))
     unknown = [name for name in given if name not in stored]

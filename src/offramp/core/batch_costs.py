@@ -105,8 +105,8 @@ def best_parts(costs: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
             better = (split < lowest) | ((split == lowest) & (k < fewest))
             np.copyto(lowest, split, where=better)
             np.copyto(fewest, k, where=better)
-    worth = lowest < _GAIN * costs
-    return np.where(worth, fewest, 1), np.where(worth, lowest, costs)
+    pays = lowest < _GAIN * costs
+    return np.where(pays, fewest, 1), np.where(pays, lowest, costs)
 
 
 def _knots(costs: Floats) -> list[int]:

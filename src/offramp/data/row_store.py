@@ -90,17 +90,17 @@ class RowStore:
 
     def _whole_blocks(self) -> int:
         """How many blocks of rows are as they were written, from the first on."""
-        whole, ends = len(self._blocks), [0, *(end.rows for end, _ in self._blocks)]
+        count, ends = len(self._blocks), [0, *(end.rows for end, _ in self._blocks)]
         for column, name in enumerate(self._columns):
             path, size = self._path(name), self._row_bytes(name)
             if not path.is_file():
                 return 0
             with path.open("rb") as stream:
-                for block, (start, stop) in enumerate(pairwise(ends[: whole + 1])):
+                for block, (start, stop) in enumerate(pairwise(ends[: count + 1])):
                     if _digest_of(stream, (stop - start) * size) != self._blocks[block][1][column]:
-                        whole = block
+                        count = block
                         break
-        return whole
+        return count
 
     def reset(self) -> None:
         """Forget everything."""

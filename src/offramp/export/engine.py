@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import NoneType
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import EngineStats, ExitConfig, PlanCache, leaves
+from offramp.core import EngineStats, ExitConfig, PlanCache, check_arguments, leaves
 from offramp.errors import ArtifactError, InputError
 from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export, stamp
 
@@ -58,6 +59,8 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def __init__(
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
+        kinds = {"folder": (folder, (str, Path)), "config": (config, (ExitConfig, NoneType))}
+        check_arguments(type(self).__name__, kinds)
         self.folder = Path(folder)
         self._stamp = stamp(self.folder)
         self.export = read_export(self.folder, self.kind)
@@ -69,6 +72,12 @@ class ExportedEngine(ABC, Generic[Prepared]):
         self.use(ExitConfig() if config is None else config)
         for each in prepare:
             self.prepare(each)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"{type(self).__name__}: cannot be copied or pickled, for it holds sessions of the runtime; make "
+            "one from the folder in each process"
+        )
 
     @property
     def config(self) -> ExitConfig:

@@ -1,7 +1,7 @@
 """What the manifest of an exported network must say, checked whole before anything of it is used.
 
 Types first (``check_types``), then what the parts say of one another: every graph is a file that the manifest
-lists, spans hand on what the next one takes, exits take what is there at their position, configurations name
+lists, spans give what the next one takes, exits take what is there at their position, configurations name
 exits that were exported.
 """
 

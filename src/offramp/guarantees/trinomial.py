@@ -124,8 +124,8 @@ def binomial_pmf(count: Ints, samples: int, chance: Floats) -> Floats:
 def _nodes(low: float, high: float, samples: int, bound: float) -> tuple[Floats, Floats]:
     """Nodes of m from ``low``, or the end of the boundary, to ``high``; N times the information there.
 
-    Beyond the last possible node, where a tie is expected ``_SMALLEST`` times in N samples, the law changes by
-    no more than that. Towards it each step halves what is left at most: the information grows without bound.
+    Beyond the last possible node, where a tie is expected ``_SMALLEST`` times in N samples, the law changes
+    by no more than that. Towards it each step halves what is left at most: the information has no bound.
     """
     last = 1 - _SMALLEST / samples
     nodes = [max(low, bound + 2 * _SMALLEST / samples)]

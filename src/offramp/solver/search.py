@@ -105,12 +105,10 @@ def search(
     Raises:
         InputError: an argument is not as described, or records and costs do not match.
     """
-    check_match(records, costs)
+    check_match(records, costs, "search")
     wanted = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
     lambdas = check_tradeoffs(wanted, "search(tradeoffs=...)")
-    _check(
-        regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step, seed=seed
-    )
+    _check(regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step, seed=seed)
     positions = len(records.positions)
     cap = positions if max_exits is None else min(int(max_exits), positions)
     step = float(step) if step is not None and method == "exact" else None
@@ -238,7 +236,7 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
     Raises:
         InputError: records and costs do not match, or a trade-off is not in [0, 1].
     """
-    check_match(records, costs)
+    check_match(records, costs, "lower_bound")
     lambdas = check_tradeoffs(tradeoffs, "lower_bound(tradeoffs=...)")
     problem = Problem.of(records, costs)
     return {lam: _bound(problem, lam) for lam in lambdas}

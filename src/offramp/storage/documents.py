@@ -33,7 +33,7 @@ def _no_number(name: str) -> float:
 def parse_document(text: str, wanted: str, newest: int, *, finite: bool = False) -> dict[str, Any]:
     """A versioned JSON document; ``ArtifactError``: it is none, of another format or of a newer version.
 
-    Where it must be ``finite``, NaN and infinities, which Python reads and JSON has no value for, are refused.
+    Where it must be ``finite``, NaN and infinities are refused: Python reads them, JSON has none.
     """
     try:
         document = json.loads(text, parse_constant=_no_number if finite else None)

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterable
 from threading import TIMEOUT_MAX
 from types import TracebackType
+from typing import NoReturn
 
 from offramp.core import CostTable, ExitConfig, is_number
 from offramp.errors import InputError
@@ -66,8 +67,9 @@ class StreamEngine:
         execution: Execution | None = None,
     ) -> None:
         if not isinstance(net, ExitNetwork):
+            swapped = ": swapped?" if isinstance(config, ExitNetwork) else ""
             raise InputError(
-                f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}"
+                f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}{swapped}"
             )
         _check_limits(patience, batch_limit=batch_limit, queue_limit=queue_limit)
         self.net = net
@@ -82,6 +84,12 @@ class StreamEngine:
         self._worker = Worker(net, self._routes, planner, (batch_limit, queue_limit), patience)
         # an engine that nobody has any more ends its thread, which knows nothing of it
         weakref.finalize(self, self._worker.admission.close).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "StreamEngine: cannot be copied or pickled, for it holds a thread; make one in each process, "
+            "from a network that offramp.load gives"
+        )
 
     @property
     def config(self) -> ExitConfig:
