@@ -55,7 +55,8 @@ def save(
         net: with trained heads.
         frontier: its configurations.
         costs: its costs.
-        records: by name ("search", "report"), to search and report again later without the model.
+        records: by name, ``records={"search": ..., "report": ...}``, to search, certify and report again
+            later without the model; the commands ``offramp search`` and ``offramp report`` need them.
         include_backbone: also store the backbone's weights.
 
     Raises:

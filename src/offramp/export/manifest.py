@@ -10,63 +10,35 @@ Nothing here needs PyTorch. A shape that begins with "batch" has one row per sam
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from offramp.core import CostTable, ExitConfig, Frontier, ResolvedConfig, resolve
+from offramp.core import CostTable, ExitConfig, Frontier
 from offramp.errors import ArtifactError
-from offramp.export.schema import BATCH as BATCH, Port as Port, check_parts, check_types
+from offramp.export.parts import (
+    BATCH as BATCH,
+    MASK as MASK,
+    ExitGraph as ExitGraph,
+    Export as Export,
+    Graph as Graph,
+    Port as Port,
+    Signature as Signature,
+    SpanGraph as SpanGraph,
+)
+from offramp.export.schema import check_parts, check_types
 from offramp.storage import FolderFormat
 
 EXPORT = FolderFormat(what="an exported network", name="offramp.export", version=1, made_by="offramp export")
 WEIGHTS = "weights.bin"
 """What ONNX graphs of one folder share."""
 _GRAPHS = (".onnx", ".pte")
-MASK = "mask"
 
 check_replaceable = EXPORT.check_replaceable
 
 G = TypeVar("G", bound="Graph")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A file that a runtime executes.
-
-    ``inputs`` are activations where it begins (for a head the first of them), and the mask last where its
-    name is "mask"; ``outputs`` are activations where it ends, for an answer outputs and confidence.
-    """
-
-    file: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-
-    @property
-    def masked(self) -> bool:
-        """Whether the last input is the mask."""
-        return bool(self.inputs) and self.inputs[-1].name == MASK
-
-
-@dataclass(frozen=True)
-class SpanGraph(Graph):
-    """The operations between two positions, ``start`` and ``stop``; P is the model's output."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class ExitGraph(Graph):
-    """The head of column ``head`` at a position, with its confidence."""
-
-    position: int
-    head: int
 
 
 _PLACES: dict[type[Graph], dict[str, str]] = {
@@ -74,62 +46,6 @@ _PLACES: dict[type[Graph], dict[str, str]] = {
     ExitGraph: {"position": "position", "head": "head"},
 }
 """What the manifest calls the fields that say where a graph belongs."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What an exported network is: P positions, "input" first, C heads, task and confidence by name.
-
-    The model calls its inputs ``names``, the graphs ``inputs``; it is called with a dict if ``keyword``;
-    ``mask_input``, if any, is 0 at padding. ``answer`` is one sample's outputs; ``classes`` K names or None.
-    """
-
-    positions: tuple[str, ...]
-    heads: tuple[str, ...]
-    task: str
-    confidence: str
-    names: tuple[str, ...]
-    inputs: tuple[Port, ...]
-    keyword: bool
-    mask_input: int | None
-    answer: Port
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Export:
-    """An exported network, read and checked; ``kind`` is "onnx", "onnx-single" or "executorch".
-
-    ``spans`` chain from position 0 to P, or are the single graph; ``exits`` are in order of position and
-    column, in a single graph that of its thresholds. ``fused`` are longer spans, which save a runtime the
-    work at borders that a configuration does not use; ``check`` is what was compared when it was made, in
-    plain JSON values.
-    """
-
-    kind: str
-    signature: Signature
-    frontier: Frontier
-    costs: CostTable
-    spans: tuple[SpanGraph, ...]
-    exits: tuple[ExitGraph, ...]
-    fused: tuple[SpanGraph, ...] = ()
-    check: Mapping[str, Any] | None = None
-
-    def resolve(self, config: ExitConfig) -> ResolvedConfig:
-        """(position, column, threshold) of each choice; an ``InputError`` if one was not exported."""
-        exists = np.zeros((len(self.signature.positions), len(self.signature.heads)), bool)
-        for graph in self.exits:
-            exists[graph.position, graph.head] = True
-        return resolve(self.signature.positions, self.signature.heads, exists, config)
-
-    def thresholds(self) -> list[list[float | str]]:
-        """Of each exit, for each configuration of the frontier; "inf" where it is off."""
-        found = []
-        for config in self.frontier:
-            chosen = {(position, head): float(value) for position, head, value in self.resolve(config)}
-            row = [chosen.get((each.position, each.head), math.inf) for each in self.exits]
-            found.append([value if math.isfinite(value) else str(value) for value in row])
-        return found
 
 
 def every_config(frontier: Frontier) -> list[ExitConfig]:

@@ -8,33 +8,10 @@ exits that were exported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offramp.core import is_count
-
-if TYPE_CHECKING:
-    from offramp.export.manifest import Export, Graph
-
-BATCH = "batch"
-
-
-@dataclass(frozen=True)
-class Port:
-    """A tensor that enters or leaves a graph: name there, shape (B, ...) and NumPy's name of the dtype.
-
-    The shape has "batch" for B, and only plain numbers where there is not one row per sample.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether it has one row per sample."""
-        return self.shape[:1] == (BATCH,)
-
+from offramp.export.parts import BATCH, Export, Graph, Port
 
 Rule = tuple[str, Callable[[Any], bool]]
 """What is expected, in words, and whether a value is that."""
