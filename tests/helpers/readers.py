@@ -52,7 +52,7 @@ def _artifact(path: Path) -> str:
     manifest = read_manifest(path)
     stored = read_stored(path, False)
     records = load_records(path, manifest, "search")
-    tensors = {name: value.tolist() for name, value in (*stored.heads.items(), *stored.example.items())}
+    tensors = {name: value.tolist() for name, value in sorted({**stored.heads, **stored.example}.items())}
     return repr((stored.frontier.to_json(), stored.costs.to_json(), tensors, records.confidence.tolist()))
 
 
