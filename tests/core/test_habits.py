@@ -108,9 +108,7 @@ def test_swapped_arguments_are_named(given):
         offramp.evaluate(records, costs, costs)
     with pytest.raises(InputError, match=r"certify\(\): expected Frontier as the first .*: swapped\?; the"):
         offramp.certify(records, costs, frontier, max_drop=0.1)
-    with pytest.raises(
-        InputError, match=r"certify\(\): expected a Frontier, got a NoneType"
-    ):
+    with pytest.raises(InputError, match=r"certify\(\): expected a Frontier, got a NoneType"):
         offramp.certify(None, records, costs, max_drop=0.1)
 
 
