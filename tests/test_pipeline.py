@@ -1,12 +1,14 @@
 """From three splits to an artifact's parts: what is handed on, and what is refused before the work."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import builds
 import offramp
 import small
 from offramp import pipeline
@@ -76,6 +78,29 @@ def test_more_features_than_the_disk_holds_are_refused_before_the_work(monkeypat
     )
     with pytest.raises(StorageError, match=message):
         build(small.model(), splits(), BuildConfig(heads=("mlp",), train=QUICK), work_dir=tmp_path / "work")
+
+
+def test_what_is_stored_already_needs_no_room(monkeypatch, tmp_path):
+    work = tmp_path / "work"
+    whole = builds.run(work, tmp_path / "whole")
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    assert builds.run(work, tmp_path / "again") == whole
+    [progress] = work.glob("features-*/progress.json")
+    for stored in progress.parent.glob("*.bin"):  # half of it is no longer there
+        stored.write_bytes(stored.read_bytes()[: stored.stat().st_size // 2])
+    with pytest.raises(StorageError, match=r"has 0.0 GB free; give fewer"):
+        builds.run(work, tmp_path / "again")
+
+
+def test_of_two_builds_in_one_working_folder_one_says_who_has_it(tmp_path):
+    whole = builds.run(tmp_path / "lone", tmp_path / "whole")
+    made, said = builds.ends_of_a_pair(tmp_path, 0.2)
+    assert made == [whole]
+    assert re.match(r"StorageError: .*work is in use by process \d+ on .* since 20.*; wait until", said[0])
+
+
+def test_a_flipped_bit_in_the_working_folder_changes_no_artifact(tmp_path):
+    assert builds.changed_by_flips(tmp_path, flips=10) == []
 
 
 @pytest.mark.parametrize("heads", [("linear", "mlp", "conv"), ("small-plain", "small-own")])

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         labels_of as labels_of,
         with_answers as with_answers,
     )
+    from offramp.report import write_report as write_report
     from offramp.runtime import (
         Engine as Engine,
         EngineOutput as EngineOutput,
@@ -135,6 +136,7 @@ _HOME = {
         "labels_of",
         "with_answers",
     ),
+    "report": ("write_report",),
     "runtime": (
         "Engine",
         "EngineOutput",
@@ -175,6 +177,8 @@ __all__ = sorted(_PACKAGE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":  # a package that can be called, as ``write_report``
+        return importlib.import_module(f"{__name__}.report")
     if name not in _PACKAGE_OF:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
     home = f"{__name__}.{_PACKAGE_OF[name]}"

@@ -7,7 +7,7 @@ import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from offramp.measure import measure_cost, record_outputs
 from offramp.network import ExitNetwork, attach_exits
 from offramp.solver import search
 from offramp.sources import DataSummary, Splits
-from offramp.tasks import Task
+from offramp.storage import folder_lock
+from offramp.tasks import Task, is_fitted
 from offramp.training import (
     DTYPES,
     TrainConfig,
@@ -31,6 +32,7 @@ from offramp.training import (
     check_quality,
     checked_labels,
     reduction,
+    stored_bytes,
     train_exits,
 )
 
@@ -95,7 +97,8 @@ def build(
     Raises:
         InputError: a loader does not fit the model.
         PartitionError: the model cannot be exported or cut.
-        StorageError: the working folder cannot be written, is full, or has too little room.
+        StorageError: the working folder cannot be written, is full, has too little room, or another process
+            works in it.
     """
     config = config or BuildConfig()
     loaders = {"search": splits.search} | ({} if splits.report is None else {"report": splits.report})
@@ -120,20 +123,23 @@ def build(
     _check_room(net, splits, config.train, Path(work_dir or tempfile.gettempdir()).absolute())
     if ready is not None:
         ready(net)
-    with _named("train"):
-        training = train_exits(net, splits.train, config=config.train, work_dir=work_dir, progress=progress)
     records: dict[str, ExitRecords] = {}
-    for name, loader in loaders.items():
-        work = None if work_dir is None else Path(work_dir) / name
-        with _named(name):
-            records[name] = record_outputs(
-                net,
-                loader,
-                quality=config.quality,
-                groups=splits.groups.get(name),
-                work_dir=work,
-                progress=progress,
+    with nullcontext() if work_dir is None else folder_lock(Path(work_dir)):
+        with _named("train"):
+            training = train_exits(
+                net, splits.train, config=config.train, work_dir=work_dir, progress=progress
             )
+        for name, loader in loaders.items():
+            work = None if work_dir is None else Path(work_dir) / name
+            with _named(name):
+                records[name] = record_outputs(
+                    net,
+                    loader,
+                    quality=config.quality,
+                    groups=splits.groups.get(name),
+                    work_dir=work,
+                    progress=progress,
+                )
     costs = measure_cost(net)
     frontier = search(records["search"], costs, max_exits=config.max_exits, progress=progress)
     return Built(
@@ -179,6 +185,8 @@ def _check_room(net: ExitNetwork, splits: Splits, config: TrainConfig, folder: P
         return
     values, _ = next(iter(checked_batches(net.partition.spec, splits.train)))
     needed = batches * len(values[0]) * config.views * kept_bytes(net, config.cache_dtype)
+    given = is_fitted(net.confidence)
+    needed -= stored_bytes(net, folder, views=config.views, dtype=config.cache_dtype, given=given)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import kills
 import offramp
 import small
 from offramp.artifacts import artifact, manifest, tensors
@@ -25,7 +28,7 @@ from offramp.core.frontier import Frontier
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.heads import registry
 from offramp.heads.registry import register_head
-from offramp.storage import atomic
+from offramp.storage import atomic, system
 from offramp.storage.documents import canonical
 
 FILES = {"manifest.json", "heads.safetensors", "example.safetensors", "frontier.json", "costs.json"}
@@ -265,10 +268,216 @@ def test_a_folder_of_something_else_is_left_alone(made, tmp_path, manifest):
 def test_an_artifact_with_something_beside_it_is_left_alone(made, copy):
     (copy / "notes.txt").write_text("mine")
     before = contents(copy)
-    for action in (lambda: made.save(copy), lambda: replace_frontier(copy, made.frontier)):
-        with pytest.raises(StorageError, match=r"holds more than an artifact: notes.txt; choose another"):
-            action()
+    with pytest.raises(StorageError, match=r"holds more than an artifact: notes.txt; choose another"):
+        made.save(copy)
     assert contents(copy) == before
+
+
+def test_strangers_are_ignored_and_kept(made, copy):
+    (copy / "report.html").write_text("<p>")
+    (copy / "notes").mkdir()
+    (copy / "notes" / "a.txt").write_text("mine")
+    (copy / ".DS_Store").write_bytes(b"\0")
+    (copy / "link").symlink_to("nowhere")
+    before, new = contents_below(copy), frontier_of(made.costs, threshold=0.25)
+    check_loaded(made, offramp.load(copy, model := small.model()), model)
+    assert load_records(copy, read_manifest(copy), "search").samples == made.records.samples
+    replace_frontier(copy, new)
+    after = contents_below(copy)
+    assert after.keys() == before.keys()
+    assert {n for n in before if before[n] != after[n]} == {"frontier.json", "manifest.json"}
+    assert "report.html" not in read_manifest(copy)["files"]
+    assert offramp.load(copy, small.model())[1] == new
+    os.mkfifo(copy / "pipe")
+    with pytest.raises(StorageError, match="pipe is neither a file nor a folder; move it elsewhere"):
+        replace_frontier(copy, made.frontier)
+    assert contents_below(copy).keys() == {*after, "pipe"}
+
+
+def test_what_systems_drop_into_folders_is_not_missed(made, copy):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (copy / name).touch()
+    made.save(copy)
+    assert set(listing(copy)) == FILES
+
+
+# loading while another is saved
+
+
+def another(made, path):
+    """Save an artifact that differs in its heads and its frontier."""
+    net = offramp.attach_exits(small.model(), small.few(small.inputs()), heads=small.HEADS, seed=9)
+    offramp.save(path, net, frontier_of(made.costs, threshold=0.125), made.costs)
+    return net
+
+
+@pytest.mark.parametrize("after", ["read_manifest", "load_frontier", "load_costs", "load_tensors"])
+def test_an_artifact_replaced_while_it_is_read_is_read_again(made, copy, tmp_path, monkeypatch, after):
+    original, swaps = getattr(artifact, after), []
+
+    def swapping(*arguments):
+        found = original(*arguments)
+        if not swaps:
+            swaps.append(another(made, copy))
+        return found
+
+    monkeypatch.setattr(artifact, after, swapping)
+    net, frontier, _ = offramp.load(copy, small.model())
+    same_heads = small.same(small.weights(net), small.weights(swaps[0]))
+    assert (same_heads, frontier[0].choices[0].threshold) in ((True, 0.125), (False, 0.5))
+
+
+def test_files_overwritten_after_the_check_are_refused(made, copy, tmp_path, monkeypatch):
+    another(made, tmp_path / "other")
+    original = artifact.load_frontier
+
+    def copying(*arguments):
+        for name in ("heads.safetensors", "manifest.json"):
+            shutil.copy(tmp_path / "other" / name, copy)
+        return original(*arguments)
+
+    monkeypatch.setattr(artifact, "load_frontier", copying)
+    with pytest.raises(ArtifactError, match=r"does not match its checksum|expected .* bytes"):
+        offramp.load(copy, small.model())
+
+
+def test_one_that_never_stays_is_given_up(made, copy, monkeypatch):
+    original, turns = artifact.load_frontier, []
+
+    def swapping(*arguments):
+        turns.append(1)
+        made.save(copy, records={f"r{len(turns)}": made.records})
+        offramp.artifacts.replace_frontier(copy, frontier_of(made.costs, threshold=len(turns) / 64))
+        return original(*arguments)
+
+    monkeypatch.setattr(artifact, "load_frontier", swapping)
+    with pytest.raises(ArtifactError, match=r"frontier.json: (does not match|expected)"):
+        offramp.load(copy, small.model())
+    assert len(turns) == 10
+
+
+@pytest.mark.parametrize("name", sorted({"manifest.json", "heads.safetensors", "frontier.json"}))
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(ArtifactError):
+        offramp.load(copy, small.model())
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "file/below"], ids=["long", "null", "below a file"])
+def test_paths_that_cannot_be_are_artifact_errors(tmp_path, name):
+    (tmp_path / "file").touch()
+    for read in (offramp.load, offramp.load_tasks):
+        with pytest.raises(ArtifactError, match="check the path"):
+            read(str(tmp_path / name), small.model())
+    with pytest.raises(ArtifactError, match="check the path"):
+        offramp.ExitRecords.load(str(tmp_path / name))
+
+
+def test_a_link_to_itself_is_an_artifact_error(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArtifactError):
+        offramp.load(tmp_path / "loop", small.model())
+    with pytest.raises(ArtifactError):
+        offramp.ExitRecords.load(tmp_path / "loop")
+
+
+def test_what_may_not_be_read_is_an_artifact_error(copy, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot read .*manifest.json: Permission denied; copy it again"):
+        offramp.load(copy, small.model())
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot read .*manifest.json: Permission denied; check the"):
+        offramp.load(copy, small.model())
+
+
+# killed
+
+
+def test_a_save_that_is_killed_leaves_a_whole_artifact(made, copy):
+    for at in kills.moments(12):
+        assert kills.killed_save(made, copy, at)
+        check_whole(made, copy)
+
+
+@pytest.mark.parametrize("left", [".artifact.0123abcd.tmp", ".artifact.0123abcd.old"])
+def test_what_a_killed_save_left_is_cleared(made, copy, left):
+    (copy.parent / left).mkdir()
+    (copy.parent / left / "heads.safetensors").touch()
+    for other in (".artifact.tmp", ".artifact.0123.tmp", ".artifact2.0123abcd.tmp", "artifact.0123abcd.tmp"):
+        (copy.parent / other).mkdir()
+    made.save(copy)
+    assert len(listing(copy.parent)) == 5
+    assert left not in listing(copy.parent)
+
+
+def test_what_was_moved_aside_is_put_back(made, copy, monkeypatch):
+    aside = copy.with_name(".artifact.0123abcd.old")
+    copy.rename(aside)  # as a kill between two renames leaves it, where folders cannot be exchanged
+    monkeypatch.setattr(artifact, "write_manifest", full)
+    with pytest.raises(StorageError, match="no space left"):
+        made.save(copy)
+    check_loaded(made, offramp.load(copy, model := small.model()), model)
+    assert listing(copy.parent) == ["artifact"]
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_temporary_of_a_save_under_way_is_left(made, copy):
+    with atomic.atomic_folder(copy) as folder:
+        (folder / "x").touch()
+        made.save(copy)
+        assert listing(folder) == ["x"]
+    assert listing(copy) == ["x"]
+
+
+def test_a_system_that_cannot_exchange(made, copy, monkeypatch):
+    monkeypatch.setattr(system, "_EXCHANGE", None)
+    made.save(copy)
+    assert set(listing(copy)) == FILES
+    assert listing(copy.parent) == ["artifact"]
+
+
+def test_a_file_system_that_cannot_exchange(made, copy, monkeypatch):
+    def refusing(code):
+        def refuse(*_):
+            ctypes.set_errno(code)
+            return -1
+
+        return refuse
+
+    monkeypatch.setattr(system, "_EXCHANGE", refusing(errno.EINVAL))
+    made.save(copy)
+    assert listing(copy.parent) == ["artifact"]
+    monkeypatch.setattr(system, "_EXCHANGE", refusing(errno.EACCES))
+    with pytest.raises(StorageError, match="permission denied"):
+        made.save(copy)
+    assert listing(copy.parent) == ["artifact"]
+
+
+def test_a_name_as_long_as_the_system_takes(made, tmp_path):
+    path = tmp_path / ("a" * 255)
+    for _ in range(2):
+        made.save(path)
+    assert listing(tmp_path) == ["a" * 255]
+
+
+def contents_below(folder):
+    paths = (path for path in folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+def check_whole(made, copy):
+    """Under the final name is the old artifact or the new one, and nothing beside it after the next save."""
+    _, frontier, _ = offramp.load(copy, small.model())
+    assert frontier[0].choices[0].threshold in (0.5, kills.NEW)
+    made.save(copy)
+    assert listing(copy.parent) == ["artifact"]
 
 
 def test_a_path_that_cannot_be_written(made, tmp_path):
@@ -281,7 +490,9 @@ def test_a_path_that_cannot_be_written(made, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("mine")])
-@pytest.mark.parametrize("where", ["save_tensors", "write_manifest", "flush", "rename", "second rename"])
+@pytest.mark.parametrize(
+    "where", ["save_tensors", "write_manifest", "flush", "exchange", "rename", "second rename"]
+)
 def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch, error, where):
     before, renames = contents(copy), []
     rename = Path.rename
@@ -295,10 +506,11 @@ def test_a_failure_at_any_moment_leaves_the_old_artifact(made, copy, monkeypatch
             raise error
         return rename(self, target)
 
-    if "rename" in where:
+    if "rename" in where:  # where the system cannot exchange two folders
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
         monkeypatch.setattr(Path, "rename", failing_rename)
-    elif where == "flush":
-        monkeypatch.setattr(atomic, "flush", fail)
+    elif where in ("flush", "exchange"):
+        monkeypatch.setattr(atomic, where, fail)
     else:
         monkeypatch.setattr(artifact, where, fail)
     wanted = StorageError if isinstance(error, OSError) else type(error)

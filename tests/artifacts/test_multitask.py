@@ -13,6 +13,7 @@ from torch import nn
 import offramp
 import small
 from multitask_nets import Guess, Shared, data
+from offramp.artifacts import multitask
 from offramp.artifacts.artifact import replace_frontier
 from offramp.artifacts.manifest import pinned, read_manifest, write_manifest
 from offramp.artifacts.multitask import load_tasks, save_tasks
@@ -197,3 +198,19 @@ def test_what_stays_when_a_frontier_is_replaced_is_pinned(made, tmp_path, part):
     (document["files"]["heads.safetensors"] if part == "files" else document[part])["more"] = 1
     path.write_text(json.dumps(document))
     assert pinned(path.parent) != before
+
+
+def test_tasks_replaced_while_they_are_read_are_read_again(made, tmp_path, monkeypatch):
+    model, _, nets, frontiers, costs, _ = made
+    folder, original, swapped = tmp_path / "t", multitask.read_stored, []
+    save_tasks(folder, nets, frontiers, costs)
+    others = {name: offramp.Frontier([frontier[0]]) for name, frontier in frontiers.items()}
+
+    def swapping(path, restore_backbone):
+        if path.name == "where" and not swapped:
+            swapped.append(save_tasks(folder, nets, others, costs))
+        return original(path, restore_backbone)
+
+    monkeypatch.setattr(multitask, "read_stored", swapping)
+    _, found, _ = load_tasks(folder, model, input_exits={"what": {"guess": Guess()}})
+    assert found == others != frontiers

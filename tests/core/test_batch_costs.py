@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import offramp
+from offramp.core import batch_costs
 from offramp.core.batch_costs import BatchCosts, best_parts, binomial, mean_cost, part_sizes
 from offramp.core.costs import CostTable
 from offramp.errors import ArtifactError, InputError
@@ -45,6 +46,67 @@ def test_parts_are_the_best_of_all_equal_splits(increments: list[float]) -> None
             assert min(every) >= 0.97 * costs[rows] - 1e-12
         else:
             assert best[rows] == pytest.approx(min(every))
+
+
+def every_split(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best of all numbers of parts, by trying each, as ``best_parts`` once did."""
+    batch = len(costs) - 1
+    parts, best = np.ones(batch + 1, np.int64), costs.copy()
+    for rows in range(2, batch + 1):
+        k = np.arange(1, rows + 1)
+        large = rows % k
+        split = large * costs[-(-rows // k)] + (k - large) * costs[rows // k]
+        found = int(split.argmin())
+        if split[found] < 0.97 * costs[rows]:
+            parts[rows], best[rows] = k[found], split[found]
+    return parts, best
+
+
+measured = st.lists(st.tuples(st.integers(1, 200), st.floats(0, 100)), max_size=7, unique_by=lambda v: v[0])
+
+
+@given(measured, st.integers(1, 200), st.floats(0, 100))
+def test_parts_of_measured_sizes_are_the_best_of_all(
+    points: list[tuple[int, float]], batch: int, fixed: float
+) -> None:
+    known = sorted(
+        {1: fixed, **{size: fixed + cost for size, cost in points if size < batch}, batch: fixed + 50}.items()
+    )
+    sizes, values = (np.array(part, float) for part in zip(*known, strict=True))
+    costs = np.interp(np.arange(batch + 1), sizes, np.maximum.accumulate(values))
+    costs[0] = 0.0
+    _, wanted = every_split(costs)
+    parts, found = best_parts(costs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    for rows in range(1, batch + 1):
+        assert found[rows] == pytest.approx(sum(costs[size] for size in part_sizes(rows, int(parts[rows]))))
+
+
+def test_a_frontier_at_a_large_batch_looks_at_each_span_once(monkeypatch) -> None:
+    positions, batch = 12, 16384
+    sizes = 2 ** np.arange(15)
+    segments = 0.3 + np.outer(np.sqrt(sizes) + 1e-3 * sizes * np.log2(sizes + 1), np.ones(positions))
+    backbone = np.concatenate([np.zeros((len(sizes), 1)), segments.cumsum(1)], 1)
+    inner = BatchCosts(sizes, backbone, np.full((len(sizes), positions, 1), 0.01) * sizes[:, None, None])
+    costs = CostTable(inner.backbone[-1] / batch, inner.heads[-1] / batch, "seconds", None, inner)
+    rng = np.random.default_rng(0)
+    names = ("input", *(f"b{i}" for i in range(1, positions)))
+    records = offramp.ExitRecords(
+        rng.random((positions, 1, 50)).astype(np.float32),
+        np.ones((positions, 1, 50), np.float32),
+        np.ones(50, np.float32),
+        np.ones((positions, 1), bool),
+        names,
+        ("h",),
+    )
+    looked_at, find = [], batch_costs.best_parts
+    monkeypatch.setattr(batch_costs, "best_parts", lambda costs: looked_at.append(costs) or find(costs))
+    for _ in range(117):
+        places = np.sort(rng.choice(positions, 4, replace=False))
+        choices = [offramp.ExitChoice(names[p], "h", float(rng.random())) for p in places]
+        assert offramp.evaluate(records, costs, offramp.ExitConfig(choices)).cost > 0
+    assert len(looked_at) <= positions * (positions + 1) / 2
+    assert max(len(batch_costs._knots(each)) for each in looked_at) == len(sizes)  # a pass over rows each
 
 
 @given(st.integers(1, 50), st.data())

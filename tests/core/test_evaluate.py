@@ -177,7 +177,7 @@ def test_records_and_costs_that_do_not_fit():
 
 def test_arguments_of_another_kind_are_named():
     records, costs = small()
-    with pytest.raises(InputError, match="CostTable is a ExitRecords here"):
+    with pytest.raises(InputError, match=r"as the second argument \(costs\), got ExitRecords: swapped\?"):
         check_match(records, records)
     with pytest.raises(InputError, match="expected an ExitConfig or a Frontier, got a tuple"):
         evaluate(records, costs, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -160,6 +161,89 @@ def test_a_damaged_store_is_computed_again(tmp_path, damage):
     compute = Compute()
     check(run(tmp_path, loader(), compute), loader())
     assert compute.calls == 5
+
+
+@pytest.mark.parametrize("at", range(0, 2 * 14 * 4, 16))
+def test_a_flipped_bit_costs_its_block_and_what_follows(tmp_path, monkeypatch, eager, at):
+    monkeypatch.setattr(row_store, "_BLOCK", 1)  # every batch is a block of its own
+    run(tmp_path, loader())
+    content = bytearray((tmp_path / "0.bin").read_bytes())
+    content[at] ^= 4
+    (tmp_path / "0.bin").write_bytes(content)
+    compute = Compute()
+    check(run(tmp_path, loader(), compute), loader())
+    assert compute.calls == 5 - at // (3 * 8)  # 3 samples of 2 numbers of 4 bytes in a batch
+    compute = Compute()
+    check(run(tmp_path, loader(), compute), loader())
+    assert compute.calls == 0
+
+
+def test_a_bit_flipped_in_a_block_of_many_batches_costs_all_of_them(tmp_path):
+    run(tmp_path, loader())
+    content = bytearray((tmp_path / "1.bin").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "1.bin").write_bytes(content)
+    compute = Compute()
+    check(run(tmp_path, loader(), compute), loader())
+    assert compute.calls == 5
+
+
+def resealed(folder, **changes):
+    """Wrong values under a right digest, as only a fault of the writer would leave them."""
+    state = {**json.loads((folder / "progress.json").read_text()), **changes}
+    state.pop("sha256")
+    sealed = {**state, "sha256": row_store.document_digest(state)}
+    (folder / "progress.json").write_text(json.dumps(sealed))
+
+
+END = {"rows": 14, "batches": 5, "digest": ""}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": [["double", "<f4", [2**70]]]},
+        {"columns": [["double", "<f4", 2]]},
+        {"columns": 7},
+        {"columns": [["double", [], [2]]]},
+        {"blocks": None},
+        {"blocks": [[END, []]]},
+        {"blocks": [[END, None]]},
+        {"blocks": [[{**END, "rows": 10**12}, ["", "", ""]]]},
+        {"blocks": [[{**END, "rows": True}, ["", "", ""]]]},
+        {"blocks": [[{**END, "digest": 3}, ["", "", ""]]]},
+        {"version": 2},
+        {"format": "another"},
+    ],
+    ids=str,
+)
+def test_wrong_values_are_computed_again(tmp_path, changes):
+    run(tmp_path, loader())
+    resealed(tmp_path, **changes)
+    compute = Compute()
+    check(run(tmp_path, loader(), compute), loader())
+    assert compute.calls == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 50_000, "NaN", "1" * 5000, "\0"], ids=lambda t: t[:5]
+)
+def test_text_that_is_no_document_is_computed_again(tmp_path, text):
+    run(tmp_path, loader())
+    (tmp_path / "progress.json").write_text(text)
+    compute = Compute()
+    check(run(tmp_path, loader(), compute), loader())
+    assert compute.calls == 5
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.bin")
+    (tmp_path / "1.bin").symlink_to(tmp_path / "elsewhere")
+    check(run(tmp_path, loader()), loader())
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "progress.json").unlink()
+    os.mkfifo(tmp_path / "progress.json")
+    check(run(tmp_path, loader()), loader())
 
 
 @pytest.mark.parametrize("change", ["inputs", "labels", "fewer", "order"])

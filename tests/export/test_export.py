@@ -300,7 +300,7 @@ def _resealed(folder: Path, **fields: Any) -> None:
         (lambda d: (d / MANIFEST).write_text("{"), "expected an offramp.export document, got text that is"),
         (lambda d: (d / MANIFEST).unlink(), "expected an exported network at .*, found no manifest.json"),
         (lambda d: _resealed(d, kind="onnx-single"), "expected an export of kind 'onnx', got 'onnx-single'"),
-        (lambda d: _resealed(d, inputs=[{}]), "damaged, KeyError: 'name'; export it again"),
+        (lambda d: _resealed(d, inputs=[{}]), r"damaged, inputs\[0\].name is missing; export it again"),
         (lambda d: _resealed(d, frontier={}), "expected an offramp.frontier document"),
         (lambda d: _resealed(d, files={"../x": {"bytes": 1}}), r"'\.\./x' is missing"),
         (lambda d: _resealed(d, spans=[]), "damaged, .*its spans do not lead from position 0 to 3"),

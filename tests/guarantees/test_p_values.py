@@ -128,13 +128,43 @@ def test_trinomial_rises_with_losses_and_falls_with_the_bound(samples, bound, lo
         (0, 0, 0, 0.1, 1),  # no samples
         (5, 0, 50, 0.1, 1),  # no better than the bound
         (0, 0, 50, 0, 1),  # not one answer differs: no proof of a gain
-        (0, 48, 50, 0.1, 1),  # nearly all differ: not looked at
+        (1, 0, 1, 0.5, 1),
+        (0, 5, 9, 1 - 1e-9, 1),  # a bound of nearly 1 is none
         (3, 0, 50, 1, 0),
         (50, 0, 50, 1, 1),
     ],
 )
 def test_trinomial_at_the_ends(losses, gains, samples, bound, wanted):
     assert trinomial_p_value(losses, gains, samples, bound) == wanted
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.005, 0.1])
+@pytest.mark.parametrize("samples", [1, 8, 25])
+def test_trinomial_is_valid_where_nearly_all_differ(samples, bound):
+    pairs = every_pair(samples)
+    p_values = np.array([trinomial_p_value(int(a), int(b), samples, bound) for a, b in pairs])
+    for m in (0.8, 0.9, 0.97, 0.999, 1 - 1e-6, 1 - 1e-9, 1):
+        assert worst_excess(p_values, chances(pairs, samples, m, bound)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "samples", "bound"),
+    [(0, 48, 50, 0.1), (20, 40, 60, 0.0), (25, 34, 60, 0.01), (1, 9, 10, 0.0), (28, 30, 60, 0.1)],
+)
+def test_trinomial_is_tight_where_nearly_all_differ(losses, gains, samples, bound):
+    """Not far from the sign test of those that differ, which is exact where all of them do."""
+    found = trinomial_p_value(losses, gains, samples, bound)
+    sign = stats.binom.cdf(losses, losses + gains, (1 + bound) / 2)
+    assert OUTSIDE < found <= 2.5 * sign + 2 * OUTSIDE
+
+
+def test_all_won_is_as_clear_as_it_gets():
+    for samples in (40, 1000, 100_000):
+        assert trinomial_p_value(0, samples, samples, 0.005) <= 1.1 * OUTSIDE
+        assert trinomial_p_value(0, samples * 19 // 20, samples, 0.005) <= 1.1 * OUTSIDE
+        assert trinomial_p_value(samples * 2 // 5, samples * 3 // 5, samples, 0.005) < 0.15
+    assert trinomial_p_value(48_000, 52_000, 100_000, 0.0) <= 1.1 * OUTSIDE
+    assert trinomial_p_value(0, 1, 1, 0.005) == pytest.approx(0.5025, abs=0.01)  # one sample shows nothing
 
 
 def test_trinomial_without_differences_is_nearly_the_binomial():

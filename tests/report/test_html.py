@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import offramp
 from offramp.core.certificate import Certificate, Guarantee
 from offramp.core.config import ExitChoice, ExitConfig
 from offramp.core.costs import CostTable
@@ -506,3 +507,18 @@ def test_names_of_risks_are_escaped():
     page = render_report(certified(frontier, 2, "<script>alert(1)</script>"), records, costs)
     assert "<script>" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+
+
+def test_the_report_is_public(tmp_path):
+    records = synthetic_records(60)
+    heads = np.full((len(POSITIONS), len(HEADS)), 0.01)
+    costs = CostTable(np.arange(len(POSITIONS) + 1.0), heads, "macs")
+    frontier = offramp.search(records, costs, progress=False, step=None)
+    path = offramp.report(tmp_path / "a.html", frontier, records, costs, title="Mine")
+    offramp.write_report(tmp_path / "b.html", frontier, records, costs, title="Mine")
+    assert path == tmp_path / "a.html"
+    assert path.read_bytes() == (tmp_path / "b.html").read_bytes()
+    with pytest.raises(
+        InputError, match=r"write_report\(\): expected str or Path as the first .*: swapped\?"
+    ):
+        offramp.report(frontier, tmp_path / "a.html", records, costs)

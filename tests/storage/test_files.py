@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from offramp.errors import ArtifactError, InputError, StorageError
 from offramp.storage import arrays as arrays_module, atomic
 from offramp.storage.arrays import arrays_digest, load_arrays, save_arrays
-from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, scratch, write_text
+from offramp.storage.atomic import atomic_folder, atomic_write, file_digest, read_text, write_text
 from offramp.storage.documents import canonical, parse_document
+from offramp.storage.lock import scratch
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -121,10 +122,13 @@ def test_a_storage_error_inside_is_not_wrapped_again(tmp_path):
     assert caught.value is original
 
 
-@pytest.mark.parametrize("path", ["", ".", "/"])
+@pytest.mark.parametrize("path", ["", ".", "/", "a\0b", "a\0b/c"])
 def test_a_path_without_a_name_is_refused(path):
     with pytest.raises(StorageError, match=r"expected a path that ends in a name"):
         write_text(Path(path), "x")
+    if "\0" in path:
+        with pytest.raises(StorageError, match=r"expected a path that ends in a name"):
+            atomic_folder(Path(path)).__enter__()
 
 
 def test_scratch_is_removed_and_a_folder_of_the_user_kept(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
 import time
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 import offramp
 import small
 from offramp import ExitChoice, ExitConfig
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError
 from offramp.runtime.plan import Planner
 from offramp.streaming.engine import StreamEngine
 from offramp.streaming.request import StreamFuture
@@ -68,22 +71,54 @@ class Picky(nn.Module):
         return self.out(torch.relu(self.layer(self.embed(x).mean(1))))
 
 
-def test_an_error_in_the_model_fails_its_batch_and_nobody_else() -> None:
+def test_an_error_in_the_model_fails_the_sample_that_causes_it() -> None:
     x = torch.randint(0, 4, (8, 5), generator=torch.Generator().manual_seed(0))
     net = offramp.attach_exits(small.model(Picky), x[:2], heads=("linear",), cuts=["layer"])
     wanted = net(x)
     with StreamEngine(net, batch_limit=4) as engine:
         with held(engine, x[0]):
             good = [engine.submit(each) for each in x[:4]]
-            bad = [engine.submit(each) for each in (x[4], torch.full((5,), 99), x[5], x[6])]
+            bad = torch.full((5,), 99)
+            mixed = [engine.submit(each) for each in (x[4], bad, x[5], x[6])]
             after = engine.submit(x[7])
-        for i, future in enumerate(good):
+        for i, future in enumerate([*good, mixed[0], *mixed[2:], after]):
             torch.testing.assert_close(future.result(LONG).output, wanted[i], **CLOSE)
-        for future in bad:
-            assert isinstance(future.exception(LONG), IndexError)
-        torch.testing.assert_close(after.result(LONG).output, wanted[7], **CLOSE)
+        assert isinstance(mixed[1].exception(LONG), IndexError)
         stats = engine.stats()
-    assert (stats.answered, stats.failed, stats.submitted) == (6, 4, 10)
+    assert (stats.answered, stats.failed, stats.submitted) == (9, 1, 10)
+
+
+def test_samples_of_a_failed_batch_are_answered_as_they_would_be_alone(net, x, half) -> None:
+    """An exit that fails on one of the samples: the others wait behind it as if nothing had been."""
+    with StreamEngine(net, half) as engine:
+        alone = [engine.submit(each).result(LONG) for each in x[:12]]
+
+    def refuse(values: Tensor) -> None:
+        if bool(torch.isclose(values, poison, atol=1e-4).flatten(1).all(1).any()):
+            raise ValueError("poison")
+
+    poison = next(value.clone() for p, value in net.features([x[3:4]]) if p == 1)
+    with watched(net, 1, refuse), StreamEngine(net, half, batch_limit=12, patience=0) as engine:
+        with held(engine, x[0]):
+            futures = [engine.submit(each) for each in x[:12]]
+        for i, (future, answer) in enumerate(zip(futures, alone, strict=True)):
+            if i == 3:
+                assert str(future.exception(LONG)) == "poison"
+                continue
+            assert future.result(LONG).position == answer.position
+            torch.testing.assert_close(future.result(LONG).output, answer.output, **CLOSE)
+
+
+def test_behind_the_first_exit_point_a_batch_fails_together(net, x) -> None:
+    def refuse(values: Tensor) -> None:
+        if len(values) > 1:
+            raise ValueError("more than one")
+
+    with watched(net, 2, refuse), StreamEngine(net, never(net), batch_limit=4) as engine:
+        with held(engine, x[0]):
+            futures = [engine.submit(each) for each in x[:4]]
+        assert {str(future.exception(LONG)) for future in futures} == {"more than one"}
+        assert engine.submit(x[0]).result(LONG)
 
 
 def test_an_error_in_a_head_fails_its_batch(net, x) -> None:
@@ -156,22 +191,112 @@ def test_two_configurations_are_prepared_at_once(net, x, monkeypatch) -> None:
         assert [future.result(LONG).position for future in futures] == [1, 2]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_callback_that_ends_the_thread_leaves_nobody_waiting(net, x) -> None:
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
+def test_whatever_a_callback_raises_ends_no_thread(net, x, error, caplog) -> None:
     def leave(_: object) -> None:
-        raise SystemExit
+        raise error("mine")
 
-    engine = StreamEngine(net, batch_limit=2)
-    with held(engine, x[0]):
-        futures = [engine.submit(each) for each in x[:6]]
-        futures[0].add_done_callback(leave)
-    assert futures[0].result(LONG).position == len(net.positions)
-    for future in futures[1:]:
-        assert isinstance(future.exception(LONG), SystemExit)
+    with StreamEngine(net, batch_limit=2) as engine:
+        with held(engine, x[0]):
+            futures = [engine.submit(each) for each in x[:6]]
+            futures[0].add_done_callback(leave)
+        assert engine.drain(LONG)
+        assert all(future.result(LONG) for future in futures)
+        futures[0].add_done_callback(leave)  # of one that is done it runs here and now
+    assert caplog.text.count("a callback of a StreamFuture failed") == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [SystemExit("off"), KeyboardInterrupt()])
+def test_an_error_that_ends_the_thread_ends_no_other(net, x, error) -> None:
+    def end(_: Tensor) -> None:
+        raise error
+
+    with watched(net, 1, end):
+        engine = StreamEngine(net, never(net), batch_limit=4)
+        with held(engine, x[0]):
+            futures = [engine.submit(each) for each in x[:10]]
+            waiting = threading.Thread(target=engine.drain)
+            waiting.start()
+        for future in futures:
+            with pytest.raises(OfframpError, match=r"the engine's thread ended with .*; make a new engine"):
+                future.result(LONG)
+        waiting.join(LONG)
+        assert not waiting.is_alive()
     assert engine.drain(LONG)
+    with pytest.raises(InputError, match=r"the engine is closed: its thread ended with .*; make a new one"):
+        engine.submit(x[0])
     engine.close()
-    stats = engine.stats()
-    assert (stats.answered, stats.failed) == (2, 5)
+    assert engine.stats().failed == 10
+
+
+def test_engines_that_are_dropped_end_their_threads(net, x) -> None:
+    threads, futures = [], []
+    for _ in range(25):
+        engine = StreamEngine(net)
+        futures.append(engine.submit(x[0]))
+        threads.append(engine._worker._thread)
+        engine.itself = engine  # one that only the collector finds
+    del engine
+    gc.collect()
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert all(future.result(LONG) for future in futures)
+
+
+def in_a_child(work) -> bytes:
+    """What ``work`` returns in a forked child that has 20 seconds."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover (in the child)
+        signal.alarm(20)
+        try:
+            os.write(write, str(work()).encode())
+        except Exception as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_hears_at_once_that_the_thread_is_elsewhere(net, x) -> None:
+    with StreamEngine(net) as engine:
+        engine.submit(x[0]).result(LONG)
+        for verb, call in (("submit", lambda: engine.submit(x[0])), ("drain", engine.drain)):
+            said = in_a_child(call).decode()
+            assert said.startswith(f"InputError: {verb}: the engine's thread runs in process {os.getpid()}")
+            assert said.endswith("make an engine here")
+        assert in_a_child(lambda: (engine.close(), engine.stats().answered)) == b"(None, 1)"
+        assert engine.submit(x[0]).result(LONG)  # the parent's goes on
+        fresh = in_a_child(lambda: StreamEngine(net).submit(x[0]).result(LONG).position)
+        assert fresh == str(len(net.positions)).encode()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_an_engine_for_batches_works_before_a_fork_and_after(net, x, half) -> None:
+    engine = offramp.Engine(net, half)
+    wanted = engine(x)
+    said = in_a_child(lambda: (torch.equal(engine(x).outputs, wanted.outputs), engine.stats().samples))
+    assert said == f"(True, {2 * len(x)})".encode()
+    assert torch.equal(engine(x).outputs, wanted.outputs)
+    assert engine.stats().samples == 2 * len(x)
+
+
+@pytest.mark.parametrize("value", ["1", -1, float("nan"), float("inf"), 1e10, True, [1]], ids=str)
+def test_times_that_are_none_are_refused(net, x, value) -> None:
+    with StreamEngine(net) as engine:
+        with pytest.raises(InputError, match=r"submit: expected a deadline in seconds from now, above 0 and"):
+            engine.submit(x[0], deadline=value)
+        with pytest.raises(InputError, match=r"submit: expected a timeout of 0 to \d+ seconds, or None to"):
+            engine.submit(x[0], timeout=value)
+        with pytest.raises(InputError, match=r"drain: expected a timeout of 0 to \d+ seconds, or None to"):
+            engine.drain(value)
 
 
 def test_closing_answers_what_waits_and_takes_no_more(net, x) -> None:

@@ -9,8 +9,8 @@ backbone.safetensors   only if asked for; else the backbone is referenced by the
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from offramp.artifacts.manifest import (
+    ARTIFACT,
     DATA,
     DESCRIPTION,
     RECORDS,
     check_replaceable,
-    file_of,
     load_costs,
     load_frontier,
+    load_tensors,
     read_manifest,
     write_manifest,
 )
-from offramp.artifacts.tensors import load_tensors, save_tensors, storable_state
-from offramp.core import CostTable, ExitRecords, Frontier
+from offramp.artifacts.tensors import save_tensors, storable_state
+from offramp.core import CostTable, ExitRecords, Frontier, check_arguments
 from offramp.errors import ArtifactError, InputError, OfframpError
 from offramp.graph import INPUT, Partition, TraceOptions, partition, unwrapped
 from offramp.network import ExitNetwork, HeadPlacement, answer_options, model_digest, network_on
@@ -57,7 +58,8 @@ def save(
         net: with trained heads.
         frontier: its configurations.
         costs: its costs.
-        records: by name ("search", "report"), to search and report again later without the model.
+        records: by name, ``records={"search": ..., "report": ...}``, to search, certify and report again
+            later without the model; the commands ``offramp search`` and ``offramp report`` need them.
         include_backbone: also store the backbone's weights.
         summary: what model and data turned out to be, for ``offramp run`` and ``load_predictor``.
 
@@ -66,8 +68,23 @@ def save(
         InputError: a name of records is not a plain word; frontier, costs or records are of another network;
             or the backbone to include has state that is not made of tensors.
     """
+    check_arguments(
+        "save",
+        {
+            "path": (path, (str, Path)),
+            "net": (net, ExitNetwork),
+            "frontier": (frontier, Frontier),
+            "costs": (costs, CostTable),
+        },
+    )
+    if isinstance(records, ExitRecords):
+        raise InputError("save(records=...): expected records by name; give records={'search': records}")
     for name, each in (records or {}).items():
-        if not name.isidentifier():
+        if not isinstance(each, ExitRecords):
+            raise InputError(
+                f"save(records=...): expected ExitRecords as {name!r}, got {type(each).__name__}"
+            )
+        if not isinstance(name, str) or not name.isidentifier():
             raise InputError(f"records: expected plain names such as 'search', got {name!r}")
         if (each.positions, each.heads) != (net.positions, net.head_names):
             raise InputError(
@@ -99,6 +116,8 @@ def load(
 ) -> tuple[ExitNetwork, Frontier, CostTable]:
     """Read an artifact and attach its heads to a model.
 
+    Everything is of one artifact, also where it is replaced by another meanwhile.
+
     Args:
         path: of the folder.
         model: the backbone it was made for, with the same weights, in any mode, on any device.
@@ -114,30 +133,63 @@ def load(
     Raises:
         ArtifactError: missing, damaged, truncated, of a newer version, or made for another model.
     """
-    return load_network(path, model, restore_backbone=restore_backbone, input_exits=input_exits, parts=parts)
+    check_arguments("load", {"path": (path, (str, Path)), "model": (model, nn.Module)})
+    folder = Path(path)
+    return attached(folder, read_stored(folder, restore_backbone), model, input_exits or {}, parts)
 
 
-def load_network(
-    path: str | Path,
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What an artifact holds, each file compared with one manifest; ``backbone`` only where asked for."""
+
+    manifest: Mapping[str, Any]
+    frontier: Frontier
+    costs: CostTable
+    heads: Mapping[str, Tensor]
+    example: Mapping[str, Tensor]
+    backbone: Mapping[str, Tensor] | None
+
+
+def read_stored(folder: Path, restore_backbone: bool) -> Stored:
+    """Read an artifact, again where it is replaced meanwhile; ``ArtifactError``: it is damaged or no one."""
+
+    def read() -> Stored:
+        manifest = read_manifest(folder)
+        if restore_backbone and BACKBONE not in manifest["files"]:
+            raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
+        return Stored(
+            manifest=manifest,
+            frontier=load_frontier(folder, manifest),
+            costs=load_costs(folder, manifest),
+            heads=load_tensors(folder, manifest, "heads.safetensors"),
+            example=load_tensors(folder, manifest, "example.safetensors"),
+            backbone=load_tensors(folder, manifest, BACKBONE) if restore_backbone else None,
+        )
+
+    return ARTIFACT.consistent(folder, read)
+
+
+def attached(
+    folder: Path,
+    stored: Stored,
     model: nn.Module,
-    *,
-    restore_backbone: bool = False,
-    input_exits: Mapping[str, nn.Module] | None = None,
-    parts: Partition | None = None,
+    input_exits: Mapping[str, nn.Module],
+    parts: Partition | None,
     every_output: bool = False,
 ) -> tuple[ExitNetwork, Frontier, CostTable]:
-    """``load``; with ``every_output`` the model is traced with all it returns, to be shared between tasks."""
-    folder, model = Path(path), unwrapped(model)
-    manifest = read_manifest(folder)
-    _check_backbone(folder, manifest, model, restore_backbone)
-    frontier, costs = load_frontier(folder, manifest), load_costs(folder, manifest)
-    described = manifest["network"]
+    """What ``load`` returns; ``folder`` is where it was read, for errors.
+
+    With ``every_output`` the model is traced with all it returns, to be shared between tasks.
+    """
+    model = unwrapped(model)
+    _check_backbone(folder, stored, model)
+    described = stored.manifest["network"]
     try:  # before any weight of a given module is touched
-        _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, costs)
+        _check_fit((INPUT, *described["cuts"]), described["heads"], stored.frontier, stored.costs)
     except InputError as error:
         raise ArtifactError(f"{folder}: its parts do not belong together: {error}") from error
-    net = _attach(folder, manifest, model, input_exits or {}, parts, every_output)
-    return net, frontier, costs
+    net = _attach(folder, stored, model, input_exits, parts, every_output)
+    return net, stored.frontier, stored.costs
 
 
 def replace_frontier(path: str | Path, frontier: Frontier) -> None:
@@ -145,16 +197,16 @@ def replace_frontier(path: str | Path, frontier: Frontier) -> None:
 
     An ``ArtifactError`` if it is damaged, an ``InputError`` if the frontier is of another network.
     """
+    check_arguments("replace_frontier", {"path": (path, (str, Path)), "frontier": (frontier, Frontier)})
     source = Path(path)
     manifest = read_manifest(source)
     described = manifest["network"]
     _check_fit((INPUT, *described["cuts"]), described["heads"], frontier, load_costs(source, manifest))
-    check_replaceable(source)
     with atomic_folder(source) as folder:
-        for name in manifest["files"]:
-            shutil.copyfile(source / name, folder / name)
+        ARTIFACT.copy_files(source, folder, manifest)
         (folder / "frontier.json").write_text(frontier.to_json(), encoding="utf-8")
         write_manifest(folder, {key: manifest[key] for key in (*DESCRIPTION, DATA) if key in manifest})
+        ARTIFACT.copy_strangers(source, folder, manifest)
 
 
 def _check_fit(positions: Sequence[str], heads: Sequence[str], frontier: Frontier, costs: CostTable) -> None:
@@ -203,13 +255,10 @@ def _description(net: ExitNetwork) -> dict[str, Any]:
     }
 
 
-def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module, restore: bool) -> None:
-    """Refuse another backbone than the artifact's; with ``restore``, give it the stored weights first."""
-    stored = BACKBONE in manifest["files"]
-    if restore:
-        if not stored:
-            raise ArtifactError(f"{folder} holds no backbone weights; save with include_backbone=True")
-        weights, own = load_tensors(folder / BACKBONE), model.state_dict()
+def _check_backbone(folder: Path, stored: Stored, model: nn.Module) -> None:
+    """Refuse another backbone than the artifact's; where weights were read, give it those first."""
+    weights, own = stored.backbone, model.state_dict()
+    if weights is not None:
         wrong = sorted(key for key in weights.keys() | own.keys() if _kind(weights, key) != _kind(own, key))
         if wrong:  # seen before anything is loaded: the model stays as it was
             raise ArtifactError(
@@ -217,12 +266,13 @@ def _check_backbone(folder: Path, manifest: Mapping[str, Any], model: nn.Module,
                 f"is {_kind(weights, wrong[0])} in the artifact and {_kind(own, wrong[0])} in the model"
             )
         model.load_state_dict(weights)
-    wanted, got = manifest["backbone"]["digest"], model_digest(model)
-    if wanted != got:
-        hint = "pass restore_backbone=True" if stored else "load the weights that it was built with"
+    backbone, got = stored.manifest["backbone"], model_digest(model)
+    if backbone["digest"] != got:
+        there = BACKBONE in stored.manifest["files"]
+        hint = "pass restore_backbone=True" if there else "load the weights that it was built with"
         raise ArtifactError(
-            f"{folder} was made for another model: expected a {manifest['backbone']['class']} with weights "
-            f"{wanted[:12]}, got a {type(model).__qualname__} with {got[:12]}; {hint}"
+            f"{folder} was made for another model: expected a {backbone['class']} with weights "
+            f"{backbone['digest'][:12]}, got a {type(model).__qualname__} with {got[:12]}; {hint}"
         )
 
 
@@ -231,15 +281,14 @@ def _kind(state: Mapping[str, Any], name: str) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module, task: Task | None) -> Partition:
+def _cut(folder: Path, stored: Stored, model: nn.Module, task: Task | None) -> Partition:
     """The model, traced with the stored example and cut where it was."""
-    described, inputs = manifest["network"], manifest["inputs"]
-    stored = load_tensors(file_of(folder, manifest, "example.safetensors"))
-    if set(stored) != set(inputs["names"]):
-        raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored)}")
+    described, inputs = stored.manifest["network"], stored.manifest["inputs"]
+    if set(stored.example) != set(inputs["names"]):
+        raise ArtifactError(f"{folder}: expected examples of {inputs['names']}, got {sorted(stored.example)}")
     state = (*model.parameters(), *model.buffers())
     device = state[0].device if state else torch.device("cpu")
-    example: Any = {name: stored[name].to(device) for name in inputs["names"]}
+    example: Any = {name: stored.example[name].to(device) for name in inputs["names"]}
     called = example if inputs["keyword"] else tuple(example.values())
     options = TraceOptions()
     if task is not None:
@@ -249,13 +298,13 @@ def _cut(folder: Path, manifest: Mapping[str, Any], model: nn.Module, task: Task
 
 def _attach(
     folder: Path,
-    manifest: Mapping[str, Any],
+    stored: Stored,
     model: nn.Module,
     input_exits: Mapping[str, nn.Module],
     parts: Partition | None,
     every_output: bool,
 ) -> ExitNetwork:
-    described = manifest["network"]
+    described = stored.manifest["network"]
     if "kinds" not in described:
         raise ArtifactError(f"{folder}: made by a version whose heads were others; build it again")
     if parts is not None and {cut.name: cut.layout for cut in parts.cuts} != described["layouts"]:
@@ -266,7 +315,7 @@ def _attach(
         heads, at_input = _placed(folder, described, input_exits)
         task = make_task(described["task"], **described.get("task_options", {}))
         net = network_on(
-            _cut(folder, manifest, model, None if every_output else task) if parts is None else parts,
+            _cut(folder, stored, model, None if every_output else task) if parts is None else parts,
             heads=heads,
             task=task,
             confidence=described["confidence"],
@@ -275,7 +324,7 @@ def _attach(
             input_exits=at_input,
             mask=described.get("mask"),
         )
-        net.load_state_dict(load_tensors(file_of(folder, manifest, "heads.safetensors")))
+        net.load_state_dict(stored.heads)
     except ArtifactError:
         raise
     except (OfframpError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:

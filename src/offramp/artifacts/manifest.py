@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from offramp.artifacts.tensors import parse_tensors
 from offramp.core import CostTable, ExitRecords, Frontier
 from offramp.errors import ArtifactError
 from offramp.sources import DataSummary
-from offramp.storage import FolderFormat, document_digest, read_as
+from offramp.storage import FolderFormat, content, document_digest, text_content
 
 ARTIFACT = FolderFormat(
     what="an artifact", name="offramp.artifact", version=2, made_by="offramp build", sort_keys=True
@@ -46,7 +49,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def pinned(folder: Path) -> str:
     """SHA-256 of what an artifact keeps when its frontier is replaced: backbone, network, inputs, heads."""
-    document = ARTIFACT.unchecked(folder)
+    return pinned_by(ARTIFACT.unchecked(folder))
+
+
+def pinned_by(document: Mapping[str, Any]) -> str:
+    """``pinned`` of an artifact with this manifest."""
     kept = {key: document.get(key) for key in DESCRIPTION}
     return document_digest({**kept, "heads": document["files"].get("heads.safetensors")})
 
@@ -63,27 +70,36 @@ def load_summary(folder: Path, manifest: Mapping[str, Any]) -> DataSummary | Non
 
 def load_frontier(folder: Path, manifest: Mapping[str, Any]) -> Frontier:
     """The artifact's configurations; an ``ArtifactError`` if there are none, or they are damaged."""
-    return read_as(file_of(folder, manifest, "frontier.json"), Frontier.from_json)
+    _check_listed(folder, manifest, "frontier.json")
+    return text_content(folder, manifest, "frontier.json", Frontier.from_json)
 
 
 def load_costs(folder: Path, manifest: Mapping[str, Any]) -> CostTable:
     """The artifact's costs; an ``ArtifactError`` if there are none, or they are damaged."""
-    return read_as(file_of(folder, manifest, "costs.json"), CostTable.from_json)
+    _check_listed(folder, manifest, "costs.json")
+    return text_content(folder, manifest, "costs.json", CostTable.from_json)
 
 
 def load_records(folder: Path, manifest: Mapping[str, Any], name: str) -> ExitRecords:
     """Records stored under a name; an ``ArtifactError`` if there are none."""
     file = RECORDS.format(name)
     if file not in manifest["files"]:
-        raise ArtifactError(f"{folder} holds no {name} records; build it again with a {name!r} split")
-    return ExitRecords.load(folder / file)
+        raise ArtifactError(
+            f"{folder} holds no {name} records; build it again with a {name!r} split, or save it with "
+            f"offramp.save(..., records={{{name!r}: ...}})"
+        )
+    return ExitRecords.parse(folder / file, content(folder, manifest, file))
 
 
-def file_of(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """The path of a file that the manifest must name."""
+def load_tensors(folder: Path, manifest: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors of a file that the manifest must name."""
+    _check_listed(folder, manifest, name)
+    return parse_tensors(folder / name, content(folder, manifest, name))
+
+
+def _check_listed(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
     if name not in manifest["files"]:
         raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; build the artifact again")
-    return folder / name
 
 
 def _is(value: object, kind: Any) -> bool:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from offramp.artifacts.artifact import load_network, save
-from offramp.artifacts.manifest import ARTIFACT, pinned
-from offramp.core import CostTable, ExitRecords, Frontier, names_of
+from offramp.artifacts.artifact import Stored, attached, read_stored, save
+from offramp.artifacts.manifest import ARTIFACT, pinned, pinned_by
+from offramp.core import CostTable, ExitRecords, Frontier, check_arguments, names_of
 from offramp.errors import ArtifactError, InputError
 from offramp.network import ExitNetwork, check_names
-from offramp.storage import atomic_folder, check_replaceable, dump_document, parse_document, read_as
+from offramp.storage import atomic_folder, check_replaceable, dump_document, is_file, parse_document, read_as
 
 TASKS_FORMAT = "offramp.tasks"
 VERSION = 1
@@ -48,6 +49,15 @@ def save_tasks(
             ``save`` refuses.
         StorageError: the folder cannot be written, is full, or holds something else.
     """
+    check_arguments(
+        "save_tasks",
+        {
+            "path": (path, (str, Path)),
+            "networks": (networks, Mapping),
+            "frontiers": (frontiers, Mapping),
+            "costs": (costs, Mapping),
+        },
+    )
     check_names(networks)
     for kind, given in (("frontier", frontiers), ("costs", costs)):
         if set(given) != set(networks):
@@ -94,30 +104,36 @@ def load_tasks(
     Raises:
         ArtifactError: missing, damaged, of a newer version, or made for another model.
     """
+    check_arguments("load_tasks", {"path": (path, (str, Path)), "model": (model, nn.Module)})
     folder, given = Path(path), input_exits or {}
-    tasks = _read_tasks(folder)
-    unknown = [name for name in given if name not in tasks]
+    stored = ARTIFACT.consistent(folder, lambda: _read_stored(folder, restore_backbone))
+    unknown = [name for name in given if name not in stored]
     if unknown:
-        raise ArtifactError(f"{folder}: input_exits: no task {unknown[0]!r}; it has {names_of(tasks)}")
+        raise ArtifactError(f"{folder}: input_exits: no task {unknown[0]!r}; it has {names_of(stored)}")
     networks, frontiers, tables = dict[str, ExitNetwork](), dict[str, Frontier](), dict[str, CostTable]()
     parts = None
-    for name in tasks:
-        net, frontiers[name], tables[name] = load_network(
-            folder / name,
-            model,
-            restore_backbone=restore_backbone and not networks,  # only the first holds the weights
-            input_exits=given.get(name),
-            parts=parts,
-            every_output=True,
+    for name, each in stored.items():
+        net, frontiers[name], tables[name] = attached(
+            folder / name, each, model, given.get(name) or {}, parts, every_output=True
         )
         networks[name] = net
         parts = net.partition
     return networks, frontiers, tables
 
 
-def _read_tasks(folder: Path) -> list[str]:
-    """Names of the tasks; every manifest has been compared with its digest."""
-    if not (folder / TASKS).is_file():
+def _read_stored(folder: Path, restore_backbone: bool) -> dict[str, Stored]:
+    """What each task's artifact holds; all are those that were saved together."""
+    found = dict[str, Stored]()
+    for name, digest in _read_tasks(folder).items():
+        # only the first holds the weights
+        found[name] = read_stored(folder / name, restore_backbone and not found)
+        _check_pinned(folder / name, found[name].manifest, digest)
+    return found
+
+
+def _read_tasks(folder: Path) -> dict[str, str]:
+    """Digests by task; every manifest has been compared with its one."""
+    if not is_file(folder / TASKS):
         raise ArtifactError(f"{folder} holds no {TASKS}; expected a folder from save_tasks, check the path")
     document = read_as(folder / TASKS, lambda text: parse_document(text, TASKS_FORMAT, VERSION))
     tasks = document.get("tasks")
@@ -126,11 +142,15 @@ def _read_tasks(folder: Path) -> list[str]:
     except InputError as error:
         raise ArtifactError(f"{folder / TASKS}: {error}; save the tasks again") from None
     for name, digest in tasks.items():  # type: ignore[union-attr]
-        if pinned(folder / name) != digest:
-            raise ArtifactError(
-                f"{folder / name}: is not what was saved with the other tasks; copy the whole folder again"
-            )
-    return list(tasks)  # type: ignore[arg-type]
+        _check_pinned(folder / name, ARTIFACT.unchecked(folder / name), digest)
+    return dict(tasks)  # type: ignore[arg-type]
+
+
+def _check_pinned(folder: Path, document: Mapping[str, Any], digest: str) -> None:
+    if pinned_by(document) != digest:
+        raise ArtifactError(
+            f"{folder}: is not what was saved with the other tasks; copy the whole folder again"
+        )
 
 
 def _replaceable_names(folder: Path) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -22,11 +22,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(copies, temporary)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; an ``ArtifactError`` if it is damaged."""
+def parse_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file; an ``ArtifactError`` that names it if it is damaged."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
@@ -40,6 +40,4 @@ def storable_state(module: nn.Module, what: str, advice: str = "") -> dict[str, 
 
 
 def _ordinary(value: object) -> bool:
-    return (
-        isinstance(value, Tensor) and not value.is_quantized and not is_traceable_wrapper_subclass(value)
-    )
+    return isinstance(value, Tensor) and not value.is_quantized and not is_traceable_wrapper_subclass(value)

@@ -176,6 +176,7 @@ def build(
     from offramp.artifacts import check_replaceable, save
     from offramp.pipeline import BuildConfig, build as run_build, summary
     from offramp.sources import load_project
+    from offramp.storage import folder_lock
     from offramp.training import TrainConfig
 
     config = BuildConfig(
@@ -194,17 +195,18 @@ def build(
     project = load_project(model, data, task=task, output=output, input_exits=input_exit or (), device=device)
     config = replace(config, task=project.task, input_exits=project.input_exits)
     ready = None if json_ else functools.partial(show_found, project.splits.summary)
-    built = run_build(project.model, project.splits, config, work_dir=work, ready=ready)
-    save(
-        out,
-        built.net,
-        built.frontier,
-        built.costs,
-        records=built.records,
-        include_backbone=store_backbone,
-        summary=built.summary,
-    )
-    shutil.rmtree(work, ignore_errors=True)
+    with folder_lock(work):  # until it is removed
+        built = run_build(project.model, project.splits, config, work_dir=work, ready=ready)
+        save(
+            out,
+            built.net,
+            built.frontier,
+            built.costs,
+            records=built.records,
+            include_backbone=store_backbone,
+            summary=built.summary,
+        )
+        shutil.rmtree(work, ignore_errors=True)
     if json_:
         print(summary(built))
         return

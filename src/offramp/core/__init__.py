@@ -35,7 +35,7 @@ from offramp.core.evaluate import (
     resolve,
     simulate,
 )
-from offramp.core.fields import check_words, freeze, is_count, is_number
+from offramp.core.fields import check_arguments, check_words, freeze, is_count, is_number
 from offramp.core.frontier import Frontier, dial_curves, figures_come_from
 from offramp.core.plan_cache import PlanCache
 from offramp.core.ranking import auroc, rankings
@@ -45,9 +45,9 @@ from offramp.core.stats import EngineStats, RunStats, exact_cost
 __all__ = [
     "UNKNOWN", "BatchCosts", "Certificate", "CostTable", "EngineStats", "ExitChoice", "ExitConfig",
     "ExitRecords", "Expected", "Frontier", "Guarantee", "JointOutcome", "Outcome", "PlanCache",
-    "ResolvedConfig", "RunStats", "auroc", "best_parts", "check_match", "check_tradeoffs", "check_words",
-    "config_to_dict", "counted",
-    "data_frame", "dial_curves", "escaped", "evaluate", "evaluate_together", "evenly",
+    "ResolvedConfig", "RunStats", "auroc", "best_parts", "check_arguments", "check_match", "check_tradeoffs",
+    "check_words", "config_to_dict", "counted", "data_frame", "dial_curves", "escaped", "evaluate",
+    "evaluate_together", "evenly",
     "exact_cost", "expected", "figures_come_from", "freeze", "full_quality", "html_table", "is_count",
     "is_number", "leaves", "names_of", "part_sizes", "percent", "plots", "points", "points_interval",
     "printable", "rankings", "resolve", "short", "simulate", "single_exits",

@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -91,16 +94,26 @@ def best_parts(costs: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
 
     ``costs`` (B+1,) are those of one call with 0 to B rows.
     """
-    batch = len(costs) - 1
-    parts, best = np.ones(batch + 1, np.int64), costs.copy()
-    for rows in range(2, batch + 1):
-        k = np.arange(1, rows + 1)
-        large = rows % k
-        split = large * costs[-(-rows // k)] + (k - large) * costs[rows // k]
-        found = int(split.argmin())
-        if split[found] < _GAIN * costs[rows]:
-            parts[rows], best[rows] = k[found], split[found]
-    return parts, best
+    rows, last = np.arange(len(costs)), len(costs) - 1
+    fewest, lowest = np.ones(len(costs), np.int64), costs.copy()
+    for start, stop in pairwise(_knots(costs)):
+        # parts of sizes where costs lie on one line cost what is linear in their number: least at an end
+        for number in (rows // stop + 1, rows // start):
+            k = np.clip(number, 1, np.maximum(rows, 1))
+            small, large = np.divmod(rows, k)
+            split = large * costs[np.minimum(small + 1, last)] + (k - large) * costs[small]
+            better = (split < lowest) | ((split == lowest) & (k < fewest))
+            np.copyto(lowest, split, where=better)
+            np.copyto(fewest, k, where=better)
+    pays = lowest < _GAIN * costs
+    return np.where(pays, fewest, 1), np.where(pays, lowest, costs)
+
+
+def _knots(costs: Floats) -> list[int]:
+    """Numbers of rows between which costs lie on straight lines, from 1 to B."""
+    bend = np.abs(np.diff(costs[1:], 2))
+    inner = np.flatnonzero(bend > 1e-12 * np.abs(costs).max(initial=0)) + 2
+    return [1, *inner.tolist(), *([len(costs) - 1] if len(costs) > 2 else [])]
 
 
 def part_sizes(rows: int, parts: int) -> list[int]:
@@ -119,10 +132,18 @@ def binomial(n: int, share: float) -> Floats:
         found = np.zeros(n + 1)
         found[n if share >= 1 else 0] = 1.0
         return found
-    log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     k = np.arange(n + 1)
-    found = np.exp(np.array(log) + k * math.log(share) + (n - k) * math.log1p(-share))
+    found = np.exp(_log_choose(n) + k * math.log(share) + (n - k) * math.log1p(-share))
     return np.asarray(found / found.sum())
+
+
+@lru_cache(maxsize=8)
+def _log_choose(n: int) -> Floats:
+    """(n+1,) logarithms of the binomial coefficients."""
+    log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
+    found = np.array(log)
+    found.setflags(write=False)
+    return found
 
 
 def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], reached: Sequence[float]) -> float:
@@ -137,9 +158,20 @@ def mean_cost(table: BatchCosts, exits: Sequence[tuple[int, int]], reached: Sequ
     at, total = 0, 0.0
     for (position, column), share in zip(exits, reached, strict=False):
         rows = binomial(batch, share)
-        span = best_parts(table.span(at, position))[1]
+        span = _in_parts(table, at, position)
         total += float(rows @ (span + table.head(position, column)))
         at = position
     rows = binomial(batch, reached[-1])
-    total += float(rows @ best_parts(table.span(at, last))[1])
+    total += float(rows @ _in_parts(table, at, last))
     return total / batch
+
+
+_SPANS: WeakKeyDictionary[BatchCosts, dict[tuple[int, int], Floats]] = WeakKeyDictionary()
+
+
+def _in_parts(table: BatchCosts, start: int, stop: int) -> Floats:
+    """(B+1,) cost of a span for 0 to B rows, in the best parts; found once for a table."""
+    known = _SPANS.setdefault(table, {})
+    if (start, stop) not in known:
+        known[start, stop] = best_parts(table.span(start, stop))[1]
+    return known[start, stop]

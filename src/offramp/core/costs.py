@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.core.batch_costs import BatchCosts
-from offramp.core.fields import check_costs, freeze, is_number, mirrored
+from offramp.core.fields import check_arguments, check_costs, freeze, is_number, mirrored
 from offramp.core.records import ExitRecords
 from offramp.errors import ArtifactError, InputError
 from offramp.storage import dump_document, parse_document
@@ -125,11 +125,9 @@ class CostTable:
             raise ArtifactError(f"costs: damaged ({error}); measure them again") from error
 
 
-def check_match(records: ExitRecords, costs: CostTable) -> None:
+def check_match(records: ExitRecords, costs: CostTable, verb: str = "") -> None:
     """Refuse empty records and a cost table of another network, by an InputError."""
-    for value, kind in ((records, ExitRecords), (costs, CostTable)):
-        if not isinstance(value, kind):
-            raise InputError(f"expected (records, costs): {kind.__name__} is a {type(value).__name__} here")
+    check_arguments(verb, {"records": (records, ExitRecords), "costs": (costs, CostTable)})
     if records.samples == 0:
         raise InputError("expected records of at least one sample, got none")
     if costs.heads.shape != records.exists.shape:

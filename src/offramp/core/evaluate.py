@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from offramp.core.certificate import Expected
 from offramp.core.config import ExitConfig
 from offramp.core.costs import CostTable, check_match
 from offramp.core.display import html_table, percent
+from offramp.core.fields import check_arguments, freeze
 from offramp.core.frontier import Frontier
 from offramp.core.records import ExitRecords
 from offramp.errors import InputError
@@ -88,9 +89,11 @@ def evaluate(
     Raises:
         InputError: no samples, costs of another shape, or a choice that ``resolve`` refuses.
     """
-    check_match(records, costs)
-    if not isinstance(config, (ExitConfig, Frontier)):
+    if not isinstance(config, (ExitConfig, Frontier, ExitRecords, CostTable)):
         raise InputError(f"expected an ExitConfig or a Frontier, got a {type(config).__name__}")
+    given = {"records": (records, ExitRecords), "costs": (costs, CostTable)}
+    check_arguments("evaluate", {**given, "config": (config, (ExitConfig, Frontier))})
+    check_match(records, costs)
     if isinstance(config, Frontier):
         return tuple(evaluate(records, costs, each) for each in config)
     ran = simulate(records, config)
@@ -194,7 +197,8 @@ def resolve(
             raise InputError(f"no head {choice.head!r} at {choice.position!r}; it has: {known}")
         if plan and at <= plan[-1][0]:
             raise InputError(f"choices must be in order of position; {choice.position!r} comes too late")
-        plan.append((at, head, np.float32(choice.threshold)))
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            plan.append((at, head, np.float32(choice.threshold)))
     return plan
 
 
@@ -234,6 +238,14 @@ class JointOutcome:
     relative_cost: float
     position: npt.NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        freeze(self, tasks=MappingProxyType(dict(self.tasks)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles, which cannot hold its read-only mapping."""
+        parts = (dict(self.tasks), self.cost, self.separate_cost, self.relative_cost, self.position)
+        return type(self), parts
+
     @property
     def share(self) -> float:
         """``cost`` over ``separate_cost``: what one call for all costs, of what one call for each does."""
@@ -270,7 +282,7 @@ def evaluate_together(
         exits = resolve(known.positions, known.heads, known.exists, config)
         cost += float(outcomes[name].exit_shares @ heads_passed(costs[name], exits))
     return JointOutcome(
-        tasks=MappingProxyType(outcomes),
+        tasks=outcomes,
         cost=cost,
         separate_cost=sum(outcome.cost for outcome in outcomes.values()),
         relative_cost=cost / float(backbone[-1]),

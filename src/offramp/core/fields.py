@@ -23,6 +23,27 @@ def is_count(value: object, least: int = 0) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+def check_arguments(verb: str, given: Mapping[str, tuple[object, Any]]) -> None:
+    """Refuse arguments that are not of their classes; say so where they are swapped.
+
+    ``given`` has each by name, in order, with its class, or a tuple of classes.
+    """
+    for place, (name, (value, kinds)) in enumerate(given.items()):
+        if isinstance(value, kinds):
+            continue
+        every = kinds if isinstance(kinds, tuple) else (kinds,)
+        wanted = " or ".join(kind.__name__ for kind in every)
+        swapped = any(isinstance(value, other) for _, other in given.values())
+        raise InputError(
+            f"{verb}(): expected {wanted} as the {_ORDINALS[place]} argument ({name}), got "
+            f"{type(value).__name__}{': swapped?' if swapped else ''}; "
+            f"the order is {', '.join(given)}"
+        )
+
+
 def freeze(item: object, **values: object) -> None:
     """Set fields of a frozen dataclass while it is made."""
     for name, value in values.items():

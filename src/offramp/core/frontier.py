@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+_PER_CENT = {"max_cost": 5.0, "max_drop": 1.0, "min_quality": 1.0}
+"""What no fraction exceeds: quality lies in [0, 1], and exits hardly make a model cost five times as much."""
+
 FRONTIER_FORMAT = "offramp.frontier"
 
 
@@ -133,6 +136,11 @@ class Frontier(Sequence[ExitConfig]):
 
     def __hash__(self) -> int:
         return hash(self._configs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles, which cannot hold its read-only mappings."""
+        parts = (self._configs, dict(self.by_tradeoff), dict(self.meta), self.between, self.max_exits)
+        return type(self), parts
 
     def __repr__(self) -> str:
         low, high = self._expected[0], self._expected[-1]
@@ -274,6 +282,12 @@ class Frontier(Sequence[ExitConfig]):
         [(name, value)] = given
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"at({name}={value!r}): expected a number; 0.005 of max_drop is half a point")
+        most = _PER_CENT.get(name, math.inf)
+        if most < value < math.inf:
+            raise InputError(
+                f"at({name}={value}): expected a fraction, not per cent; give {float(value) / 100:.4g} for "
+                f"{value} per cent"
+            )
         if name == "max_cost":
             return self._within_cost(value)
         if name == "tradeoff":

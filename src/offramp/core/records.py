@@ -16,7 +16,7 @@ from offramp.core import plots
 from offramp.core.display import evenly, html_table, percent
 from offramp.core.fields import freeze, is_count, mirrored
 from offramp.errors import ArtifactError, InputError
-from offramp.storage import load_arrays, save_arrays
+from offramp.storage import load_arrays, parse_arrays, save_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,11 +252,19 @@ class ExitRecords:
         Raises:
             ArtifactError: missing, truncated, changed, or of a newer version.
         """
-        arrays, meta = load_arrays(Path(path), RECORDS_FORMAT, VERSION)
+        return cls._of(Path(path), *load_arrays(Path(path), RECORDS_FORMAT, VERSION))
+
+    @classmethod
+    def parse(cls, path: Path, content: bytes) -> ExitRecords:
+        """``load`` of the bytes of a file that has been read; ``path`` is where, for errors."""
+        return cls._of(path, *parse_arrays(path, content, RECORDS_FORMAT, VERSION))
+
+    @classmethod
+    def _of(cls, path: Path, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> ExitRecords:
         fields: dict[str, Any] = {**arrays}
         try:
             return cls(positions=meta["positions"], heads=meta["heads"], meta=meta["meta"], **fields)
-        except (KeyError, TypeError, InputError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
             raise ArtifactError(f"{path}: not a set of records ({error}); record again") from error
 
 

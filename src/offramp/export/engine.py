@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import NoneType
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.core import EngineStats, ExitConfig, PlanCache, leaves
-from offramp.errors import InputError
-from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export
+from offramp.core import EngineStats, ExitConfig, PlanCache, check_arguments, leaves
+from offramp.errors import ArtifactError, InputError
+from offramp.export.manifest import ExitGraph, Port, Signature, SpanGraph, read_export, stamp
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +59,10 @@ class ExportedEngine(ABC, Generic[Prepared]):
     def __init__(
         self, folder: str | Path, config: ExitConfig | None = None, *, prepare: Iterable[ExitConfig] = ()
     ) -> None:
+        kinds = {"folder": (folder, (str, Path)), "config": (config, (ExitConfig, NoneType))}
+        check_arguments(type(self).__name__, kinds)
         self.folder = Path(folder)
+        self._stamp = stamp(self.folder)
         self.export = read_export(self.folder, self.kind)
         self.frontier, self.costs = self.export.frontier, self.export.costs
         self.positions = self.export.signature.positions
@@ -67,6 +72,12 @@ class ExportedEngine(ABC, Generic[Prepared]):
         self.use(ExitConfig() if config is None else config)
         for each in prepare:
             self.prepare(each)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"{type(self).__name__}: cannot be copied or pickled, for it holds sessions of the runtime; make "
+            "one from the folder in each process"
+        )
 
     @property
     def config(self) -> ExitConfig:
@@ -120,6 +131,15 @@ class ExportedEngine(ABC, Generic[Prepared]):
             self._macs += macs
             self._exits += left
         return out
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, with an ``ArtifactError``, what is read inside if the folder is not the one checked."""
+        yield
+        if stamp(self.folder) != self._stamp:
+            raise ArtifactError(
+                f"{self.folder} was replaced or changed since it was checked; make a new engine"
+            )
 
     @abstractmethod
     def _build(self, config: ExitConfig) -> Prepared:
@@ -201,7 +221,8 @@ class ChainEngine(ExportedEngine[tuple[ChainStep, ...]]):
     def _loaded(self, graph: SpanGraph | ExitGraph) -> Call:
         """One for all configurations. Only ever called while a plan is built, which one thread does."""
         if graph.file not in self._calls:
-            self._calls[graph.file] = self._load(graph)
+            with self.unchanged():
+                self._calls[graph.file] = self._load(graph)
         return self._calls[graph.file]
 
     def _answer(self, plan: tuple[ChainStep, ...], values: list[Array]) -> tuple[ExportOutput, float]:

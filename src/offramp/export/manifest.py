@@ -10,77 +10,35 @@ Nothing here needs PyTorch. A shape that begins with "batch" has one row per sam
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from offramp.core import CostTable, ExitConfig, Frontier, ResolvedConfig, resolve
+from offramp.core import CostTable, ExitConfig, Frontier
 from offramp.errors import ArtifactError
+from offramp.export.parts import (
+    BATCH as BATCH,
+    MASK as MASK,
+    ExitGraph as ExitGraph,
+    Export as Export,
+    Graph as Graph,
+    Port as Port,
+    Signature as Signature,
+    SpanGraph as SpanGraph,
+)
+from offramp.export.schema import check_parts, check_types
 from offramp.storage import FolderFormat
 
 EXPORT = FolderFormat(what="an exported network", name="offramp.export", version=1, made_by="offramp export")
-BATCH = "batch"
-MASK = "mask"
+WEIGHTS = "weights.bin"
+"""What ONNX graphs of one folder share."""
+_GRAPHS = (".onnx", ".pte")
 
 check_replaceable = EXPORT.check_replaceable
 
 G = TypeVar("G", bound="Graph")
-
-
-@dataclass(frozen=True)
-class Port:
-    """A tensor that enters or leaves a graph: name there, shape (B, ...) and NumPy's name of the dtype.
-
-    The shape has "batch" for B, and only plain numbers where there is not one row per sample.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether it has one row per sample."""
-        return self.shape[:1] == (BATCH,)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A file that a runtime executes.
-
-    ``inputs`` are activations where it begins (for a head the first of them), and the mask last where its
-    name is "mask"; ``outputs`` are activations where it ends, for an answer outputs and confidence.
-    """
-
-    file: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-
-    @property
-    def masked(self) -> bool:
-        """Whether the last input is the mask."""
-        return self.inputs[-1].name == MASK
-
-
-@dataclass(frozen=True)
-class SpanGraph(Graph):
-    """The operations between two positions, ``start`` and ``stop``; P is the model's output."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class ExitGraph(Graph):
-    """The head of column ``head`` at a position, with its confidence."""
-
-    position: int
-    head: int
 
 
 _PLACES: dict[type[Graph], dict[str, str]] = {
@@ -88,53 +46,6 @@ _PLACES: dict[type[Graph], dict[str, str]] = {
     ExitGraph: {"position": "position", "head": "head"},
 }
 """What the manifest calls the fields that say where a graph belongs."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What an exported network is: P positions, "input" first, C heads, task and confidence by name.
-
-    The model calls its inputs ``names``, the graphs ``inputs``; it is called with a dict if ``keyword``;
-    ``mask_input``, if any, is 0 at padding. ``answer`` is one sample's outputs; ``classes`` K names or None.
-    """
-
-    positions: tuple[str, ...]
-    heads: tuple[str, ...]
-    task: str
-    confidence: str
-    names: tuple[str, ...]
-    inputs: tuple[Port, ...]
-    keyword: bool
-    mask_input: int | None
-    answer: Port
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Export:
-    """An exported network, read and checked; ``kind`` is "onnx", "onnx-single" or "executorch".
-
-    ``spans`` chain from position 0 to P, or are the single graph; ``exits`` are in order of position and
-    column, in a single graph that of its thresholds. ``fused`` are longer spans, which save a runtime the
-    work at borders that a configuration does not use; ``check`` is what was compared when it was made, in
-    plain JSON values.
-    """
-
-    kind: str
-    signature: Signature
-    frontier: Frontier
-    costs: CostTable
-    spans: tuple[SpanGraph, ...]
-    exits: tuple[ExitGraph, ...]
-    fused: tuple[SpanGraph, ...] = ()
-    check: Mapping[str, Any] | None = None
-
-    def resolve(self, config: ExitConfig) -> ResolvedConfig:
-        """(position, column, threshold) of each choice; an ``InputError`` if one was not exported."""
-        exists = np.zeros((len(self.signature.positions), len(self.signature.heads)), bool)
-        for graph in self.exits:
-            exists[graph.position, graph.head] = True
-        return resolve(self.signature.positions, self.signature.heads, exists, config)
 
 
 def every_config(frontier: Frontier) -> list[ExitConfig]:
@@ -154,23 +65,19 @@ def long_spans(export: Export) -> list[tuple[int, int]]:
 
 def write_export(folder: Path, export: Export, made_with: Mapping[str, str]) -> None:
     """Describe a folder and every other file in it."""
-    thresholds = []  # of each exit; "inf" where it is off
-    for config in export.frontier:
-        chosen = {(position, head): float(value) for position, head, value in export.resolve(config)}
-        row = [chosen.get((each.position, each.head), math.inf) for each in export.exits]
-        thresholds.append([value if math.isfinite(value) else str(value) for value in row])
-    signature = asdict(export.signature)
+    signature, at_mask = asdict(export.signature), export.signature.mask_input
     named = zip(signature.pop("names"), signature["inputs"], strict=True)
     signature["inputs"] = [{"name": name, "graph_name": port.pop("name"), **port} for name, port in named]
     description = {
         "kind": export.kind,
         **signature,
+        "mask": None if at_mask is None else export.signature.names[at_mask],
         "spans": [*map(_graph_to_dict, export.spans)],
         "fused": [*map(_graph_to_dict, export.fused)],
         "exits": [*map(_graph_to_dict, export.exits)],
         "frontier": json.loads(export.frontier.to_json()),
         "costs": json.loads(export.costs.to_json()),
-        "thresholds": thresholds,
+        "thresholds": export.thresholds(),
         "check": export.check,
         "made_with": made_with,
     }
@@ -186,11 +93,35 @@ def read_export(folder: Path, kind: str) -> Export:
             f"write one with `offramp export --to {kind}`"
         )
     try:
-        return _read(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(
-            f"{folder}: its manifest is damaged, {type(error).__name__}: {error}; export it again"
-        ) from error
+        check_types(document)
+        export = _read(document)
+        check_parts(export, document)
+    except (ArtifactError, ValueError) as error:  # an InputError is a ValueError
+        raise ArtifactError(f"{folder}: its manifest is damaged, {error}; export it again") from error
+    _check_links(folder, document["files"])
+    return export
+
+
+def stamp(folder: Path) -> object:
+    """What is another where graphs or their weights are replaced: which files they are, and of when."""
+    try:
+        return [
+            (entry.name, entry.stat().st_ino, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in sorted(folder.iterdir())
+            if entry.name == WEIGHTS or entry.suffix in _GRAPHS
+        ]
+    except (OSError, ValueError):  # nothing there: reading says so
+        return None
+
+
+def _check_links(folder: Path, files: Mapping[str, Any]) -> None:
+    """Refuse what the runtime would read and no checksum covers."""
+    if (folder / WEIGHTS).exists() and WEIGHTS not in files:
+        raise ArtifactError(f"{folder}: {WEIGHTS} is not in its list of files; export it again")
+    for name in files:
+        path = folder / name
+        if path.is_symlink() and path.resolve().parent != folder.resolve():
+            raise ArtifactError(f"{path}: is a link out of the folder; put the file itself there")
 
 
 def _graph_to_dict(graph: Graph) -> dict[str, Any]:
@@ -201,9 +132,6 @@ def _graph_to_dict(graph: Graph) -> dict[str, Any]:
 
 def _read(document: Mapping[str, Any]) -> Export:
     spans, fused = ([_graph(SpanGraph, each) for each in document[name]] for name in ("spans", "fused"))
-    stops = [0, *(span.stop for span in spans)]
-    if [span.start for span in spans] != stops[:-1] or stops[-1] != len(document["positions"]):
-        raise ValueError(f"its spans do not lead from position 0 to {len(document['positions'])}")
     inputs, classes = document["inputs"], document["classes"]
     signature = Signature(
         **{name: document[name] for name in ("task", "confidence", "keyword", "mask_input")},

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offramp.export.manifest import BATCH, MASK, Graph, Port, SpanGraph
+from offramp.export.manifest import BATCH, MASK, WEIGHTS as WEIGHTS, Graph, Port, SpanGraph
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
-WEIGHTS = "weights.bin"
 _LEAST = 1024  # bytes; smaller values stay where they are, for runtimes read shapes from some of them
 _ALIGNED = 64
 

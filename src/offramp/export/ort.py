@@ -12,12 +12,16 @@ import numpy.typing as npt
 from offramp.core import ExitConfig
 from offramp.errors import ArtifactError, needs_extra
 from offramp.export.engine import Array, Call, ChainEngine, ExportedEngine, ExportOutput as OrtOutput
-from offramp.export.manifest import ExitGraph, SpanGraph
+from offramp.export.manifest import BATCH, ExitGraph, Port, SpanGraph
 
 __all__ = ["OrtEngine", "OrtOutput", "OrtSingle"]
 
 _Setting = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
 """For one graph: thresholds of E exits, (E,), +inf where off; costs of leaving at each position, (P + 1,)."""
+
+_SAME = ("float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+_DTYPES = {"float": "float32", "double": "float64", **{name: name for name in _SAME}}
+"""Types of ONNX Runtime by what NumPy calls them."""
 
 _ANSWER = ("outputs", "position", "confidence")
 
@@ -79,7 +83,10 @@ class OrtSingle(ExportedEngine[_Setting]):
     ) -> None:
         options = session_options(threads)
         super().__init__(folder, config, prepare=prepare)
-        self._session = open_session(self.folder / self.export.spans[0].file, options)
+        graph = self.export.spans[0]
+        with self.unchanged():
+            self._session = open_session(self.folder / graph.file, options)
+        check_ports(self.folder / graph.file, graph, self._session)
 
     def _build(self, config: ExitConfig) -> _Setting:
         thresholds = np.full(len(self.export.exits), np.inf, np.float32)
@@ -101,7 +108,8 @@ class OrtSingle(ExportedEngine[_Setting]):
             found.append(self._session.run(_ANSWER, feeds))
         outputs, position, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
         at = position.astype(np.int64)
-        return OrtOutput(outputs, at, confidence), float(spent[at].sum())
+        with np.errstate(over="ignore"):  # costs may be anything finite
+            return OrtOutput(outputs, at, confidence), float(spent[at].sum())
 
 
 def runtime() -> Any:
@@ -131,8 +139,9 @@ def open_session(path: Path, options: Any) -> Any:
 
 
 def load_graph(path: Path, graph: SpanGraph | ExitGraph, options: Any) -> Call:
-    """A graph, called with its inputs in order; an ``ArtifactError`` if ONNX Runtime refuses the file."""
+    """A graph, called with its inputs in order; an ``ArtifactError`` if it is not the one described."""
     session = open_session(path, options)
+    check_ports(path, graph, session)
     wanted, names = [port.name for port in graph.outputs], [port.name for port in graph.inputs]
 
     def run(values: Sequence[Array]) -> Sequence[Array]:
@@ -140,3 +149,30 @@ def load_graph(path: Path, graph: SpanGraph | ExitGraph, options: Any) -> Call:
         return found
 
     return run
+
+
+def check_ports(path: Path, graph: SpanGraph | ExitGraph, session: Any) -> None:
+    """Refuse, with an ``ArtifactError``, a graph with other inputs or outputs than the manifest says."""
+    pairs = (
+        ("inputs", graph.inputs, session.get_inputs()),
+        ("outputs", graph.outputs, session.get_outputs()),
+    )
+    for kind, ports, found in pairs:
+        there = {each.name: each for each in found}
+        fits = [port.name in there and _fits(port, there[port.name]) for port in ports]
+        if not all(fits) or len(ports) != len(there):
+            raise ArtifactError(
+                f"{path}: its {kind} are not those that the manifest describes, "
+                f"{', '.join(port.name for port in ports)}; export it again"
+            )
+
+
+def _fits(port: Port, found: Any) -> bool:
+    """Whether a tensor of a graph has the type and shape of a port; what is no number may be any size."""
+    named, sizes = found.type.removeprefix("tensor(").removesuffix(")"), list(found.shape)
+    if len(sizes) != len(port.shape) or _DTYPES.get(named) != port.dtype:
+        return False
+    if sizes and not isinstance(sizes[0], int) and not port.per_sample:
+        return False
+    pairs = zip(port.shape, sizes, strict=True)
+    return all(one in (BATCH, other) or not isinstance(other, int) for one, other in pairs)

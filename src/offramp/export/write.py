@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from offramp._progress import progress_bar
 from offramp._version import __version__
-from offramp.core import CostTable, Frontier
+from offramp.core import CostTable, Frontier, check_arguments
 from offramp.errors import InputError
 from offramp.export.adaptive_pooling import replace_pooling
 from offramp.export.manifest import ExitGraph, Export, SpanGraph, check_replaceable, write_export
@@ -50,6 +50,15 @@ def write_folder(
     are made with ``samples`` of the example, None for all; ``made_with`` are further versions to note.
     """
     check_exportable(net)
+    check_arguments(
+        "export",
+        {
+            "net": (net, ExitNetwork),
+            "frontier": (frontier, Frontier),
+            "costs": (costs, CostTable),
+            "path": (path, (str, Path)),
+        },
+    )
     check_replaceable(Path(path))
     signature, check = signature_of(net, classes), Check(runtime)
     found = list(pieces(net, frontier, ending, samples))

@@ -24,6 +24,7 @@ from offramp.core import (
     ExitRecords,
     Frontier,
     Guarantee,
+    check_arguments,
     check_match,
     is_number,
     simulate,
@@ -176,9 +177,13 @@ def _required(max_drop: float | None, risks: Sequence[Risk], agreement: bool) ->
 
 def _check(frontier: Frontier, records: ExitRecords, costs: CostTable, delta: float) -> bool:
     """Whether quality is agreement, once the arguments are what they should be."""
-    check_match(records, costs)
-    if not isinstance(frontier, Frontier):
+    if not isinstance(frontier, (Frontier, ExitRecords, CostTable)):
         raise InputError(f"certify(): expected a Frontier, got a {type(frontier).__name__}; search for one")
+    check_arguments(
+        "certify",
+        {"frontier": (frontier, Frontier), "records": (records, ExitRecords), "costs": (costs, CostTable)},
+    )
+    check_match(records, costs, "certify")
     if not isinstance(delta, (int, float)) or not is_number(delta) or not 0 < delta < 1:
         raise InputError(f"certify(delta={delta!r}): expected a number between 0 and 1, such as 0.05")
     agreement = records.quality_kind == "agreement"

@@ -21,10 +21,7 @@ OUTSIDE = 1e-4
 _STEP = 0.08  # between nodes of the nuisance, in standard deviations; adds under 0.5 % to a p-value of 0.05
 
 
-_MOST = 0.9  # a larger share of samples that differ is not looked at: the p-value is 1
-
-
-_SMALLEST = 1e-7  # expected number of gains below which a law counts as having none
+_SMALLEST = 1e-7  # expected number of gains, or of ties, below which a law counts as having none
 
 
 ROUNDING = 1 + 1e-7
@@ -56,9 +53,9 @@ def trinomial_p_value(losses: int, gains: int, samples: int, bound: float) -> fl
     if losses - gains >= bound * samples or bound >= 1:
         return 1.0 if bound < 1 or losses >= samples else 0.0
     low, high = _plausible(losses + gains, samples, math.log(2 / OUTSIDE))
-    if high > _MOST:
-        return 1.0
     nodes, information = _nodes(low, high, samples, bound)
+    if nodes.size < 2:  # a bound of nearly 1
+        return 1.0
     most = min(samples, int(samples * nodes[-1] + 7 * math.sqrt(samples * nodes[-1]) + 20))
     largest = _largest(losses, gains, samples, bound, most)
     parts = np.array_split(nodes, nodes.size * most // _CELLS + 1)
@@ -66,7 +63,7 @@ def trinomial_p_value(losses: int, gains: int, samples: int, bound: float) -> fl
     gap = np.diff(nodes) ** 2 * np.maximum(information[:-1], information[1:]) * (math.sqrt(2) / 8)
     ends = np.maximum(reached[:-1], reached[1:])
     worst = float(((gap + np.sqrt(gap**2 + 4 * ends)) ** 2 / 4).max())
-    return min(1.0, worst * ROUNDING + 2 * _SMALLEST + OUTSIDE)
+    return min(1.0, worst * ROUNDING + 3 * _SMALLEST + OUTSIDE)
 
 
 def _largest(losses: int, gains: int, samples: int, bound: float, most: int) -> Ints:
@@ -125,11 +122,17 @@ def binomial_pmf(count: Ints, samples: int, chance: Floats) -> Floats:
 
 
 def _nodes(low: float, high: float, samples: int, bound: float) -> tuple[Floats, Floats]:
-    """Nodes of m from ``low``, or the end of the boundary, past ``high``; N times the information there."""
+    """Nodes of m from ``low``, or the end of the boundary, to ``high``; N times the information there.
+
+    Beyond the last possible node, where a tie is expected ``_SMALLEST`` times in N samples, the law changes
+    by no more than that. Towards it each step halves what is left at most: the information has no bound.
+    """
+    last = 1 - _SMALLEST / samples
     nodes = [max(low, bound + 2 * _SMALLEST / samples)]
     information = [_information(nodes[0], samples, bound)]
-    while len(nodes) < 2 or nodes[-1] < high:
-        nodes.append(nodes[-1] + _STEP / math.sqrt(information[-1]))
+    while nodes[-1] < last and (len(nodes) < 2 or nodes[-1] < high):
+        further = nodes[-1] + _STEP / math.sqrt(information[-1])
+        nodes.append(min(further, (1 + nodes[-1]) / 2, last))
         information.append(_information(nodes[-1], samples, bound))
     return np.array(nodes), np.array(information)
 

@@ -1,5 +1,6 @@
 """Segments + heads = ``ExitNetwork``: attaching exits, several tasks on one backbone, MACs, fingerprints."""
 
+from offramp.network import copying as copying
 from offramp.network.attach import HeadPlacement, answer_options, attach_exits, network_on
 from offramp.network.fingerprint import graph_digest, model_digest
 from offramp.network.macs import count_macs_of, counted_by, mac_table, work_of

@@ -23,6 +23,7 @@ from offramp.core import (
     ExitRecords,
     Frontier,
     Guarantee,
+    check_arguments,
     escaped as text,
     percent,
     points,
@@ -69,6 +70,15 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
+    check_arguments(
+        "write_report",
+        {
+            "path": (path, (str, Path)),
+            "frontier": (frontier, Frontier),
+            "records": (records, ExitRecords),
+            "costs": (costs, CostTable),
+        },
+    )
     _check_no_part(Path(path))
     write_text(Path(path), render_report(frontier, records, costs, title=title, notes=notes))
     return Path(path)

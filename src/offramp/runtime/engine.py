@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -97,7 +98,9 @@ class Engine:
         execution: Execution | None = None,
     ) -> None:
         if not isinstance(net, ExitNetwork):
-            raise InputError(f"Engine: expected a network from attach_exits, got a {type(net).__name__}")
+            swapped = ": swapped?" if isinstance(config, ExitNetwork) else ""
+            what = f"a {type(net).__name__}{swapped}"
+            raise InputError(f"Engine: expected a network from attach_exits, got {what}")
         self.net = net
         self._partition = net.partition
         self._partition.check_unchanged()
@@ -113,6 +116,12 @@ class Engine:
         self._plan = self._prepared(first, Execution() if execution is None else execution)
         for each in prepare:
             self.prepare(each)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "Engine: cannot be copied or pickled, for it holds prepared plans and locks; make one in each "
+            "process, from a network that offramp.load gives"
+        )
 
     def __repr__(self) -> str:
         return f"Engine({type(self.net.backbone).__name__}, {self.config})"

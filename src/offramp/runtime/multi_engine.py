@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +163,12 @@ class MultiEngine:
         self.use(configs or {})
         for each in prepare:
             self.prepare(each)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "MultiEngine: cannot be copied or pickled, for it holds prepared plans and locks; make one in "
+            "each process, from networks that offramp.load_tasks gives"
+        )
 
     def __repr__(self) -> str:
         return f"MultiEngine({type(self._partition.model).__name__}, tasks {', '.join(self.tasks)})"

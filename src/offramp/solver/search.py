@@ -50,6 +50,7 @@ _EXPECTED = {
     "moderate one",
     "max_exits": "expected a whole number of at least 0; leave it out for no limit",
     "method": f"unknown; choose one of {', '.join(METHODS)}",
+    "seed": "expected a whole number of at least 0",
     "workers": "expected a number of threads, at least 1",
     "step": "expected a share from 0.0001 to 1, 0.01 for one per cent, or None for the configurations of the "
     "trade-offs alone",
@@ -104,10 +105,10 @@ def search(
     Raises:
         InputError: an argument is not as described, or records and costs do not match.
     """
-    check_match(records, costs)
+    check_match(records, costs, "search")
     wanted = DEFAULT_TRADEOFFS if tradeoffs is None else tradeoffs
     lambdas = check_tradeoffs(wanted, "search(tradeoffs=...)")
-    _check(regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step)
+    _check(regularise=regularise, max_exits=max_exits, method=method, workers=workers, step=step, seed=seed)
     positions = len(records.positions)
     cap = positions if max_exits is None else min(int(max_exits), positions)
     step = float(step) if step is not None and method == "exact" else None
@@ -210,7 +211,8 @@ def _check(**given: Any) -> None:
     valid = {
         "regularise": price is None or is_number(price, 0) or (isinstance(price, str) and price == "auto"),
         "max_exits": cap is None or is_count(cap),
-        "method": given["method"] in METHODS,
+        "method": isinstance(given["method"], str) and given["method"] in METHODS,
+        "seed": is_count(given["seed"]),
         "workers": is_count(given["workers"], 1),
         "step": step is None or is_number(step, 1e-4, 1),
     }
@@ -234,7 +236,7 @@ def lower_bound(records: ExitRecords, costs: CostTable, tradeoffs: Iterable[floa
     Raises:
         InputError: records and costs do not match, or a trade-off is not in [0, 1].
     """
-    check_match(records, costs)
+    check_match(records, costs, "lower_bound")
     lambdas = check_tradeoffs(tradeoffs, "lower_bound(tradeoffs=...)")
     problem = Problem.of(records, costs)
     return {lam: _bound(problem, lam) for lam in lambdas}

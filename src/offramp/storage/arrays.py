@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save_file
 
 from offramp.errors import ArtifactError
-from offramp.storage.atomic import atomic_write
+from offramp.storage.atomic import atomic_write, is_file
 from offramp.storage.documents import canonical, parse_document
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -44,21 +46,46 @@ def load_arrays(path: Path, kind: str, newest: int) -> tuple[dict[str, npt.NDArr
 
     An ``ArtifactError`` if it is missing, truncated, changed, of another kind or of a newer version.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ArtifactError(f"expected a file at {path}, found none; check the path")
+    with _unreadable(path), safe_open(path, framework="numpy") as stream:
+        header = stream.metadata() or {}
+        arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    return _checked(path, arrays, header, kind, newest)
+
+
+def parse_arrays(
+    path: Path, content: bytes, kind: str, newest: int
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """``load_arrays`` of the bytes of a file that has been read; ``path`` is where, for errors."""
+    with _unreadable(path):
+        arrays = load(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return _checked(path, arrays, header, kind, newest)
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="numpy") as stream:
-            header = stream.metadata() or {}
-            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        yield
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: not a whole safetensors file ({error}); copy or write it again"
         ) from error
+
+
+def _checked(
+    path: Path, arrays: dict[str, npt.NDArray[Any]], header: Mapping[str, str], kind: str, newest: int
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     if "offramp" not in header:
         raise ArtifactError(
             f"{path}: expected a file written by offramp ({kind}), got another safetensors file"
         )
-    document = parse_document(header["offramp"], kind, newest)
+    try:
+        document = parse_document(header["offramp"], kind, newest, finite=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; copy it again or write it anew") from error
     claimed = document.pop("sha256", None)
     if arrays_digest(arrays, canonical(document)) != claimed:
         raise ArtifactError(

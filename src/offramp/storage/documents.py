@@ -26,10 +26,17 @@ def _json(document: Mapping[str, Any], **options: Any) -> str:
         raise InputError(f"meta: expected plain JSON values, got one that is not ({error})") from error
 
 
-def parse_document(text: str, wanted: str, newest: int) -> dict[str, Any]:
-    """A versioned JSON document; ``ArtifactError``: it is none, of another format or of a newer version."""
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def parse_document(text: str, wanted: str, newest: int, *, finite: bool = False) -> dict[str, Any]:
+    """A versioned JSON document; ``ArtifactError``: it is none, of another format or of a newer version.
+
+    Where it must be ``finite``, NaN and infinities are refused: Python reads them, JSON has none.
+    """
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_number if finite else None)
     except (ValueError, RecursionError) as error:  # ValueError also for integers of absurd length
         raise ArtifactError(f"expected an {wanted} document, got text that is not JSON ({error})") from error
     if not isinstance(document, dict) or document.get("format") != wanted:

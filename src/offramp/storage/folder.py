@@ -6,16 +6,20 @@ Nothing in such a folder is used before the manifest and every file that it list
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from offramp.errors import ArtifactError, StorageError
-from offramp.storage.atomic import file_digest, read_text, storage_errors
+from offramp.storage.atomic import decoded, file_digest, is_file, read_bytes, read_text, storage_errors
 from offramp.storage.documents import canonical, dump_document, parse_document
 
 MANIFEST = "manifest.json"
+_ATTEMPTS = 10  # to read a folder that is replaced while it is read
+
+_DROPPED_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # nobody misses them
 
 T = TypeVar("T")
 
@@ -51,9 +55,19 @@ class FolderFormat:
 
         An ``ArtifactError`` if a file is missing, damaged or outside the folder, or format or version wrong.
         """
+        document = self.manifest(folder)
+        for name, entry in document["files"].items():
+            _check_file(folder, name, entry)
+        return document
+
+    def manifest(self, folder: Path) -> dict[str, Any]:
+        """The manifest, compared with its own digest alone; an ``ArtifactError`` where it is not as written.
+
+        For what reads each file with ``content``, which compares it then.
+        """
         path = folder / MANIFEST
-        if not path.is_file():
-            found = f"no {MANIFEST}" if folder.is_dir() else "no folder"
+        if not is_file(path):
+            found = f"no {MANIFEST}" if path.parent.is_dir() else "no folder"
             raise ArtifactError(
                 f"expected {self.what} at {folder}, found {found}; check the path, or write one with "
                 f"`{self.made_by}`"
@@ -62,13 +76,49 @@ class FolderFormat:
         claimed = document.pop("sha256", None)
         if document_digest(document) != claimed:
             raise ArtifactError(f"{path}: does not match its checksum; it was changed, copy the folder again")
-        for name, entry in document["files"].items():
-            _check_file(folder, name, entry)
         return document
+
+    def copy_files(self, source: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Copy what a manifest lists into another folder; ``ArtifactError``: a file is not as listed."""
+        for name, entry in manifest["files"].items():
+            _check_name(source, name)
+            shutil.copyfile(source / name, folder / name)
+            _check_file(folder, name, entry)
+
+    def copy_strangers(self, source: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Copy what lies beside the files of a manifest, as it is; ``StorageError``: it is no file."""
+        for path in source.iterdir():
+            if path.name == MANIFEST or path.name in manifest["files"]:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, folder / path.name, symlinks=True)
+            elif path.is_file() or path.is_symlink():
+                shutil.copy2(path, folder / path.name, follow_symlinks=False)
+            else:
+                raise StorageError(f"{path} is neither a file nor a folder; move it elsewhere")
+
+    def consistent(self, folder: Path, read: Callable[[], T]) -> T:
+        """What ``read`` makes of the folder, again where the folder was replaced while it was read.
+
+        Whatever ``read`` uses must be compared with one manifest, by ``content`` or ``read``.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            before = _state(folder)
+            try:
+                found = read()
+            except ArtifactError:
+                if _state(folder) == before:
+                    raise
+                continue
+            if _state(folder) == before:
+                return found
+        return read()
 
     def unchecked(self, folder: Path) -> dict[str, Any]:
         """The manifest with its table of files, or an ``ArtifactError``; no digest has been compared."""
-        document = read_as(folder / MANIFEST, lambda text: parse_document(text, self.name, self.version))
+        document = read_as(
+            folder / MANIFEST, lambda text: parse_document(text, self.name, self.version, finite=True)
+        )
         files = document.get("files")
         if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
             raise ArtifactError(
@@ -96,7 +146,7 @@ def check_replaceable(path: Path, what: str, names_of: Callable[[Path], Iterable
         reason = "is a file"
     elif names:
         try:
-            more = sorted(names.difference(names_of(path)))
+            more = sorted(names.difference(names_of(path), _DROPPED_BY_SYSTEMS))
             reason = f"holds more than {what}: {', '.join(more)}" if more else ""
         except ArtifactError:
             reason = f"exists and is not {what}"
@@ -104,9 +154,28 @@ def check_replaceable(path: Path, what: str, names_of: Callable[[Path], Iterable
         raise StorageError(f"{path} {reason}; choose another folder or remove it")
 
 
+def content(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    """A file that a manifest lists, read once and compared then; ``ArtifactError``: another one, or none."""
+    entry = manifest["files"].get(name)
+    if entry is None:
+        raise ArtifactError(f"{folder}: {name!r} is missing from the manifest; write the folder again")
+    _check_name(folder, name)
+    found = read_bytes(folder / name)
+    _compare(folder / name, entry, len(found), hashlib.sha256(found).hexdigest())
+    return found
+
+
+def text_content(folder: Path, manifest: Mapping[str, Any], name: str, parse: Callable[[str], T]) -> T:
+    """What ``parse`` makes of a text file that a manifest lists, as ``read_as`` does."""
+    return _parsed(folder / name, decoded(folder / name, content(folder, manifest, name)), parse)
+
+
 def read_as(path: Path, parse: Callable[[str], T]) -> T:
     """What ``parse`` makes of a text file; the file is named in its errors, and in those of reading it."""
-    text = read_text(path)
+    return _parsed(path, read_text(path), parse)
+
+
+def _parsed(path: Path, text: str, parse: Callable[[str], T]) -> T:
     try:
         return parse(text)
     except ArtifactError as error:
@@ -119,11 +188,32 @@ def document_digest(document: Mapping[str, Any]) -> str:
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    _check_name(folder, name)
     path = folder / name
-    if Path(name).name != name or not path.is_file():
+    size = path.stat().st_size
+    _compare(path, entry, size, file_digest(path) if size == entry.get("bytes") else "")
+
+
+def _check_name(folder: Path, name: str) -> None:
+    if Path(name).name != name or not is_file(folder / name):
         raise ArtifactError(f"{folder}: {name!r} is missing; copy the whole folder again")
-    wanted, got = entry.get("bytes"), path.stat().st_size
-    if wanted != got:
-        raise ArtifactError(f"{path}: expected {wanted} bytes, got {got}; it is not whole, copy it again")
-    if file_digest(path) != entry.get("sha256"):
+
+
+def _compare(path: Path, entry: Mapping[str, Any], size: int, digest: str) -> None:
+    wanted = entry.get("bytes")
+    if wanted != size:
+        raise ArtifactError(f"{path}: expected {wanted} bytes, got {size}; it is not whole, copy it again")
+    if digest != entry.get("sha256"):
         raise ArtifactError(f"{path}: does not match its checksum; it was changed or damaged, copy it again")
+
+
+def _state(folder: Path) -> object:
+    """What changes when a folder is replaced: which one it is, and its manifest."""
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return None
+    try:
+        return found.st_dev, found.st_ino, read_bytes(folder / MANIFEST)
+    except ArtifactError:
+        return found.st_dev, found.st_ino

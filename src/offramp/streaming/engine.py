@@ -12,10 +12,13 @@ of every request is what Orca does for language models (Yu et al., OSDI 2022), a
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
+from threading import TIMEOUT_MAX
 from types import TracebackType
+from typing import NoReturn
 
-from offramp.core import CostTable, ExitConfig
+from offramp.core import CostTable, ExitConfig, is_number
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by
 from offramp.runtime import Execution, Planner, SpanProvider
@@ -30,7 +33,9 @@ __all__ = ["StreamAnswer", "StreamEngine", "StreamFuture", "StreamStats"]
 class StreamEngine:
     """Answers samples that come one by one, in batches, under configurations that may differ.
 
-    Close it, or use it in a ``with`` statement, which answers everything submitted before it ends.
+    Close it, or use it in a ``with`` statement, which answers everything submitted before it ends. An engine
+    that nobody refers to any more answers what was submitted and ends its thread, too. That stays in the
+    process that made it: a forked child makes an engine of its own.
 
     Args:
         net: with trained heads; its backbone is called on the device it is on, always in eval mode.
@@ -62,8 +67,9 @@ class StreamEngine:
         execution: Execution | None = None,
     ) -> None:
         if not isinstance(net, ExitNetwork):
+            swapped = ": swapped?" if isinstance(config, ExitNetwork) else ""
             raise InputError(
-                f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}"
+                f"StreamEngine: expected a network from attach_exits, got a {type(net).__name__}{swapped}"
             )
         _check_limits(patience, batch_limit=batch_limit, queue_limit=queue_limit)
         self.net = net
@@ -76,6 +82,14 @@ class StreamEngine:
         for each in prepare:
             self.prepare(each)
         self._worker = Worker(net, self._routes, planner, (batch_limit, queue_limit), patience)
+        # an engine that nobody has any more ends its thread, which knows nothing of it
+        weakref.finalize(self, self._worker.admission.close).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "StreamEngine: cannot be copied or pickled, for it holds a thread; make one in each process, "
+            "from a network that offramp.load gives"
+        )
 
     @property
     def config(self) -> ExitConfig:
@@ -115,14 +129,19 @@ class StreamEngine:
 
         Returns:
             A future of a ``StreamAnswer``. It fails with ``Expired`` where the deadline has passed, and with
-            the model's own error where that fails on the batch.
+            the model's own error where that fails on the sample; behind the first exit point, where it fails
+            on a batch that the sample is in.
 
         Raises:
             InputError: the inputs do not fit, the configuration is unknown, or the engine is closed.
             QueueFull: no place became free in time.
         """
-        if deadline is not None and not deadline > 0:
-            raise InputError(f"submit: expected a deadline in seconds from now, above 0; got {deadline!r}")
+        if not (deadline is None or (is_number(deadline, 0, TIMEOUT_MAX) and deadline > 0)):
+            raise InputError(
+                f"submit: expected a deadline in seconds from now, above 0 and at most {TIMEOUT_MAX:.0f}, or "
+                f"None for none; got {deadline!r}"
+            )
+        _check_timeout("submit", timeout)
         route = self._route if config is None else self._routes.get(config)
         self.net.partition.check_unchanged()
         values, now = one_sample(self._spec, inputs), self._worker.clock()
@@ -136,6 +155,7 @@ class StreamEngine:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to answer, at most ``timeout`` seconds unless None; whether it is so."""
+        _check_timeout("drain", timeout)
         return self._worker.drain(timeout)
 
     def close(self, *, cancel: bool = False) -> None:
@@ -149,6 +169,14 @@ class StreamEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(cancel=error is not None)
+
+
+def _check_timeout(verb: str, timeout: object) -> None:
+    if not (timeout is None or is_number(timeout, 0, TIMEOUT_MAX)):
+        raise InputError(
+            f"{verb}: expected a timeout of 0 to {TIMEOUT_MAX:.0f} seconds, or None to wait as long as it "
+            f"takes; got {timeout!r}"
+        )
 
 
 def _check_limits(patience: float | None, **limits: int) -> None:

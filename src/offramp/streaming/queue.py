@@ -25,7 +25,9 @@ class AdmissionQueue(Waiting):
         self._limit = limit
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; the number breaks ties
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self.ended_by: BaseException | None = None  # what the engine's thread died of
+        # one that may be entered again: an engine may be collected, and so closed, anywhere
+        self._lock = threading.RLock()
         self._arrived, self._freed, self._empty = (threading.Condition(self._lock) for _ in range(3))
         self._asleep = False
         self._blocked = 0  # threads that wait for a place
@@ -36,7 +38,8 @@ class AdmissionQueue(Waiting):
             if len(self.requests) >= self._limit and not self.closed:
                 self._wait_for_place(timeout)
             if self.closed:
-                raise InputError("submit: the engine is closed; make a new one")
+                cause = "" if self.ended_by is None else f": its thread ended with {self.ended_by!r}"
+                raise InputError(f"submit: the engine is closed{cause}; make a new one")
             self.requests.append(request)
             self.submitted += 1
             if request.deadline is not None:
@@ -94,14 +97,19 @@ class AdmissionQueue(Waiting):
             self._asleep = False
             return bool(self.requests)
 
+    def all_completed(self) -> None:
+        """Tell those who wait for that."""
+        with self._lock:
+            self._empty.notify_all()
+
     def drained(self, completed: Callable[[], int], timeout: float | None) -> bool:
         """Wait until as many are completed as were submitted; False where that took too long."""
         with self._lock:
             return self._empty.wait_for(lambda: completed() == self.submitted, timeout)
 
-    def close(self) -> None:
-        """Take no more samples."""
+    def close(self, ended_by: BaseException | None = None) -> None:
+        """Take no more samples; ``ended_by`` is what the engine's thread died of, if it did."""
         with self._lock:
-            self.closed = True
+            self.closed, self.ended_by = True, ended_by or self.ended_by
             self._arrived.notify_all()
             self._freed.notify_all()

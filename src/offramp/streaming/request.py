@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -11,6 +13,8 @@ from torch import Tensor
 from offramp.data import InputSpec
 from offramp.errors import InputError
 from offramp.streaming.routes import Route
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,17 @@ class StreamFuture(Future[StreamAnswer]):
     def __init__(self) -> None:
         super().__init__()
         self.abandoned = False  # read by the engine without a lock
+
+    def add_done_callback(self, fn: Callable[[Future[StreamAnswer]], object]) -> None:
+        """Call ``fn`` with the future once it is done; whatever it raises is logged, and ends no thread."""
+
+        def guarded(future: Future[StreamAnswer]) -> None:
+            try:
+                fn(future)
+            except BaseException:  # SystemExit and KeyboardInterrupt would end the engine's thread
+                _LOGGER.exception("a callback of a StreamFuture failed")
+
+        super().add_done_callback(guarded)
 
     def cancel(self) -> bool:
         """Give the sample up. False where it is answered already, or has failed."""

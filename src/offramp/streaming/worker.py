@@ -1,12 +1,13 @@
 """The thread of a stream engine: takes samples from place to place until each is completed.
 
-Whatever happens, a sample that was admitted is completed: an error of the model fails the samples of that
-batch, an error in here all there are.
+Whatever happens, a sample that was admitted is completed: an error of the model fails the samples that cause
+it, or those of the batch where that cannot be told; an error in here all there are.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.errors import Expired, InputError
+from offramp.errors import Expired, InputError, OfframpError
 from offramp.network import ExitNetwork
 from offramp.runtime import Activations, EnabledExit, Planner, RowIndices, as_index, keep, leaving
 from offramp.streaming.buffer import StageQueue
@@ -57,12 +58,15 @@ class Worker:
         self._places: list[AdmissionQueue | StageQueue] = [self.admission]
         self._dropping = False
         self.clock = time.perf_counter
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="offramp-stream", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # the interpreter does not end before what was submitted is completed
 
     def close(self, cancel: bool = False) -> None:
         """Take no more samples, complete those there are, and end; refused to a future's callback."""
+        if os.getpid() != self._process:  # a forked child: there is no thread to end
+            return
         self._refuse_own_thread("close")
         self._dropping = self._dropping or cancel
         self.admission.close()
@@ -71,11 +75,13 @@ class Worker:
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until all is completed; False where that took too long. Refused to a future's callback."""
+        self._refuse_child("drain")
         self._refuse_own_thread("drain")
         return self.admission.drained(lambda: self._completion.completed, timeout)
 
     def enqueue(self, request: Request, timeout: float | None) -> None:
         """Let a sample in; a callback, which runs in this thread, is never made to wait for itself."""
+        self._refuse_child("submit")
         own = threading.current_thread() is self._thread
         self.admission.enqueue(request, 0 if own else timeout)
 
@@ -83,6 +89,13 @@ class Worker:
         """Counts since the start."""
         full_macs = self._planner.backbone(0, len(self._net.positions))
         return self._completion.stats(self.admission.submitted, self.admission.count, full_macs)
+
+    def _refuse_child(self, verb: str) -> None:
+        if os.getpid() != self._process:
+            raise InputError(
+                f"{verb}: the engine's thread runs in process {self._process}, which made it, and not in "
+                "this one, forked from it; make an engine here"
+            )
 
     def _refuse_own_thread(self, verb: str) -> None:
         if threading.current_thread() is self._thread:
@@ -97,10 +110,13 @@ class Worker:
             while self._turn():
                 pass
         except BaseException as error:  # no future must stay open
-            self.admission.close()
-            failed = error
+            self.admission.close(error)
+            failed = _told(error)
             self._complete_all(lambda request: self._completion.fail(request, failed))
             raise
+        finally:
+            self.admission.all_completed()
+            atexit.unregister(self.close)
 
     def _turn(self) -> bool:
         """One run, or sleep where there is nothing to run; False when there never will be."""
@@ -159,12 +175,33 @@ class Worker:
             elif rows is not None:
                 activations = keep(activations, as_index(rows, activations[0].device), place.per_sample)
             self._serve(requests, activations, place.position, point, begun)
+        except Exception as error:
+            if isinstance(place, AdmissionQueue) and len(requests) > 1:
+                self._run_apart(requests)
+            else:
+                self._fail(requests, error)
         except BaseException as error:
-            for request in requests:
-                self._completion.fail(request, error)
-            if not isinstance(error, Exception):
-                raise
+            self._fail(requests, _told(error))
+            raise
         self._pace.add(self.clock() - begun)
+
+    def _run_apart(self, requests: Sequence[Request]) -> None:
+        """Run samples of a failed batch one by one, from their inputs: only those that fail alone do."""
+        for request in requests:
+            if request.completed or not request.values:  # the batch got as far as this one's answer
+                continue
+            point, begun = request.exit_point, self.clock()
+            stage = self._stages.get(point)
+            if stage is not None and not has_room(stage, self._limit):
+                self._run(stage)
+            try:
+                self._serve([request], self._batch([request]), AdmissionQueue.position, point, begun)
+            except Exception as error:
+                self._fail([request], error)
+
+    def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
+        for request in requests:
+            self._completion.fail(request, error)
 
     def _present(self, requests: Sequence[Request]) -> RowIndices | None:
         """Which of the samples are still wanted; None: all of them."""
@@ -178,9 +215,7 @@ class Worker:
     def _batch(self, requests: Sequence[Request]) -> Activations:
         """Single samples as a batch: what the first span takes, and the mask last where there is one."""
         each = zip(*(request.values for request in requests), strict=True)
-        values = tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in each)
-        for request in requests:
-            request.values = []
+        values = tuple(torch.cat(parts) for parts in each)  # a copy: they may be wanted once more
         return (*values, self._net.mask(values)) if self._masked else values
 
     def _serve(
@@ -196,6 +231,7 @@ class Worker:
         now = self.clock()
         for request in requests:
             request.served += now - begun
+            request.values = []
         if stay is None or len(stay):
             staying = requests if stay is None else [requests[i] for i in stay]
             for request in staying:
@@ -230,6 +266,15 @@ class Worker:
                 left.append((left_rows, outputs, confidence.numpy()[leavers].tolist()))
                 stays[left_rows] = False
         return left, np.flatnonzero(stays) if left else None
+
+
+def _told(error: BaseException) -> Exception:
+    """What those who wait are told: an error that ends no thread of theirs."""
+    if isinstance(error, Exception):
+        return error
+    told = OfframpError(f"the engine's thread ended with {error!r}; make a new engine")
+    told.__cause__ = error
+    return told
 
 
 def _groups(requests: Sequence[Request], point: int) -> list[ExitGroup]:

@@ -30,6 +30,8 @@ Key = tuple[int, str]
 
 Ints = npt.NDArray[np.int64]
 
+_FEATURES = "features"  # the name of a folder begins with it
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """How features may be stored."""
 
@@ -87,15 +89,7 @@ def collect_rows(
     They are kept in ``folder``, whose name is continued by a digest of the backbone, the task and what else
     they depend on. ``options`` are those of ``collect``.
     """
-    depends_on = {
-        **depends_on,
-        "graph": graph_digest(net),
-        "positions": net.positions,
-        "output": net.output,
-        "mask": net.mask_input,
-        "task": net.task.identity,
-    }
-    name = document_digest(depends_on)[:16]
+    name = _dependencies(net, depends_on)
 
     def arrays(values: list[Tensor], labels: Tensor | None) -> dict[str, Array]:
         return {name: value.cpu().numpy() for name, value in compute(values, labels).items()}
@@ -103,6 +97,19 @@ def collect_rows(
     folder = folder.with_name(f"{folder.name}-{name}")
     rows = collect(folder, net.partition.spec, loader, arrays, macs=work_of(net), **options)
     return {key: torch.from_numpy(array) for key, array in rows.arrays.items()}, name + rows.digest
+
+
+def _dependencies(net: ExitNetwork, depends_on: Mapping[str, Any]) -> str:
+    """A digest of the backbone, the task and what else rows depend on."""
+    every = {
+        **depends_on,
+        "graph": graph_digest(net),
+        "positions": net.positions,
+        "output": net.output,
+        "mask": net.mask_input,
+        "task": net.task.identity,
+    }
+    return document_digest(every)[:16]
 
 
 def run_backbone(
@@ -122,8 +129,7 @@ def run_backbone(
     ``given``, exits that are not trained are run, too. Errors are those of ``train_exits``.
     """
     wanted = {(p, reduction(head, c)): head for p, c, head in net.trained_exits()}
-    trained = {(p, c) for p, c, _ in net.trained_exits()}
-    untrained = {(p, c): head for p, c, head in net.exits() if given and (p, c) not in trained}
+    untrained = _untrained(net) if given else {}
     stored = DTYPES[dtype]
 
     @torch.inference_mode()
@@ -147,14 +153,8 @@ def run_backbone(
             rows["labels"] = checked_labels(net, labels, rows["answers"], mask)
         return rows
 
-    depends_on = {
-        "features": sorted(wanted),
-        "given": [[*exit_, model_digest(head), repr(head)] for exit_, head in untrained.items()],
-        "dtype": dtype,
-        "views": views,
-    }
     tensors, digest = collect_rows(
-        net, loader, base / "features", compute, depends_on,
+        net, loader, base / _FEATURES, compute, _features_depend_on(net, views, dtype, untrained),
         label="Running the backbone once", passes=views, lasting=lasting, progress=progress,
     )  # fmt: skip
     return Cache(
@@ -167,6 +167,31 @@ def run_backbone(
         given={(p, c): tensors[f"given {p}|{c}"] for p, c in untrained},
         views=views,
     )
+
+
+def stored_bytes(
+    net: ExitNetwork, base: Path, *, views: int = 1, dtype: str = "float32", given: bool = False
+) -> int:
+    """What a folder holds already of the rows that ``run_backbone`` would make there."""
+    depends_on = _features_depend_on(net, views, dtype, _untrained(net) if given else {})
+    folder = base / f"{_FEATURES}-{_dependencies(net, depends_on)}"
+    return sum(path.stat().st_size for path in folder.glob("*.bin"))
+
+
+def _untrained(net: ExitNetwork) -> dict[ExitIndex, nn.Module]:
+    trained = {(p, c) for p, c, _ in net.trained_exits()}
+    return {(p, c): head for p, c, head in net.exits() if (p, c) not in trained}
+
+
+def _features_depend_on(
+    net: ExitNetwork, views: int, dtype: str, untrained: Mapping[ExitIndex, nn.Module]
+) -> dict[str, Any]:
+    return {
+        "features": sorted({(p, reduction(head, c)) for p, c, head in net.trained_exits()}),
+        "given": [[*exit_, model_digest(head), repr(head)] for exit_, head in untrained.items()],
+        "dtype": dtype,
+        "views": views,
+    }
 
 
 def feature_mask(net: ExitNetwork, position: int, mask: Tensor | None) -> Tensor | None:
