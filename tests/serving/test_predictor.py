@@ -229,3 +229,19 @@ def test_labels_of_all_tasks(task, outputs, label, probability):
     found = label_of(task, np.array(outputs), {0: "a", 1: "b"})
     assert found[0] == label
     assert found[1] == pytest.approx(probability)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "activation", "label", "probability"),
+    [
+        ("classification", [0.25, 0.75], "softmax", "b", 0.75),
+        ("classification", np.log([0.25, 0.75]), "log_softmax", "b", 0.75),
+        ("classification", [0.9, 0.6], "sigmoid", "a", 0.9),
+        ("multi-label", [0.75, 0.25], "sigmoid", ("a",), 0.75 * 0.75),
+        ("binary", [0.4], "sigmoid", "a", 0.6),
+    ],
+)
+def test_labels_of_models_that_answer_probabilities(task, outputs, activation, label, probability):
+    found = label_of(task, np.array(outputs), {0: "a", 1: "b"}, activation)
+    assert found[0] == label
+    assert found[1] == pytest.approx(probability)

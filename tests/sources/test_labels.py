@@ -97,3 +97,15 @@ def test_labels_as_text():
     ):
         with pytest.raises(InputError, match=message):
             parse(*labels, floating=floating)
+
+
+def test_folders_of_imagenet_are_in_the_order_of_the_models_classes():
+    known = {"tench": 0, "goldfish": 1, "great white shark": 2}
+    folders = ["n01484850", "n01440764", "n01443537"]
+    found = class_numbers(folders, known, 3, "DATA")
+    assert found == {"n01440764": 0, "n01443537": 1, "n01484850": 2}
+    assert how_numbered(found, known) == "WordNet's numbers in their order, as ImageNet counts its classes"
+    with pytest.raises(InputError, match="expected 3 classes"):
+        class_numbers(folders[:2], known, 3, "DATA")
+    with pytest.raises(InputError, match="the model's names of classes"):
+        class_numbers(["n01440764", "goldfishes", "n01484850"], known, 3, "DATA")

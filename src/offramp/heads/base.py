@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from offramp.heads.features import FeatureSpec, pool
+from offramp.heads.features import FeatureSpec, pool, pool_tokens
 
 HeadFactory = Callable[[FeatureSpec, int], nn.Module | None]
 """Makes a head for a feature and K outputs; None where this kind of head does not apply."""
@@ -27,8 +27,9 @@ class Head(nn.Module):
 
     def reduce(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Feature (B, ...) to (B, C), (B, C, l) or (B, C, h, w). No parameters."""
-        grid = self.grid if mask is None else self.cells[0]  # as many, however short the texts of a batch
-        return pool(x, self.layout, grid, mask)
+        if mask is not None:  # as many cells, however short the texts of a batch
+            return pool_tokens(x, self.cells[0], mask)
+        return pool(x, self.layout, self.grid)
 
     def predict(self, z: Tensor) -> Tensor:
         """Reduced feature to outputs (B, K)."""

@@ -59,12 +59,12 @@ def pool(x: Tensor, layout: str, grid: int, mask: Tensor | None = None) -> Tenso
 
     (B, ...) to (B, C) for grid 1 or features without extent, (B, C, l) for sequences, (B, C, h, w) for
     images, (B, C, d, h, w) for videos; a side smaller than the grid stays as it is. With a mask (B, L) for a
-    feature (B, L, C), the real tokens, moved together, are what the grid divides, into so many cells always.
+    feature (B, L, C), the real tokens, moved together, are what the grid divides.
     """
     if layout == "NC":
         return x
     if mask is not None:
-        return _masked_mean(x, grid, mask)
+        return pool_tokens(x, min(grid, x.shape[1]), mask)
     x = channels_first(x, layout)
     if grid == 1:
         return x.flatten(2).mean(2)
@@ -82,7 +82,7 @@ def average_to(x: Tensor, sides: tuple[int, ...]) -> Tensor:
     return F.adaptive_avg_pool3d(x, (sides[0], sides[1], sides[2]))
 
 
-def _masked_mean(x: Tensor, cells: int, mask: Tensor) -> Tensor:
+def pool_tokens(x: Tensor, cells: int, mask: Tensor) -> Tensor:
     """(B, L, C) to (B, C), or to (B, C, cells) as adaptive average pooling of the real tokens alone."""
     x, count = as_tokens(x, "NLC", mask), mask.sum(1)
     if cells == 1:

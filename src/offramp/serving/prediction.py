@@ -38,21 +38,32 @@ class Prediction:
         return f"{printable(self.label)}{share}, from {printable(self.position)}"
 
 
-def label_of(task: str, outputs: Array, names: Mapping[int, str]) -> tuple[Any, float | None]:
-    """(label, its probability or None) of one sample's outputs (K,)."""
+def label_of(
+    task: str, outputs: Array, names: Mapping[int, str], activation: str | None = None
+) -> tuple[Any, float | None]:
+    """(label, its probability or None) of one sample's outputs (K,).
+
+    ``activation`` is what the model applied to its logits already: "softmax", "log_softmax" or "sigmoid".
+    """
+    if activation == "log_softmax":
+        outputs = np.exp(outputs.astype(np.float64))
     if task == "classification":
-        shares = _softmax(outputs)
+        shares = _softmax(outputs) if activation is None else outputs
         best = int(shares.argmax())
         return names.get(best, best), float(shares[best])
     if task.startswith("multi-label"):
-        shares = 1 / (1 + np.exp(-np.clip(outputs.astype(np.float64), -500, 500)))
+        shares = _sigmoid(outputs) if activation is None else outputs
         chosen = np.flatnonzero(shares > 0.5)
         return tuple(names.get(int(i), int(i)) for i in chosen), float(np.maximum(shares, 1 - shares).prod())
     if task == "binary":
-        share = float(1 / (1 + np.exp(-np.clip(np.float64(outputs.reshape(-1)[0]), -500, 500))))
+        share = float((_sigmoid(outputs) if activation is None else outputs).reshape(-1)[0])
         best = int(share > 0.5)
         return names.get(best, best), max(share, 1 - share)
     return outputs.tolist() if outputs.size != 1 else float(outputs.reshape(-1)[0]), None
+
+
+def _sigmoid(outputs: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(outputs.astype(np.float64), -500, 500))))
 
 
 def _softmax(outputs: Array) -> Array:

@@ -72,7 +72,7 @@ class Predictor:
         for values, place, confidence in zip(
             outputs, answer.position.tolist(), answer.confidence.tolist(), strict=True
         ):
-            label, probability = label_of(net.task.name, values, self.names)
+            label, probability = label_of(net.task.name, values, self.names, net.task.activation)
             found.append(
                 Prediction(
                     label=label,

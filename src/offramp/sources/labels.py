@@ -3,7 +3,8 @@
 the model's own names   whatever their case, with "_", "-" and spaces alike; some that match and some that do
                         not are an error: numbering them anew would swap classes
 whole numbers           the indices themselves
-other names             in alphabetical order, where the model has no names of its own
+other names             in alphabetical order, where the model has no names of its own, and WordNet's numbers
+                        (n01440764), as ImageNet's folders are called
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from offramp.errors import InputError
 
+_SYNSET = re.compile(r"n[0-9]{8}")
 _SEPARATORS = re.compile(r"[\s_-]+")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _INTEGRAL = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
@@ -32,7 +34,7 @@ def class_numbers(names: Iterable[str], known: Mapping[str, int], outputs: int, 
         return matched
     if all(_WHOLE.fullmatch(name) for name in found):
         return _indices(found, outputs, where)
-    if known or len(found) != outputs:
+    if len(found) != outputs or (known and not _all_synsets(found)):
         raise _mismatch(found, known, outputs, where)
     return {name: i for i, name in enumerate(found)}
 
@@ -46,7 +48,14 @@ def how_numbered(numbers: Mapping[str, int], known: Mapping[str, int]) -> str:
         return "the model's own names, whatever their case"
     if all(_WHOLE.fullmatch(name) and int(name) == number for name, number in numbers.items()):
         return "names that are numbers are indices of the model's outputs"
+    if _all_synsets(numbers):
+        return "WordNet's numbers in their order, as ImageNet counts its classes"
     return "numbered in alphabetical order: the model has no names of its own"
+
+
+def _all_synsets(names: Iterable[str]) -> bool:
+    """Whether they are folders of ImageNet, whose models call the same classes by words."""
+    return all(_SYNSET.fullmatch(name) for name in names)
 
 
 def simplified(name: str) -> str:
