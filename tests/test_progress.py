@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import pytest
 
@@ -35,3 +36,30 @@ def test_a_bar_ends_with_an_error(capsys):
         advance(1)
         raise RuntimeError
     assert "1/3" in capsys.readouterr().err
+
+
+class ZMQInteractiveShell:
+    """The shell of a kernel, by its name."""
+
+
+def test_a_notebook_gets_one_line_of_text(monkeypatch, capsys):
+    shell = types.SimpleNamespace(get_ipython=ZMQInteractiveShell)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    with progress_bar("Training", 40, None) as advance:
+        for done in range(1, 41):
+            advance(done)
+    lines = capsys.readouterr().err.split("\r")
+    assert len(lines) == 3  # nothing, the first step, the end
+    assert lines[1].startswith("Training   2% 1/40, 0 s")
+    assert lines[2].startswith("Training 100% 40/40, ")
+    assert lines[2].endswith("\n")
+    with progress_bar("Reading", None, None) as advance:
+        advance(7)
+    assert "Reading 7, 0 s" in capsys.readouterr().err
+    with progress_bar("Hidden", 3, False) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    with progress_bar("No kernel", 3, None) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""

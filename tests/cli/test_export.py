@@ -91,7 +91,7 @@ def test_one_configuration_as_one_graph(invoke: Any, artifact: Path, tmp_path: P
     assert code == 0
     figures = json.loads(out)
     assert (figures["kind"], figures["spans"], figures["exits"]) == ("onnx-single", 1, 1)
-    assert figures["configurations"] == 1
+    assert figures["configuration_count"] == 1
     assert set(figures["bytes"]) == {"manifest.json", "model.onnx"}
     assert figures["check"]["largest_difference"] < 1e-4
     engine = OrtSingle(tmp_path / "net", threads=1)

@@ -69,3 +69,27 @@ def test_tensors_by_name(named: offramp.Engine) -> None:
         named(inputs, **inputs)
     with pytest.raises(InputError, match=r"got none; call engine\(inputs\) or engine\(\*\*batch\)"):
         named()
+
+
+NESTED = torch.nested.as_nested_tensor([X[0, 0], X[1, 0]], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("inputs", [X.to_sparse(), X[:, 0].to_sparse(), NESTED])
+def test_sparse_and_nested_tensors_are_refused(engine: offramp.Engine, inputs: Any) -> None:
+    message = r"expected a dense tensor, got a sparse or nested one; call \.to_dense\(\) or pad it"
+    for given in (inputs, (inputs,)):
+        with pytest.raises(InputError, match=message):
+            engine(given)
+    with pytest.raises(InputError, match=message):
+        offramp.attach_exits(small.model(), inputs)
+    with pytest.raises(InputError, match=message):
+        offramp.record_outputs(engine.net, [inputs], quality="agreement")
+
+
+def test_answers_take_part_in_gradients_as_copies(engine: offramp.Engine) -> None:
+    out = engine(X).outputs
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        (out * weight).sum().backward()
+    (out.clone() * weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None

@@ -62,7 +62,7 @@ def export(
                 "kind": written.kind,
                 "spans": len(written.spans),
                 "exits": len(written.exits),
-                "configurations": len(taken),
+                "configuration_count": len(taken),
                 "bytes": sizes,
                 "check": None if check is None else dict(check),
             }

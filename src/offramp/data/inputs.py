@@ -73,6 +73,11 @@ class InputSpec:
                     f"example_inputs[{name!r}]: expected a tensor, got {type(value).__name__}; "
                     "wrap the model so that it takes tensors only"
                 )
+            if not _is_dense(value):
+                raise InputError(
+                    f"example_inputs[{name!r}]: expected a dense tensor, got a sparse or nested one; "
+                    "call .to_dense() or pad it"
+                )
             if value.ndim == 0:
                 raise InputError(f"example_inputs[{name!r}]: expected a batch dimension first, got a scalar")
         sizes = {len(value) for value in named.values()}
@@ -129,7 +134,12 @@ class InputSpec:
         if self.lengths is not None:
             for i, value in zip(self.lengths.inputs, self.lengths.padding, strict=True):
                 each = values[i]
-                if isinstance(each, Tensor) and each.ndim > 1 and each.shape[1] < self.lengths.longest:
+                if (
+                    isinstance(each, Tensor)
+                    and _is_dense(each)
+                    and each.ndim > 1
+                    and each.shape[1] < self.lengths.longest
+                ):
                     beyond = (0, 0) * (each.ndim - 2) + (0, self.lengths.longest - each.shape[1])
                     values[i] = F.pad(each, beyond, value=value)
         return values
@@ -150,9 +160,12 @@ class InputSpec:
 
     def _fits(self, value: Tensor) -> bool:
         """The usual case of ``check``, in a microsecond."""
+        if value.is_nested:
+            return False
         shape = value.shape
         return (
             len(shape) > 0
+            and value.layout is torch.strided
             and shape[1:] == self.shapes[0]
             and value.dtype == self.dtypes[0]
             and value.device == self.device
@@ -164,6 +177,8 @@ class InputSpec:
         for name, value, shape, dtype in zip(self.names, values, shapes, self.dtypes, strict=True):
             if not isinstance(value, Tensor):
                 wrong = f"a tensor, got {type(value).__name__}"
+            elif not _is_dense(value):
+                wrong = "a dense tensor, got a sparse or nested one; call .to_dense() or pad it"
             elif value.shape[1:] != shape or value.ndim == 0:
                 wrong = f"shape ({', '.join(['B', *map(str, shape)])}), got {tuple(value.shape)}"
             elif value.dtype != dtype:
@@ -179,7 +194,7 @@ class InputSpec:
     def _shapes_of(self, values: Sequence[Tensor], lengths: Lengths) -> Sequence[tuple[int, ...]]:
         """The shapes that a batch of texts must have: all as long as the first, within the limits."""
         first = values[lengths.inputs[0]]
-        if not isinstance(first, Tensor) or first.ndim < 2:
+        if not isinstance(first, Tensor) or not _is_dense(first) or first.ndim < 2:
             return self.shapes
         fewest, most = lengths.limits
         length = first.shape[1]
@@ -262,6 +277,10 @@ def _checked_weights(weights: Tensor, rows: int) -> Tensor:
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise InputError("sample weights: expected finite numbers of at least 0, got others")
     return weights
+
+
+def _is_dense(value: Tensor) -> bool:
+    return not value.is_nested and value.layout is torch.strided
 
 
 def has_arrays(inputs: object) -> bool:

@@ -42,6 +42,8 @@ from offramp.runtime.plan import EnginePlan, Planner, check_config
 class EngineOutput:
     """Answers for a batch of B, in the order of the inputs.
 
+    Tensors are made in inference mode: clone one before it takes part in a computation with gradients.
+
     Args:
         outputs: (B, K), or (B, L, K) for a task with an answer per token.
         position: (B,) int64, index into ``net.positions`` of where each left; P for the model's output.
