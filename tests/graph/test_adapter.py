@@ -399,6 +399,15 @@ def test_a_removed_layer_is_noticed() -> None:
         offramp.Engine(net)
 
 
+def test_a_parameter_that_is_gone_is_noticed() -> None:
+    for path in ("blocks.0.0", "top"):
+        model = Net().eval()
+        engine = offramp.Engine(offramp.attach_exits(model, X, heads=("linear",)))
+        prune.random_unstructured(model.get_submodule(path), "weight", 0.5)
+        with pytest.raises(InputError, match="a parameter or buffer 'weight' is gone .*; attach exits again"):
+            engine(X)
+
+
 def test_weights_may_change_after_attaching() -> None:
     model = Net().eval()
     engine = offramp.Engine(offramp.attach_exits(model, X, heads=("linear",)))

@@ -105,8 +105,8 @@ class Partition:
                 "attach_exits; attach exits again, or load them onto the model as it was"
             )
         if self._kept_as is not None:
-            parameter = self._owner[0][self._owner[1]]
-            if (parameter.device, parameter.dtype) != self._kept_as:
+            parameter = self._owner[0].get(self._owner[1])
+            if parameter is not None and (parameter.device, parameter.dtype) != self._kept_as:
                 device, dtype = self._kept_as
                 raise InputError(
                     f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
+from offramp.errors import InputError
 from offramp.graph.dataflow import CHECKS, Flow, SizeTerms, is_size, operation_name
 from offramp.graph.dynamic_quant import layer_of
 from offramp.graph.trace import Slot
@@ -42,8 +43,18 @@ class Span:
         self._function: Callable[..., tuple[Any, ...]] = module.forward
 
     def __call__(self, *values: Tensor) -> tuple[Any, ...]:
-        """From the values at its first border to those at its last, or to the model's flat outputs."""
-        return self._function(*values, *[owner[name] for owner, name in self.slots])
+        """From the values at its first border to those at its last, or to the model's flat outputs.
+
+        InputError: a parameter or buffer of the model is gone.
+        """
+        try:
+            weights = [owner[name] for owner, name in self.slots]
+        except KeyError as error:
+            raise InputError(
+                f"the model is not what it was when it was cut: a parameter or buffer {error} is gone (pruned "
+                "or parametrised since?); attach exits again"
+            ) from None
+        return self._function(*values, *weights)
 
     def on_meta(self, *values: Tensor) -> tuple[Any, ...]:
         """Run it on tensors of the meta device, with parameters replaced by their shapes."""
