@@ -51,8 +51,8 @@ class Span:
             weights = [owner[name] for owner, name in self.slots]
         except KeyError as error:
             raise InputError(
-                f"the model is not what it was when it was cut: a parameter or buffer {error} is gone (pruned "
-                "or parametrised since?); attach exits again"
+                f"the model is not what it was when it was cut: a parameter or buffer {error} is gone "
+                "(pruned or parametrised since?); attach exits again"
             ) from None
         return self._function(*values, *weights)
 

@@ -30,10 +30,11 @@ class Doubt:
     better: int
 
     def __str__(self) -> str:
+        p_value = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.1g}"
         more = f", and {counted(self.better - 1, 'other exit')} too" if self.better > 1 else ""
         return (
             f"exit {short(self.head)} at {short(self.position, 40)} is better than the full model "
-            f"({percent(self.quality)} against {percent(self.full)}, p = {self.p_value:.1g}){more}: do the "
+            f"({percent(self.quality)} against {percent(self.full)}, {p_value}){more}: do the "
             "preprocessing and the order of the classes fit the model?"
         )
 
