@@ -35,7 +35,7 @@ def test_swapped_classes_are_asked_about():
     doubt = doubt_about(records(90, 12, 100))
     assert doubt.better == 2
     assert doubt.p_value < 1e-9
-    assert "is better than the full model (90.0% against 12.0%, p = " in str(doubt)
+    assert "is better than the full model (90.0% against 12.0%, p < 0.001)" in str(doubt)
     assert ", and 1 other exit too: do the preprocessing and the order of the classes fit the model?" in str(
         doubt
     )
