@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from types import MappingProxyType
 
 import numpy as np
 import pytest
-import torch
 
 import offramp
+from copies import WAYS
 from instances import synthetic
 from offramp.core.fields import check_arguments
 from offramp.errors import InputError
 from offramp.solver import lower_bound
 
-
-def through_torch(value):
-    stream = io.BytesIO()
-    torch.save(value, stream)
-    stream.seek(0)
-    return torch.load(stream, weights_only=False)
-
-
-WAYS = {
-    "copy": copy.copy,
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
-    "torch.save": through_torch,
-}
+ALL_WAYS = {"copy": copy.copy, **WAYS}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +27,7 @@ def given():
     return records, costs, frontier.with_certificate(config)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("way", ALL_WAYS.values(), ids=ALL_WAYS)
 def test_data_survives(given, way):
     records, costs, frontier = given
     again = way(frontier)

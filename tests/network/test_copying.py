@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -11,21 +10,9 @@ import torch
 
 import offramp
 import small
+from copies import WAYS
 from offramp.errors import InputError, OfframpError
 
-
-def through_torch(value):
-    stream = io.BytesIO()
-    torch.save(value, stream)
-    stream.seek(0)
-    return torch.load(stream, weights_only=False)
-
-
-WAYS = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
-    "torch.save": through_torch,
-}
 NETWORKS = {
     "plain": {},
     "calibrated": {"confidence": "learned"},
