@@ -404,7 +404,9 @@ def test_a_parameter_that_is_gone_is_noticed() -> None:
         model = Net().eval()
         engine = offramp.Engine(offramp.attach_exits(model, X, heads=("linear",)))
         prune.random_unstructured(model.get_submodule(path), "weight", 0.5)
-        with pytest.raises(InputError, match=r"a parameter or buffer 'weight' is gone .*; attach exits again"):
+        with pytest.raises(
+            InputError, match=r"a parameter or buffer 'weight' is gone .*; attach exits again"
+        ):
             engine(X)
 
 
