@@ -26,7 +26,7 @@ def test_structures() -> None:
     [
         ((), "expected a tensor, or a tuple or dict of tensors; got none"),
         ({}, "got none"),
-        ((X, None), r"example_inputs\['1'\]: expected a tensor, got NoneType; wrap the model"),
+        ((X, None), r"example_inputs\['1'\]: expected a tensor, got NoneType; pass a batch of inputs"),
         ([[X]], r"example_inputs\['0'\]: expected a tensor, got list"),
         ("x", "expected a tensor, got str"),
         (torch.tensor(1.0), "expected a batch dimension first, got a scalar"),

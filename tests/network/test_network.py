@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import offramp
+import small
 from offramp import ExitNetwork, attach_exits
 from offramp.errors import InputError, PartitionError
 from offramp.graph.macs import count_macs, count_module
@@ -252,3 +254,65 @@ def test_a_network_in_one_line_and_in_a_notebook(net: ExitNetwork) -> None:
     assert spec is not None
     assert table.rows[p][1] == " \u00d7 ".join(map(str, spec.shape))
     assert table.rows[p][2 + c] == f"{sum(each.numel() for each in head.parameters()):,}"
+
+
+def test_exits_attached_in_inference_mode_can_be_trained() -> None:
+    x, y = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    for confidence in ("max-probability", "learned"):
+        with torch.inference_mode():
+            net = offramp.attach_exits(small.model(), x[:2], heads=("linear",), confidence=confidence)
+        offramp.train_exits(net, [(x, y)], config=offramp.TrainConfig(epochs=1), progress=False)
+        with torch.inference_mode():
+            offramp.record_outputs(net, [(x, y)], progress=False)
+
+
+def test_arrays_are_examples_and_batches() -> None:
+    x, y = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    net = offramp.attach_exits(small.model(), x[:2].numpy(), heads=("linear",))
+    again = offramp.attach_exits(small.model(), x[:2], heads=("linear",))
+    config = offramp.TrainConfig(epochs=1)
+    offramp.train_exits(net, [(x.numpy(), y.numpy())], config=config, progress=False)
+    offramp.train_exits(again, [(x, y)], config=config, progress=False)
+    for name, value in again.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ([(torch.ones(2, 1, 8, 8), torch.ones(2))] * 3, "pass a batch of inputs, such as next"),
+        (None, "expected a tensor, got NoneType; pass a batch of inputs"),
+        (torch.ones(2, 1, 8, 8, dtype=torch.float64), "the model fails on example_inputs: .*type"),
+    ],
+)
+def test_what_is_no_example(example: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        offramp.attach_exits(small.model(), example)
+
+
+def test_a_network_takes_no_further_exits() -> None:
+    net = offramp.attach_exits(small.model(), torch.ones(2, 1, 8, 8), heads=("linear",))
+    with pytest.raises(
+        InputError, match=r"the model has exits already; attach to the model inside, net\.backbone"
+    ):
+        offramp.attach_exits(net, torch.ones(2, 1, 8, 8))
+
+
+def test_samples_and_lists_in_the_place_of_batches() -> None:
+    x = torch.ones(3, 1, 8, 8)
+    net = offramp.attach_exits(small.model(), x[:2], heads=("linear",))
+    with pytest.raises(
+        InputError, match=r"got one sample \(1, 8, 8\); add a dimension by unsqueeze.* DataLoader"
+    ):
+        net(x[0])
+    with pytest.raises(InputError, match=r"expected 1 tensor, got 3; labels are no inputs.*torch\.stack"):
+        net(list(x))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_lazy_modules_without_shapes() -> None:
+    model = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.ReLU(), torch.nn.LazyLinear(2)).eval()
+    with pytest.raises(PartitionError, match="run the model once on a batch, so that its lazy modules know"):
+        offramp.attach_exits(model, torch.ones(2, 5))
+    model(torch.ones(2, 5))
+    offramp.attach_exits(model, torch.ones(2, 5))

@@ -130,3 +130,15 @@ def test_the_answer_is_not_found(output: object, key: str | int | None, message:
 def test_an_unknown_task() -> None:
     with pytest.raises(InputError, match="unknown task 'clasification'; did you mean 'classification'"):
         make_task("clasification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "fix"),
+    [
+        (torch.eye(3, dtype=torch.long), r"labels.argmax\(-1\)"),
+        (torch.zeros(3, 1).long(), r"labels.squeeze\(-1\)"),
+    ],
+)
+def test_labels_of_another_shape_say_what_to_pass(labels: Tensor, fix: str) -> None:
+    with pytest.raises(InputError, match=rf"expected shape \(3,\), one class per sample; got .*; pass {fix}"):
+        make_task("classification").check_labels(labels, torch.zeros(3, 3))

@@ -63,6 +63,7 @@ class InputSpec:
     @classmethod
     def of(cls, example: object) -> InputSpec:
         """Read the structure off example inputs; ``InputError`` where they are no batch on one device."""
+        example = as_tensors(example)
         mapping = _is_wrapped(example)
         named = _named(example)
         if not named:
@@ -70,8 +71,8 @@ class InputSpec:
         for name, value in named.items():
             if not isinstance(value, Tensor):
                 raise InputError(
-                    f"example_inputs[{name!r}]: expected a tensor, got {type(value).__name__}; "
-                    "wrap the model so that it takes tensors only"
+                    f"example_inputs[{name!r}]: expected a tensor, got {type(value).__name__}; pass a batch "
+                    "of inputs, such as next(iter(loader))[0], and wrap a model that takes other things"
                 )
             if not _is_dense(value):
                 raise InputError(
@@ -121,7 +122,9 @@ class InputSpec:
             if missing := [name for name in self.names if name not in named]:
                 raise InputError(f"inputs: expected keys {self.names}, {missing} missing; got {tuple(named)}")
         elif len(named) != len(self.names):
-            raise InputError(f"inputs: expected {len(self.names)} tensors, got {len(named)}")
+            plural = "" if len(self.names) == 1 else "s"
+            hint = "; labels are no inputs, and a list of samples is stacked first (torch.stack)"
+            raise InputError(f"inputs: expected {len(self.names)} tensor{plural}, got {len(named)}{hint}")
         values = [named[name] for name in self.names]
         if self.lengths is not None and not self.lengths.vary:
             values = self.padded(values)
@@ -179,6 +182,11 @@ class InputSpec:
                 wrong = f"a tensor, got {type(value).__name__}"
             elif not _is_dense(value):
                 wrong = "a dense tensor, got a sparse or nested one; call .to_dense() or pad it"
+            elif value.shape == shape and shape:
+                wrong = (
+                    f"a batch, shape ({', '.join(['B', *map(str, shape)])}), got one sample {tuple(shape)}; "
+                    "add a dimension by unsqueeze(0), or wrap a data set in a DataLoader"
+                )
             elif value.shape[1:] != shape or value.ndim == 0:
                 wrong = f"shape ({', '.join(['B', *map(str, shape)])}), got {tuple(value.shape)}"
             elif value.dtype != dtype:
@@ -294,6 +302,8 @@ def has_arrays(inputs: object) -> bool:
 
 def as_tensors(inputs: object) -> object:
     """The same with tensors in place of NumPy arrays; they share memory where they can."""
+    if not has_arrays(inputs):
+        return inputs
     if isinstance(inputs, Mapping):
         return {name: as_tensors(value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
@@ -321,4 +331,4 @@ def _moved(inputs: object, device: torch.device) -> object:
         return {name: _moved(value, device) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return tuple(_moved(value, device) for value in inputs)
-    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+    return inputs.to(device) if isinstance(inputs, Tensor) else as_tensors(inputs)

@@ -242,7 +242,10 @@ def _verify(result: Partition, options: TraceOptions) -> None:
         size = len(values[0])
         args, kwargs = result.spec.call([value.clone() for value in values])
         with evaluating(result.model), torch.compiler.set_stance("force_eager"):
-            output = result.model(*args, **kwargs)
+            try:
+                output = result.model(*args, **kwargs)
+            except Exception as error:  # what tracing did not see, such as types that do not fit
+                raise InputError(f"the model fails on example_inputs: {error}") from error
         try:
             wanted = _pytree.tree_leaves(output if options.select is None else options.select(output))
         except InputError:

@@ -31,7 +31,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from offramp.data import InputSpec, Lengths
+from offramp.data import InputSpec, Lengths, as_tensors
 from offramp.errors import InputError, PartitionError
 from offramp.graph.adapter import (
     Select,
@@ -57,6 +57,8 @@ _ADVICE = (
      "forward fixes the batch size; use x.shape[0] instead of len(x) or a number, and -1 in view/reshape"),
     (("__obj_flatten__", "quantized::"),
      "of quantised layers only those of quantize_dynamic(model, {torch.nn.Linear}) can be traced"),
+    (("uninitialized parameter",),
+     "run the model once on a batch, so that its lazy modules know their shapes"),
     (("is not a known type",),
      "return a tensor, or a tuple or dict of tensors, or pass the class to torch.export.register_dataclass"),
 )  # fmt: skip
@@ -121,7 +123,8 @@ def trace(model: nn.Module, example: object, options: TraceOptions = TraceOption
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
     refuse_scripted(model)
-    spec = called_with(model, InputSpec.of(without_labels(model, example)))
+    example = without_labels(model, as_tensors(example))
+    spec = called_with(model, InputSpec.of(example))
     values = [value.detach().clone() for value in spec.flatten(example)]  # the model may write to its inputs
     if len(values[0]) == 1:  # sizes 0 and 1 are special to the tracer
         values = [torch.cat([value, value]) for value in values]

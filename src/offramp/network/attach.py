@@ -92,6 +92,10 @@ def attach_exits(
     Warns:
         UserWarning: answers look like probabilities, but what makes them was not found.
     """
+    if isinstance(model, ExitNetwork):
+        raise InputError(
+            "attach_exits: the model has exits already; attach to the model inside, net.backbone"
+        )
     chosen = check_options(heads, input_exits, task, confidence)  # before the model is traced
     if activation != AUTO:
         check_activation(activation, chosen.activations)
@@ -142,6 +146,7 @@ def cut_model(
     return parts
 
 
+@torch.inference_mode(False)  # heads are trained, wherever they are attached
 def network_on(
     parts: Partition,
     *,

@@ -228,9 +228,9 @@ class ExitNetwork(nn.Module):
 
     def has_initial_weights(self) -> bool:
         """The same, by how often the parameters were written to."""
-        return bool(self._initial) and all(
-            _versions(head) == self._initial[p, c] for p, c, head in self.trained_exits()
-        )
+        now = {(p, c): _versions(head) for p, c, head in self.trained_exits()}
+        known = all(version >= 0 for each in now.values() for _, version in each)
+        return bool(now) and known and now == self._initial
 
     def head(self, position: int, name: str) -> nn.Module:
         """The head called ``name`` at a position."""
@@ -243,7 +243,7 @@ class ExitNetwork(nn.Module):
     def fresh_heads(self, seed: int) -> dict[ExitIndex, nn.Module]:
         """Untrained heads like those that are trained, in float32 on the network's device."""
         device = self.partition.spec.device
-        return {exit_: head.to(device) for exit_, head in self._make_heads(self._kinds, seed)}
+        return {exit_: head.to(device, torch.float32) for exit_, head in self._make_heads(self._kinds, seed)}
 
     def answer(self, flat: Sequence[Tensor]) -> Tensor:
         """The model's outputs as the task takes them, (B, M) or (B, L, K), from the last segment's."""
@@ -366,8 +366,8 @@ class ExitNetwork(nn.Module):
 
 
 def _versions(head: nn.Module) -> list[tuple[int, int]]:
-    """Which parameters a head has, and how often each was written to."""
-    return [(id(parameter), parameter._version) for parameter in head.parameters()]
+    """Which parameters a head has, and how often each was written to; -1: made in inference mode."""
+    return [(id(each), -1 if each.is_inference() else each._version) for each in head.parameters()]
 
 
 def check_finite(net: ExitNetwork, answers: Mapping[ExitIndex, Tensor], final: Tensor) -> None:

@@ -108,6 +108,12 @@ class TokenClassification(Classification):
 
 
 def _check_classes(labels: Tensor, outputs: Tensor, unit: str, ignored: int | None = None) -> None:
+    if labels.shape in (outputs.shape, (*outputs.shape[:-1], 1)) and labels.ndim == outputs.ndim:
+        fix = "labels.argmax(-1)" if labels.shape == outputs.shape else "labels.squeeze(-1)"
+        raise InputError(
+            f"labels: expected shape {tuple(outputs.shape[:-1])}, one class per {unit}; got "
+            f"{tuple(labels.shape)}; pass {fix}"
+        )
     check_shape(labels, outputs.shape[:-1], f"one class per {unit}")
     if not _is_integer(labels):
         raise InputError(f"labels: expected integers, got {labels.dtype}; pass class indices")
