@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import offramp
+import small
 from offramp.data import threads, threads_for
 
 CODE = """
@@ -55,6 +57,19 @@ def test_little_work_is_done_by_one_thread(caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(ZeroDivisionError), threads_for(1e6, "A small step"):
         _ = 1 / 0
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("several")
+def test_an_engine_says_when_one_thread_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    threads._TOLD.clear()
+    net = small.network()
+    with caplog.at_level(logging.INFO, "offramp"):
+        for _ in range(2):
+            offramp.Engine(net)
+    assert torch.get_num_threads() == 2
+    (message,) = [record.message for record in caplog.records if record.name == "offramp"]
+    assert "Engine: 0.0" in message
+    assert "torch.set_num_threads(1) is faster where other processes run" in message
 
 
 @pytest.mark.usefixtures("several")

@@ -46,6 +46,24 @@ def threads_for(macs: float, what: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def advise_threads(macs: float, what: str) -> None:
+    """Say in the log, once, below which batch size one thread is enough.
+
+    ``macs`` are the multiply-accumulates of a sample. For calls whose threads are the caller's to choose.
+    """
+    threads = torch.get_num_threads()
+    if what in _TOLD or not 1 <= macs < SMALL or threads == 1 or _chosen_by_user(threads):
+        return
+    _TOLD.add(what)
+    _LOG.info(
+        "%s: %.3g million multiply-accumulates a sample; for batches below %d torch.set_num_threads(1) is "
+        "faster where other processes run",
+        what,
+        macs / 1e6,
+        int(SMALL / macs),
+    )
+
+
 def _chosen_by_user(threads: int) -> bool:
     """Whether it is not what PyTorch chooses by itself: one per processor, or per two."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from offramp.core import CostTable, EngineStats, ExitConfig, PlanCache, exact_cost
-from offramp.data import as_tensors, has_arrays
+from offramp.data import advise_threads, as_tensors, has_arrays
 from offramp.errors import InputError
 from offramp.network import ExitNetwork, counted_by, mac_table
 from offramp.runtime.backend import SpanProvider
@@ -108,6 +108,8 @@ class Engine:
         self._partition.check_unchanged()
         self._seconds = None if costs is None else costs.by_batch
         self._costs = counted_by(net, costs)
+        if self._costs.unit == "macs":
+            advise_threads(self._costs.full, "Engine")
         self._by_length = costs is None or costs.unit in ("seconds", "joules")
         self._planners = PlanCache[Execution, Planner]()
         self._plans = PlanCache[tuple[ExitConfig, Execution], EnginePlan]()
