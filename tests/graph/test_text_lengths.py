@@ -233,6 +233,15 @@ def test_every_token_of_texts_of_any_length(fixed: bool) -> None:
         got = engine(cut(batch, slice(i, i + 1), n)).outputs
         assert got.shape == (1, n, 3)
         torch.testing.assert_close(got[0], whole[i, :n], rtol=1e-5, atol=1e-6)
+    with offramp.StreamEngine(net) as stream:
+        for i, n in enumerate(lengths.tolist()[:6]):
+            alone = {name: value[i, :n] for name, value in batch.items()}  # no dimension for the batch
+            output = stream.submit(alone).result(20).output
+            assert output.shape == (n, 3)
+            torch.testing.assert_close(output, whole[i, :n], rtol=1e-5, atol=1e-6)
+    both = offramp.MultiEngine({"tokens": net})
+    short = cut(batch, slice(0, 3), int(lengths[:3].max()))
+    torch.testing.assert_close(both(short)["tokens"].outputs, engine(short).outputs)
 
 
 def test_what_texts_are_filled_up_with() -> None:

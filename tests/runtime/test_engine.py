@@ -391,7 +391,7 @@ def test_switch_to_an_unknown_configuration_changes_nothing(setting):
         (torch.zeros(2, 1, 9, 8), r"expected shape \(B, 1, 8, 8\), got \(2, 1, 9, 8\)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.float64), "expected torch.float32, got torch.float64"),
         ({"x": torch.zeros(2, 1, 8, 8)}, "expected a tensor or a tuple"),
-        ((torch.zeros(2, 1, 8, 8),) * 2, "expected 1 tensors, got 2"),
+        ((torch.zeros(2, 1, 8, 8),) * 2, "expected 1 tensor, got 2"),
         ([[0.0]], "expected a tensor"),
     ],
 )

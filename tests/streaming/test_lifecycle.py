@@ -30,7 +30,7 @@ from streams import CLOSE, LONG, held, never, watched
         pytest.param(torch.zeros(1, 9, 8), "expected shape", id="shape"),
         pytest.param(torch.zeros(1, 8, 8, dtype=torch.float64), "expected torch.float32", id="dtype"),
         pytest.param({"x": torch.zeros(1, 8, 8)}, "expected a tensor or a tuple", id="structure"),
-        pytest.param((torch.zeros(1, 8, 8),) * 2, "expected 1 tensors, got 2", id="number"),
+        pytest.param((torch.zeros(1, 8, 8),) * 2, "expected 1 tensor, got 2", id="number"),
         pytest.param("digit", "expected a tensor, got str", id="no-tensor"),
     ],
 )

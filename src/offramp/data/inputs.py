@@ -147,6 +147,14 @@ class InputSpec:
                     values[i] = F.pad(each, beyond, value=value)
         return values
 
+    def tokens_given(self, inputs: object) -> int | None:
+        """How many tokens the texts of a call have before they are filled up; None where nothing is."""
+        if self.lengths is None or not isinstance(inputs, Mapping):
+            return None
+        first = self.lengths.inputs[0]
+        after = len(self.shapes[first])  # dimensions of one sample
+        return int(inputs[self.names[first]].shape[-after])
+
     def length(self, values: Sequence[Tensor]) -> int | None:
         """How many tokens checked texts have, padding included; None where lengths do not vary."""
         if self.lengths is None or not self.lengths.vary:

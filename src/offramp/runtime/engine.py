@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -62,6 +62,12 @@ class EngineOutput:
     def __iter__(self) -> Iterator[Tensor]:
         """outputs, position, confidence."""
         return iter((self.outputs, self.position, self.confidence))
+
+    def first_tokens(self, tokens: int | None) -> EngineOutput:
+        """Without the answers (B, L, K) to tokens behind so many, that filled the texts up; None: all."""
+        if tokens is None or tokens == self.outputs.shape[1]:
+            return self
+        return EngineOutput(self.outputs[:, :tokens], self.position, self.confidence)
 
     def numpy(self) -> EngineOutput:
         """The same with NumPy arrays in place of tensors, on the CPU."""
@@ -217,17 +223,9 @@ class Engine:
         if batch == 0:
             return no_answers(self.net, 0, values[0].device)
         answered = self._one(plan, values) if batch == 1 else self._many(plan, values, batch)
-        return self._cut_back(answered, inputs) if self.net.task.per_token else answered
-
-    def _cut_back(self, answered: EngineOutput, inputs: object) -> EngineOutput:
-        """Without the answers to tokens that were added to fill the texts up."""
-        lengths = self._partition.spec.lengths
-        if lengths is None or not isinstance(inputs, Mapping):
+        if not self.net.task.per_token:
             return answered
-        given = inputs[self._partition.spec.names[lengths.inputs[0]]].shape[1]
-        if given == answered.outputs.shape[1]:
-            return answered
-        return EngineOutput(answered.outputs[:, :given], answered.position, answered.confidence)
+        return answered.first_tokens(self._partition.spec.tokens_given(inputs))
 
     def _one(self, plan: EnginePlan, values: list[Tensor]) -> EngineOutput:
         """A batch of one sample: nothing to take out, nothing to put in order."""

@@ -245,7 +245,12 @@ class MultiEngine:
         call.run(plan.steps)
         self._count(plan, call, int(wants.any(1).sum()))
         indices = {name: self.tasks.index(name) for name in names}
-        return {name: _answers(self._nets[i], call.left[i], values[0]) for name, i in indices.items()}
+        tokens = self._partition.spec.tokens_given(inputs)
+        found = {name: _answers(self._nets[i], call.left[i], values[0]) for name, i in indices.items()}
+        return {
+            name: answered.first_tokens(tokens if self._nets[indices[name]].task.per_token else None)
+            for name, answered in found.items()
+        }
 
     def _wanted(self, tasks: Wanted | None, batch: int) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
         """Tasks to answer, and (B, T) which sample wants which."""

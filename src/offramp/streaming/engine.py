@@ -145,7 +145,8 @@ class StreamEngine:
         route = self._route if config is None else self._routes.get(config)
         self.net.partition.check_unchanged()
         values, now = one_sample(self._spec, inputs), self._worker.clock()
-        request = Request(values, route, now, None if deadline is None else now + deadline)
+        tokens = self._spec.tokens_given(inputs) if self.net.task.per_token else None
+        request = Request(values, route, now, None if deadline is None else now + deadline, tokens)
         self._worker.enqueue(request, timeout)
         return request.future
 

@@ -89,14 +89,24 @@ class Waiting:
 class Request:
     """One sample on its way: its flat inputs, dropped when its first batch starts, and its route.
 
-    It was submitted ``now`` and expires at ``deadline`` (None: never), in seconds on the same clock.
+    It was submitted ``now`` and expires at ``deadline`` (None: never), in seconds on the same clock. Of
+    answers per token the first ``tokens`` are wanted; None: all.
     """
 
     __slots__ = (
-        "completed", "deadline", "exit_point", "future", "route", "served", "since", "submitted", "values",
+        "completed", "deadline", "exit_point", "future", "route", "served", "since", "submitted", "tokens",
+        "values",
     )  # fmt: skip
 
-    def __init__(self, values: list[Tensor], route: Route, now: float, deadline: float | None) -> None:
+    def __init__(
+        self,
+        values: list[Tensor],
+        route: Route,
+        now: float,
+        deadline: float | None,
+        tokens: int | None = None,
+    ) -> None:
+        self.tokens = tokens
         self.values, self.route, self.deadline = values, route, deadline
         self.future = StreamFuture()
         self.exit_point = next(iter(route.exits))
@@ -118,7 +128,11 @@ def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
                 return [inputs]
     if isinstance(inputs, dict):
         shapes = dict(zip(spec.names, spec.shapes, strict=True))
-        inputs = {name: _batched(value, shapes.get(name)) for name, value in inputs.items()}
+        texts = () if spec.lengths is None else [spec.names[i] for i in spec.lengths.inputs]
+        inputs = {
+            name: _batched(value, shapes.get(name), any_length=name in texts)
+            for name, value in inputs.items()
+        }
     elif isinstance(inputs, (tuple, list)):
         inputs = tuple(map(_batched, inputs, spec.shapes)) if len(inputs) == len(spec.shapes) else inputs
     else:
@@ -132,5 +146,9 @@ def one_sample(spec: InputSpec, inputs: object) -> list[Tensor]:
     return values
 
 
-def _batched(value: object, shape: tuple[int, ...] | None) -> object:
-    return value.unsqueeze(0) if isinstance(value, Tensor) and value.shape == shape else value
+def _batched(value: object, shape: tuple[int, ...] | None, any_length: bool = False) -> object:
+    """A sample's tensor with a batch dimension, where it has none."""
+    if not isinstance(value, Tensor) or shape is None:
+        return value
+    alone = value.ndim == len(shape) if any_length else value.shape == shape
+    return value.unsqueeze(0) if alone else value

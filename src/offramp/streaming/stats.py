@@ -106,7 +106,7 @@ class Completion:
             elif self._begin(request):
                 self.exits[position] += 1
                 answer = StreamAnswer(
-                    output=output,
+                    output=output if request.tokens is None else output[: request.tokens],
                     position=position,
                     confidence=confidence,
                     waited=now - request.submitted - request.served,
