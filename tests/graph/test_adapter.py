@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -258,6 +259,70 @@ def test_scripted_models_and_parts_are_refused() -> None:
     for model, what in ((whole, "it is"), (traced, "it is"), (part, "its part 'blocks.1' is")):
         with pytest.raises(PartitionError, match=f"{what} a scripted module .*pass the Python module"):
             offramp.attach_exits(model, X)
+
+
+def test_exported_programs_are_refused() -> None:
+    dims = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Net().eval(), (X,), dynamic_shapes=dims)
+    with pytest.raises(
+        PartitionError, match=r"it is a program of torch\.export already.*pass the Python module"
+    ):
+        offramp.attach_exits(program.module(), X)
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module, got ExportedProgram"):
+        offramp.attach_exits(program, X)  # type: ignore[arg-type]
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is deprecated, and still met
+    scripted_swish = torch.jit.script(swish)
+
+
+class OwnGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Between(nn.Module):
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.function = Net(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def keeps(model: nn.Module, x: Tensor) -> Tensor:
+    model.last = x
+    model.kept = [block(x) for block in model.net.blocks]
+    return model.net(x)  # type: ignore[no-any-return]
+
+
+INSIDE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a scripted function": lambda model, x: model.net(scripted_swish(x)),
+    "a function with its own gradient": lambda model, x: model.net(OwnGradient.apply(x)),
+    "no gradients": lambda model, x: torch.no_grad()(model.net)(x),
+    "inference mode": lambda model, x: torch.inference_mode()(model.net)(x),
+    "the batch turned round": lambda model, x: model.net(x.flip(0)).flip(0),
+    "checks of shapes": lambda model, x: model.net(x) if x.shape[1] == 6 and x.ndim == 2 else x,
+    "what is kept on the model": keeps,
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_models_do_inside(name: str) -> None:
+    model = Between(INSIDE[name]).eval()
+    exits_equal_the_model(offramp.attach_exits(model, X, heads=("linear",)), X, logits(model))
+    for kept in (getattr(model, "last", X), *getattr(model, "kept", ())):
+        assert type(kept) is Tensor  # no tensor of the tracer's
 
 
 class Fixed(nn.Module):

@@ -127,6 +127,13 @@ def test_the_answer_is_not_found(output: object, key: str | int | None, message:
         select_output(output, key)
 
 
+def test_sizes_in_messages_are_those_of_the_answer() -> None:
+    with pytest.raises(InputError, match=r"got \(B, 7, 100\)"):
+        select_output(torch.zeros(2, 7, 100), None)
+    with pytest.raises(InputError, match=r"got \(\)"):
+        select_output(torch.zeros(()), None)
+
+
 def test_an_unknown_task() -> None:
     with pytest.raises(InputError, match="unknown task 'clasification'; did you mean 'classification'"):
         make_task("clasification")

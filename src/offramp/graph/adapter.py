@@ -117,7 +117,14 @@ def hooks_off(model: nn.Module) -> Iterator[bool]:
 
 
 def refuse_scripted(model: nn.Module) -> None:
-    """A ``PartitionError`` for a scripted model, or one with scripted parts."""
+    """A ``PartitionError`` for a scripted or exported model, or one with such parts."""
+    exported = next((name for name, part in model.named_modules() if _is_exported(part)), None)
+    if exported is not None:
+        what = f"its part {exported!r} is" if exported else "it is"
+        raise PartitionError(
+            f"cannot cut {type(model).__name__}: {what} a program of torch.export already, without modules "
+            "to name exits after; pass the Python module that it was exported from"
+        )
     scripted = next(
         (name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None
     )
@@ -127,6 +134,10 @@ def refuse_scripted(model: nn.Module) -> None:
             f"cannot cut {type(model).__name__}: {what} a scripted module (torch.jit), whose operations "
             "cannot be traced again; pass the Python module that it was scripted from"
         )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    return any(base.__module__.startswith("torch.export") for base in type(module).__mro__)
 
 
 def _without_cache(model: nn.Module) -> dict[str, Any]:

@@ -247,7 +247,8 @@ def _items(output: object) -> Mapping[Any, Any]:
 def _structure(output: object) -> str:
     """Keys and shapes of what a model returned, for messages."""
     if isinstance(output, Tensor):
-        shape = ["B" if i == 0 else str(size) for i, size in enumerate(output.shape)]
+        sizes = [str(size) if type(size) is int else "L" for size in output.shape[1:]]  # a length that varies
+        shape = ["B", *sizes] if output.ndim else []
         return f"({', '.join(shape)})"
     items = _items(output)
     if not items:
