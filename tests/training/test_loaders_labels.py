@@ -89,7 +89,7 @@ def test_weights_of_samples() -> None:
         "equal": batches(X, Y, torch.full((60,), 3.0)),
         "column": batches(X, Y, torch.full((60, 1), 3.0)),
         "some": batches(X, Y, (torch.arange(60) < 30).float()),
-        "whole numbers": batches(X, Y, (torch.arange(60) < 30).long()),
+        "half precision": batches(X, Y, (torch.arange(60) < 30).half()),
     }.items():
         net = small.network(small.Vector)
         train_exits(net, loader, config=QUICK)
@@ -101,7 +101,7 @@ def test_weights_of_samples() -> None:
     assert close("none", "equal")
     assert close("none", "column")
     assert not close("none", "some")
-    assert close("some", "whole numbers")
+    assert close("some", "half precision")
 
 
 def test_weights_by_name() -> None:
@@ -118,7 +118,7 @@ def test_weights_by_name() -> None:
     found = []
     for key in ("sample_weight", "weights"):
         net = offramp.attach_exits(Named().eval(), {"x": X[:2]}, heads=("linear",))
-        loader = [{"x": X, "labels": Y, key: torch.arange(60).float()}]
+        loader = [{"x": X, "labels": Y, key: torch.arange(60)}]
         train_exits(net, loader, config=QUICK)
         found.append(heads(net))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -127,7 +127,7 @@ def test_weights_by_name() -> None:
 def test_a_weight_counts_as_often_as_the_sample_would() -> None:
     net = small.network(small.Vector, heads=("linear",))
     twice = torch.cat([X[:20], X[:10]]), torch.cat([Y[:20], Y[:10]])
-    weights = 1.0 + (torch.arange(20) < 10)
+    weights = 1.0 + (torch.arange(20) < 10).float()
     config = TrainConfig(epochs=60, batch_size=60)
     train_exits(net, batches(X[:20], Y[:20], weights), config=config)
     weighted = net(X), net.forward_all(X)[0]
@@ -164,11 +164,18 @@ def test_fine_tuning_goes_by_weights() -> None:
         (-torch.ones(60), "expected finite numbers of at least 0"),
         (torch.full((60,), torch.nan), "expected finite numbers of at least 0"),
         (torch.zeros(60), "sample weights: all are 0"),
+        (torch.arange(60), r"got torch\.int64; drop what is something else .an index, say."),
     ],
 )
 def test_wrong_weights(weights: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_exits(small.network(small.Vector), batches(X, Y, weights), config=QUICK)
+
+
+def test_a_third_item_that_is_no_number() -> None:
+    loader = [(X, Y, [f"{i}.png" for i in range(60)])]
+    with pytest.raises(InputError, match=r"expected sample weights as a tensor or as numbers, got .'0.png'"):
+        train_exits(small.network(small.Vector), loader, config=QUICK)
 
 
 def test_weights_in_some_batches_alone() -> None:

@@ -246,6 +246,11 @@ class InputSpec:
         inputs, *rest = self._separate(batch)
         labels, weights = map(_numbers, ("labels", "sample weights"), rest)
         values = self.padded(self.flatten(_moved(inputs, self.device)))
+        if weights is not None and not isinstance(batch, Mapping) and not weights.is_floating_point():
+            raise InputError(
+                f"loader: expected sample weights in floating point as third item, got {weights.dtype}; drop "
+                "what is something else (an index, say), or pass weights.float()"
+            )
         if weights is not None:
             weights = _checked_weights(weights, len(values[0])).to(self.device)
         return values, None if labels is None else labels.to(self.device), weights
