@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import PartitionError
@@ -24,10 +25,31 @@ from offramp.graph.spans import Border, SpanBuilder
 T = TypeVar("T")
 
 
+class _OneRowEach(TorchDispatchMode):
+    """What a mask picks counts as one row per sample: on the meta device nobody knows how many it picks.
+
+    Classifiers on an encoder and a decoder read the last token of each text so.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((len(args[0]), args[0].ndim), dtype=torch.int64)
+        if func is torch.ops.aten.index.Tensor:
+            values, indices = args
+            at = next((i for i, index in enumerate(indices) if index is not None), 0)
+            mask = indices[at] if indices else None
+            if mask is not None and mask.dtype == torch.bool and all(i is None for i in indices[at + 1 :]):
+                shape = (*values.shape[:at], len(mask), *values.shape[at + mask.ndim :])
+                return values.new_empty(shape)
+        return func(*args, **(kwargs or {}))
+
+
 def count_macs(call: Callable[[], T]) -> tuple[int, T]:
     """Run ``call`` on meta tensors; returns (MACs, its result)."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), counter, _OneRowEach():
         result = call()
     return counter.get_total_flops() // 2, result
 
