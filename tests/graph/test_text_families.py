@@ -1,4 +1,4 @@
-"""Classifiers of transformers that are no plain encoders, all the way to a frontier and at several lengths."""
+"""Classifiers of transformers that are no plain encoders, all the way to a frontier, at several lengths."""
 
 from __future__ import annotations
 
