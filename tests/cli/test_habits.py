@@ -169,8 +169,9 @@ def test_control_c_at_the_start_shows_no_traceback(artifact, delay):
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    assert process.returncode in (0, 1, 130)
+    ours = "Traceback" in err and "/offramp/" in err  # Python may stop before the first line of ours
+    assert not ours, err
+    assert process.returncode in (0, 1, 130, -signal.SIGINT)
 
 
 def test_messages_do_not_steer_the_terminal(tmp_path, monkeypatch):
