@@ -360,6 +360,32 @@ def test_shapes_that_depend_on_values_are_refused() -> None:
         partition(model, (randn(4)(3), randn(4)(3, seed=1)))
 
 
+class Picks(nn.Module):
+    """The last marked step of each sample, of (B, 5, 4) and a mask (B, 5); or work on all marked ones."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+        self.more, self.head, self.packed = nn.Linear(4, 4), nn.Linear(4, 3), packed
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        picked = x[mask > 0]
+        if self.packed:
+            picked = self.more(picked)
+        return self.head(picked.view(x.shape[0], -1, 4)[:, -1])  # type: ignore[no-any-return]
+
+
+def test_what_a_mask_picks_of_each_sample_counts_once() -> None:
+    x, mask = randn(5, 4)(3), torch.tensor([[0, 1.0, 0, 0, 0]] * 3)
+    parts = partition(seeded(lambda: Picks(packed=False)), (x, mask))
+    assert sum(parts.macs) == 3 * 5 * 16 + 12
+    assert identical(parts.run((x, mask)), answer(parts.model, (x, mask)))
+    with pytest.raises(PartitionError, match="cannot count the operations of Picks"):
+        partition(seeded(lambda: Picks(packed=True)), (x, mask))  # how many rows, nobody knows
+
+
 def test_before_the_first_parameter_there_is_no_feature() -> None:
     model = seeded(lambda: nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)))
     parts = partition(model, randn(4)(2))

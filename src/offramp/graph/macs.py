@@ -8,6 +8,7 @@ pooling) count as nothing, as in the published figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import PartitionError
-from offramp.graph.dataflow import Flow
+from offramp.graph.dataflow import Flow, is_size, operation_name
 from offramp.graph.dynamic_quant import FLOPS
 from offramp.graph.modes import eval_mode
 from offramp.graph.spans import Border, SpanBuilder
@@ -25,7 +26,7 @@ from offramp.graph.spans import Border, SpanBuilder
 T = TypeVar("T")
 
 
-class _OneRowEach(TorchDispatchMode):
+class _OneRowEach(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What a mask picks counts as one row per sample: on the meta device nobody knows how many it picks.
 
     Classifiers on an encoder and a decoder read the last token of each text so.
@@ -34,8 +35,6 @@ class _OneRowEach(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten.nonzero.default:
-            return args[0].new_empty((len(args[0]), args[0].ndim), dtype=torch.int64)
         if func is torch.ops.aten.index.Tensor:
             values, indices = args
             at = next((i for i, index in enumerate(indices) if index is not None), 0)
@@ -46,10 +45,29 @@ class _OneRowEach(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_macs(call: Callable[[], T]) -> tuple[int, T]:
-    """Run ``call`` on meta tensors; returns (MACs, its result)."""
+def _sorted_by_sample(flow: Flow) -> bool:
+    """Whether all that masks pick becomes (B, picked, ...) at once, before anything is computed of it."""
+    return all(
+        operation_name(user) in ("view", "reshape") and flow.batch_factor(user.meta["val"].shape[0]) == 1
+        for node in flow.nodes
+        if operation_name(node) == "index" and _is_unknown(flow, node.meta["val"].shape[0])
+        for user in node.users
+        if user in flow.index and not is_size(user)
+    )
+
+
+def _is_unknown(flow: Flow, size: object) -> bool:
+    return isinstance(size, torch.SymInt) and flow.size_terms(size) is None
+
+
+def count_macs(call: Callable[[], T], one_row_each: bool = False) -> tuple[int, T]:
+    """Run ``call`` on meta tensors; returns (MACs, its result).
+
+    With ``one_row_each`` what a mask picks counts as one row per sample, else it cannot be counted.
+    """
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with torch.no_grad(), counter, _OneRowEach():
+    picking: AbstractContextManager[Any] = _OneRowEach() if one_row_each else nullcontext()  # type: ignore[no-untyped-call]
+    with torch.no_grad(), counter, picking:
         result = call()
     return counter.get_total_flops() // 2, result
 
@@ -73,11 +91,11 @@ def span_macs(flow: Flow, borders: Sequence[Border], length: int | None = None) 
             value.new_empty((1, length, *value.shape[2:])) if i in flow.trace.spec.lengths.inputs else value
             for i, value in enumerate(values)
         )
-    counts = []
+    counts, one_row_each = [], _sorted_by_sample(flow)
     for start, stop in pairwise(borders):
         span = SpanBuilder(flow, start, device="meta").build(stop)
         try:
-            count, values = count_macs(lambda: span.on_meta(*values))  # noqa: B023 (called at once)
+            count, values = count_macs(lambda: span.on_meta(*values), one_row_each)  # noqa: B023 (called at once)
         except (NotImplementedError, RuntimeError) as error:
             raise PartitionError(
                 f"cannot count the operations of {type(flow.trace.model).__name__}: {error}\n"
