@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,23 +28,23 @@ if SHIM not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def untrained_heads_may_be_recorded() -> Iterator[None]:
+def untrained_heads_may_be_recorded() -> Iterator[Any]:
     """Many tests take untrained heads for functions like any other; one asks for the rule itself."""
     from offramp.network import ExitNetwork
 
     rule = ExitNetwork.untrained
     ExitNetwork.untrained = property(lambda self: False)  # type: ignore[method-assign, assignment]
-    yield
+    yield rule
     ExitNetwork.untrained = rule  # type: ignore[method-assign]
 
 
 @pytest.fixture
-def untrained_heads_are_refused(untrained_heads_may_be_recorded: None) -> Iterator[None]:
+def untrained_heads_are_refused(untrained_heads_may_be_recorded: Any) -> Iterator[None]:
     """As it is for users."""
     from offramp.network import ExitNetwork
 
     relaxed = ExitNetwork.untrained
-    ExitNetwork.untrained = property(ExitNetwork.has_initial_weights)  # type: ignore[method-assign, assignment]
+    ExitNetwork.untrained = untrained_heads_may_be_recorded  # type: ignore[method-assign]
     yield
     ExitNetwork.untrained = relaxed  # type: ignore[method-assign]
 

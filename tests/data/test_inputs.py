@@ -90,7 +90,7 @@ LABELS = torch.arange(4)
     ],
 )
 def test_a_loaders_batches(spec: InputSpec, batch: object, labelled: bool) -> None:
-    values, labels = spec.split_labels(batch)
+    values, labels, _ = spec.read_batch(batch)
     assert values[0] is X
     assert len(values) == len(spec.names)
     assert labels is None if not labelled else isinstance(labels, Tensor) and labels.tolist() == [0, 1, 2, 3]
@@ -98,7 +98,7 @@ def test_a_loaders_batches(spec: InputSpec, batch: object, labelled: bool) -> No
 
 def test_an_input_called_label_is_an_input() -> None:
     spec = InputSpec.of({"x": X, "label": M})
-    values, labels = spec.split_labels({"x": X, "label": M})
+    values, labels, _ = spec.read_batch({"x": X, "label": M})
     assert values[1] is M
     assert labels is None
 
@@ -119,4 +119,4 @@ def test_an_input_called_label_is_an_input() -> None:
 )
 def test_other_batches(spec: InputSpec, batch: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        spec.split_labels(batch)
+        spec.read_batch(batch)

@@ -137,6 +137,21 @@ def test_work_saved_counts_real_lengths(trained: offramp.ExitNetwork) -> None:
     assert engine.stats().macs > expected  # padding is computed, and counted
 
 
+def test_a_table_that_was_counted_is_counted_by_length_too(trained: offramp.ExitNetwork) -> None:
+    batch, lengths = texts()
+    short = cut(batch, slice(0, 3), int(lengths[:3].max()))
+    found = []
+    for costs in (None, offramp.measure_cost(trained), offramp.measure_cost(trained, lengths=[4, 6])):
+        engine = offramp.Engine(trained, halfway(trained), costs=costs)
+        engine(short)
+        found.append((engine.stats().macs, engine.stats().full_macs))
+    assert found[0] == found[1] == found[2]
+    own = offramp.CostTable(np.arange(4.0), trained.exists * 0.5, "coins")
+    engine = offramp.Engine(trained, costs=own)
+    engine(short)
+    assert engine.stats().macs == engine.stats().full_macs == 9.0
+
+
 def test_costs_by_length(trained: offramp.ExitNetwork) -> None:
     each = [offramp.measure_cost(trained, lengths=[n]) for n in (4, 8, LONGEST)]
     assert each[2].full == offramp.measure_cost(trained).full

@@ -63,7 +63,6 @@ class InputSpec:
     @classmethod
     def of(cls, example: object) -> InputSpec:
         """Read the structure off example inputs; ``InputError`` where they are no batch on one device."""
-        example = as_tensors(example)
         mapping = _is_wrapped(example)
         named = _named(example)
         if not named:
@@ -229,11 +228,6 @@ class InputSpec:
         if self.keyword:
             return (), dict(zip(self.names, values, strict=True))
         return tuple(values), {}
-
-    def split_labels(self, batch: object) -> tuple[list[Tensor], Tensor | None]:
-        """``read_batch`` without the weights."""
-        values, labels, _ = self.read_batch(batch)
-        return values, labels
 
     def read_batch(self, batch: object) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """A loader's batch to (inputs, labels, sample weights), moved to the model's device.

@@ -118,26 +118,21 @@ def hooks_off(model: nn.Module) -> Iterator[bool]:
 
 def refuse_scripted(model: nn.Module) -> None:
     """A ``PartitionError`` for a scripted or exported model, or one with such parts."""
-    exported = next((name for name, part in model.named_modules() if _is_exported(part)), None)
-    if exported is not None:
-        what = f"its part {exported!r} is" if exported else "it is"
-        raise PartitionError(
-            f"cannot cut {type(model).__name__}: {what} a program of torch.export already, without modules "
-            "to name exits after; pass the Python module that it was exported from"
-        )
-    scripted = next(
-        (name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None
-    )
-    if scripted is not None:
-        what = f"its part {scripted!r} is" if scripted else "it is"
-        raise PartitionError(
-            f"cannot cut {type(model).__name__}: {what} a scripted module (torch.jit), whose operations "
-            "cannot be traced again; pass the Python module that it was scripted from"
-        )
+    for name, part in model.named_modules():
+        if why := _why_not_traced(part):
+            what = f"its part {name!r} is" if name else "it is"
+            raise PartitionError(
+                f"cannot cut {type(model).__name__}: {what} {why}; pass the Python module that it was made "
+                "from"
+            )
 
 
-def _is_exported(module: nn.Module) -> bool:
-    return any(base.__module__.startswith("torch.export") for base in type(module).__mro__)
+def _why_not_traced(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a scripted module (torch.jit), whose operations cannot be traced again"
+    if any(base.__module__.startswith("torch.export") for base in type(module).__mro__):
+        return "a program of torch.export already, without modules to name exits after"
+    return ""
 
 
 def _without_cache(model: nn.Module) -> dict[str, Any]:

@@ -73,21 +73,20 @@ class Partition:
         modules = list(self.model.modules())
         self._children = [module._modules for module in modules if module._modules]
         self._expected = [child for children in self._children for child in children.values()]
-        self._parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        self._kept_as = None if self._parameter is None else (self._parameter.device, self._parameter.dtype)
-        self._owner = self._first_owner(modules)
-
-    def _first_owner(self, modules: Sequence[nn.Module]) -> tuple[dict[str, Any], str]:
-        """Where the parameter lives whose device and type stand for those of all."""
-        return next(
+        self._owner = next(  # of a parameter whose device and type stand for those of all
             (
                 (module._parameters, name)
                 for module in modules
                 for name, parameter in module._parameters.items()
-                if parameter is self._parameter and parameter is not None
+                if parameter is not None and parameter.is_floating_point()
             ),
             ({}, ""),
         )
+        self._kept_as = self._where_kept()
+
+    def _where_kept(self) -> tuple[torch.device, torch.dtype] | None:
+        parameter = self._owner[0].get(self._owner[1])
+        return None if parameter is None else (parameter.device, parameter.dtype)
 
     def check_unchanged(self) -> None:
         """Raise ``InputError`` where a sub-module was replaced or the model moved since it was cut.
@@ -104,15 +103,14 @@ class Partition:
                 f"{type(self.model).__name__} is not the model that was cut: {what}, replaced after "
                 "attach_exits; attach exits again, or load them onto the model as it was"
             )
-        if self._kept_as is not None:
-            parameter = self._owner[0].get(self._owner[1])
-            if parameter is not None and (parameter.device, parameter.dtype) != self._kept_as:
-                device, dtype = self._kept_as
-                raise InputError(
-                    f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters "
-                    f"in {dtype} on {device}, got {parameter.dtype} on {parameter.device}; move the model "
-                    "back, or attach exits again to the model as it is now, with an example on its device"
-                )
+        now_kept = self._where_kept()
+        if self._kept_as is not None and now_kept is not None and now_kept != self._kept_as:
+            (device, dtype), (other, another) = self._kept_as, now_kept
+            raise InputError(
+                f"{type(self.model).__name__} was moved or cast after attach_exits: expected parameters "
+                f"in {dtype} on {device}, got {another} on {other}; move the model "
+                "back, or attach exits again to the model as it is now, with an example on its device"
+            )
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

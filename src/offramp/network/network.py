@@ -126,9 +126,7 @@ class ExitNetwork(nn.Module):
             for p, c in (*((p, c) for p, c, _ in self.exits()), (len(self.positions), 0)):
                 calibrators[f"{p}|{c}"] = get_fitted(confidence)(self._head_outputs).to(parts.spec.device)
         self.add_module(_STORED_CALIBRATORS, calibrators)
-        self._initial = {
-            exit_: _versions(self.head(exit_[0], self.head_names[exit_[1]])) for exit_ in self._kinds
-        }
+        self._initial = {(p, c): _versions(head) for p, c, head in self.trained_exits()}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ExitNetwork:
         """Refuse to move or cast the heads away from the backbone (``to``, ``half``, ``cuda`` ...)."""
@@ -223,11 +221,7 @@ class ExitNetwork(nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Whether every head that training would change still has its initial weights."""
-        return self.has_initial_weights()
-
-    def has_initial_weights(self) -> bool:
-        """The same, by how often the parameters were written to."""
+        """Whether every head that training would change still has its initial weights, never written to."""
         now = {(p, c): _versions(head) for p, c, head in self.trained_exits()}
         known = all(version >= 0 for each in now.values() for _, version in each)
         return bool(now) and known and now == self._initial

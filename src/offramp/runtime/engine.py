@@ -116,7 +116,10 @@ class Engine:
         self._costs = counted_by(net, costs)
         if self._costs.unit == "macs":
             advise_threads(self._costs.full, "Engine")
-        self._by_length = costs is None or costs.unit in ("seconds", "joules")
+        self._full = exact_cost(self._costs.full)
+        self._by_length = (self._costs.meta or {}).get(
+            "device"
+        ) == "meta"  # counted, not a table of the user's own
         self._planners = PlanCache[Execution, Planner]()
         self._plans = PlanCache[tuple[ExitConfig, Execution], EnginePlan]()
         self._switching, self._counting = threading.Lock(), threading.Lock()
@@ -276,7 +279,7 @@ class Engine:
     def _count(
         self, left: list[tuple[int, int]], macs: float, values: list[Tensor], plan: EnginePlan
     ) -> None:
-        length, full = self._partition.spec.length(values), exact_cost(self._costs.full)
+        length, full = self._partition.spec.length(values), self._full
         if length is not None and self._by_length:
             table = mac_table(self.net, length)
             macs, full = _macs_of(plan, table, left), exact_cost(table.full)

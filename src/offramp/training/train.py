@@ -124,7 +124,7 @@ def train_exits(
     Args:
         net: from ``attach_exits``; its heads are replaced when training is complete, and its confidences
             fitted where they are of a fitted kind. Modules given as input exits are not trained.
-        loader: batches of inputs with or without labels (see ``InputSpec.split_labels``), of the training
+        loader: batches of inputs with or without labels (see ``InputSpec.read_batch``), of the training
             split. A fixed order is enough, training shuffles by itself, and lets a killed run resume.
         config: how to train.
         frontier: from a first search with the heads as they are: a second round. Heads are trained again,
