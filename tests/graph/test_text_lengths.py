@@ -259,8 +259,47 @@ def test_every_token_of_texts_of_any_length(fixed: bool) -> None:
     torch.testing.assert_close(both(short)["tokens"].outputs, engine(short).outputs)
 
 
+class Scores(nn.Module):
+    """The only thing alive behind ``pairs`` is how the tokens fit each other, (B, L, L)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.first, self.pairs = nn.Embedding(VOCABULARY, 8), Layer(), Pairs()
+        self.top = nn.Linear(1, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        pairs = self.pairs(self.first(self.words(input_ids), attention_mask))
+        return self.top(pairs.mean((1, 2))[:, None])  # type: ignore[no-any-return]
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(8, 8), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.inner(x) @ x.transpose(1, 2))  # type: ignore[no-any-return]
+
+
+def test_no_exit_where_the_width_follows_the_length() -> None:
+    batch, _ = texts(3)
+    net = offramp.attach_exits(Scores().eval(), batch, heads=("linear",), cuts="all")
+    assert net.partition.spec.lengths is not None
+    assert net.partition.spec.lengths.vary
+    shapes = {cut.name: cut.shape for cut in net.partition.cuts}
+    assert shapes["pairs"] == (1,)  # behind the mean: the scores themselves have no width of their own
+    assert shapes["first"] == (LONGEST, 8)
+    given = offramp.partition(Scores().eval(), batch, layouts={"pairs": "NLC"})
+    assert (LONGEST, LONGEST) not in [cut.shape for cut in given.legal]
+
+
 def test_what_texts_are_filled_up_with() -> None:
     batch, _ = texts(3)
+    filled = offramp.attach_exits(Encoder().eval(), batch).partition.spec.padded(
+        [value[:, :9] for value in batch.values()]
+    )
+    assert [value[:, 9:].unique().tolist() for value in filled] == [[PAD], [0]]
     model = Encoder().eval()
     padding = offramp.attach_exits(model, batch).partition.spec.lengths.padding  # type: ignore[union-attr]
     assert padding == (PAD, 0)  # seen in the example

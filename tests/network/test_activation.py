@@ -88,6 +88,13 @@ def test_exits_answer_as_the_model_does(position: int) -> None:
     torch.testing.assert_close(got.outputs.amax(1), got.confidence)
 
 
+def test_a_softmax_over_groups_of_outputs_is_left_alone() -> None:
+    model = Net(4, lambda y: y.view(-1, 2, 2).softmax(-1).flatten(1)).eval()
+    net = offramp.attach_exits(model, X[:2], heads=("linear",))
+    assert net.task.activation is None
+    assert torch.equal(offramp.Engine(net)(X).outputs, answers(model))
+
+
 def test_a_dimension_that_is_not_the_classes_is_left_alone() -> None:
     model = Net(4, lambda y: torch.softmax(y, 0)).eval()
     with pytest.raises(offramp.OfframpError, match="depends on the others in the batch"):

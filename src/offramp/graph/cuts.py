@@ -164,6 +164,8 @@ def _cut(flow: Flow, name: str, after: int, layout: str | None) -> Cut | str:
             f"the layout of the feature is unclear; its shape is {('B', *shape)}, give it as "
             f"layouts={{{name!r}: ...}}, {fitting}"
         )
+    if isinstance(value.shape[found.index("C")], torch.SymInt):
+        return "the width of the feature follows the number of tokens; heads need one width"
     return Cut(
         name=name,
         border=Border(after, (features[0], *carried)),
